@@ -1,0 +1,21 @@
+"""agent_gym: verifiable tool-use environments for language-model agents, with costs, budgets and exact replay."""
+
+from gymnasium.envs.registration import register as _register
+
+from agent_gym.costs import CHANNELS, Latency
+from agent_gym.env import ToolEnv
+from agent_gym.replay import Counterfactual, Delete, Drift, Perturb, Swap, ToolCache, Truncate, counterfactuals
+from agent_gym.snapshot import Snapshot, restore, snapshot, state_hash
+from agent_gym.spaces import Unicode
+from agent_gym.tools import PARSERS, Call, Parser, Tool, ToolError, Turn, tool
+from agent_gym.trajectory import Group, Step, Trajectory, read_trajectories, write_trajectories
+from agent_gym.verdict import InfraError, Verdict
+
+__all__ = [
+    "CHANNELS", "PARSERS", "Call", "Counterfactual", "Delete", "Drift", "Group", "InfraError", "Latency", "Parser",
+    "Perturb", "Snapshot", "Step", "Swap", "Tool", "ToolCache", "ToolEnv", "ToolError", "Trajectory", "Truncate",
+    "Turn", "Unicode", "Verdict", "counterfactuals", "read_trajectories", "restore", "snapshot", "state_hash", "tool",
+    "write_trajectories",
+]  # fmt: skip
+
+_register("APIAgent-v0", "agent_gym.envs.api_agent:APIAgentEnv")

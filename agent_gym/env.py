@@ -1,0 +1,360 @@
+"""ToolEnv: the one step loop. Parse the turn, run its calls, charge their costs, watch the budgets, verify."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import gymnasium as gym
+
+from agent_gym.costs import CHANNELS, Latency, approximate_tokens, check_budget
+from agent_gym.spaces import Unicode
+from agent_gym.tools import PARSERS, Call, Tool, ToolError, dump
+from agent_gym.verdict import InfraError, Verdict
+
+__all__ = ["Outcome", "Task", "ToolEnv", "World"]
+
+REFUSED = Latency(base_ms=5.0)
+"""An unknown tool, unreadable call or invalid argument is answered at the door, before any work is done."""
+
+
+class World(Protocol):
+    """An immutable value. Structure is shared between successive worlds, so a snapshot is a reference."""
+
+    @property
+    def hash(self) -> str:
+        """A function of the content alone, not of the history that led to it."""
+        ...
+
+    def apply(self, delta: Any) -> World:
+        """The world after a change that a tool call reported."""
+        ...
+
+
+class Task(Protocol):
+    """What an episode is about. Immutable and picklable."""
+
+    @property
+    def id(self) -> str:
+        """As ``reset(options={"task": id})`` takes it."""
+        ...
+
+    @property
+    def request(self) -> str:
+        """The user's words."""
+        ...
+
+    @property
+    def latency_seed(self) -> int:
+        """Seeds the latency model."""
+        ...
+
+    @property
+    def world(self) -> Any:
+        """Where the episode starts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a tool did: its answer, the change it made, and how much work that was.
+
+    ``delta`` is None where nothing changed. The time it took is not in here: it follows from the work.
+    """
+
+    content: str
+    delta: Any = None
+    units: float = 0.0
+    error: str | None = None
+
+
+def _submit(answer: Any = None) -> None:
+    """Give the final answer and end the episode.
+
+    Args:
+        answer: The answer, in the form the request asks for.
+    """
+
+
+SUBMIT = Tool(_submit, name="submit", reads_only=True, cacheable=False, latency=Latency(0.0, 0.0, 0.0))
+
+
+class ToolEnv(gym.Env[str, str]):
+    """Base of the suite's environments: text in, text out, a cost on every step.
+
+    A subclass gives ``_task``, ``_tools``, ``_execute``, ``_verify`` and ``oracle``.
+
+    Args:
+        budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``latency_ms``); unnamed ones are free.
+        on_budget: ``"truncate"`` ends the episode at the first charge above a bound, without executing the call
+            that was charged; ``"record"`` only reports the overrun through ``info["budget_left"]``.
+        latency: ``"model"`` charges the deterministic model, ``"wall"`` the measured time (not reproducible).
+        parser: ``"hermes"`` or ``"openai"``.
+        max_turns: Turns after which the episode is truncated.
+        token_counter: Counts an action's tokens; four bytes a token by default.
+        render_mode: ``"ansi"`` or None.
+
+    Raises:
+        TypeError: For a keyword argument the environment does not have.
+        ValueError: For a value outside what is listed here.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    system_prompt = "Use the tools to do what the user asks. A message without a tool call is the final answer."
+
+    def __init__(
+        self,
+        *,
+        budget: Mapping[str, float] | None = None,
+        on_budget: str = "truncate",
+        latency: str = "model",
+        parser: str = "hermes",
+        max_turns: int = 16,
+        token_counter: Callable[[str], int] | None = None,
+        render_mode: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no keyword argument {', '.join(map(repr, sorted(unknown)))}")
+        for name, value, allowed in (
+            ("on_budget", on_budget, ("truncate", "record")),
+            ("latency", latency, ("model", "wall")),
+            ("parser", parser, tuple(PARSERS)),
+            ("render_mode", render_mode, (None, "ansi")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+        if isinstance(max_turns, bool) or not isinstance(max_turns, int) or max_turns < 1:
+            raise ValueError(f"max_turns={max_turns!r}: must be a whole number of 1 or more")
+        self.budget, self.on_budget, self.latency = check_budget(budget), on_budget, latency
+        self.parser, self.max_turns, self.render_mode = PARSERS[parser], max_turns, render_mode
+        self.token_counter = token_counter or approximate_tokens
+        self.tool_cache: Any = None  # a replay.ToolCache, set by whoever owns it
+        self.observation_space = Unicode()
+        self.action_space = Unicode()
+        self.task: Any = None
+        self._world: Any = None
+        self._progress: Any = None  # what a subclass must remember that is not world; immutable
+        self._total = (0.0, 0.0, 0.0)
+        self._turn = 0
+        self._done = True
+        self._screen = ""
+
+    # ---- what a subclass gives -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _make_task(self, task_id: str | None) -> Any:
+        """The named task, or one drawn from ``self.np_random``; ValueError for an unknown id."""
+
+    @abstractmethod
+    def _tools(self) -> Mapping[str, Tool]:
+        """The tools of the current task, by name, without ``submit``."""
+
+    @abstractmethod
+    def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
+        """Run one validated call on ``self._world`` without changing it."""
+
+    @abstractmethod
+    def _verify(self, answer: Any) -> Verdict:
+        """Judge the current world and the answer. May raise InfraError."""
+
+    @abstractmethod
+    def oracle(self) -> list[str]:
+        """Actions that solve the current task with no needless call. Never shown in ``info``."""
+
+    def cheats(self) -> list[list[str]]:
+        """Sequences of actions that must not pass: claims without deeds, deeds on the wrong record ..."""
+        return []
+
+    def _observe(self, results: list[dict[str, Any]]) -> None:
+        """Told of every turn's results, for a verifier that judges more than the state."""
+
+    def _next_message(self, answer: Any) -> str | None:
+        """The user's next message after ``answer``, or None when that ends the episode."""
+        return None
+
+    # ---- Gymnasium's API -------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: Seeds ``np_random``, from which alone the task is drawn.
+            options: ``{"task": id}`` chooses the task instead.
+
+        Raises:
+            ValueError: For an unknown option or task id.
+        """
+        super().reset(seed=seed)
+        if unknown := sorted(set(options or {}) - {"task"}):
+            raise ValueError(f"reset has no option {', '.join(map(repr, unknown))}; the only one is 'task'")
+        self.task = self._make_task((options or {}).get("task"))
+        self._world, self._progress = self.task.world, None
+        self._total, self._turn, self._done = (0.0, 0.0, 0.0), 0, False
+        self._screen = self.task.request
+        messages = [{"role": "system", "content": self.system_prompt}, {"role": "user", "content": self._screen}]
+        tools = json.loads(f"[{','.join(tool.schema_json for tool in (*self._tools().values(), SUBMIT))}]")
+        info = {"task_id": self.task.id, "tools": tools, "messages": messages, **self._info((0.0, 0.0, 0.0), [])}
+        return self._screen, info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Play one assistant turn.
+
+        Returns:
+            The tools' results (one a line), the reward (0 until the episode ends), terminated, truncated, info.
+
+        Raises:
+            TypeError: If the action is not text.
+            RuntimeError: If no episode is running.
+        """
+        if not isinstance(action, str):
+            raise TypeError(f"an action is text (str), not {type(action).__name__}")
+        if self._done:
+            raise RuntimeError("no episode is running: call reset() before step()")
+        self._turn += 1
+        tokens = float(self.token_counter(action))
+        calls = latency = 0.0
+        results: list[dict[str, Any]] = []
+        turn = self._parse(action)
+        answer: Any = turn.text
+        answered = not turn.calls
+        over = self._over(calls, tokens, latency)
+        for call in () if over else turn.calls:
+            calls += 1.0
+            if over := self._over(calls, tokens, latency):
+                break
+            result = self._run(call)
+            results.append(result)
+            latency += result["latency_ms"]
+            if over := self._over(calls, tokens, latency):
+                break
+            if call.name == "submit" and result["error"] is None:
+                answered, answer = True, call.arguments.get("answer")
+                break
+        self._observe(results)
+        cost = (calls, tokens, latency)
+        before = self._total
+        self._total = (before[0] + calls, before[1] + tokens, round(before[2] + latency, 3))
+        message = self._next_message(answer) if answered and not over else None
+        observation = "\n".join([result["content"] for result in results] + ([message] if message else []))
+        terminated = answered and not over and message is None
+        truncated = not terminated and (over or self._turn >= self.max_turns)
+        info = self._info(cost, results)
+        reward = 0.0
+        if terminated or truncated:
+            self._done = True
+            verdict = self._judge(answer if terminated else None, terminated, over)
+            reward, info["verdict"] = verdict.reward, verdict.to_dict()
+        self._screen = f"{action}\n{observation}"
+        return observation, reward, terminated, truncated, info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The last turn as text, in ``render_mode="ansi"``."""
+        return self._screen if self.render_mode == "ansi" else None
+
+    # ---- the parts of a step ---------------------------------------------------------------------------------
+
+    def _parse(self, action: str) -> Any:
+        if len(action) <= self.action_space.max_length:  # type: ignore[attr-defined]
+            return self.parser.parse(action)
+        limit = self.action_space.max_length  # type: ignore[attr-defined]
+        error = f"the message is {len(action)} characters long; at most {limit} are read"
+        return replace(self.parser.parse(""), calls=(Call("", error=error),))
+
+    def _run(self, call: Call) -> dict[str, Any]:
+        """Execute one call, through the cache where there is one, and price it."""
+        tools, started = self._tools(), time.perf_counter() if self.latency == "wall" else 0.0
+        tool = SUBMIT if call.name == "submit" else tools.get(call.name)
+        model = REFUSED
+        spelling = call.name
+        try:
+            if call.error is not None:
+                raise ToolError("invalid", call.error)
+            if tool is None:
+                raise ToolError("unknown_tool", f"there is no tool {call.name!r}; there are {', '.join(sorted(tools))}")
+            arguments = tool.validate(call.arguments)
+            model, spelling = tool.latency, f"{call.name}{json.dumps(call.arguments, sort_keys=True)}"
+            outcome = Outcome("null") if tool is SUBMIT else self._cached(tool, arguments, spelling)
+        except ToolError as error:
+            outcome = Outcome(dump({"error": error.kind, "message": str(error)}), error=error.kind)
+        if outcome.delta is not None:
+            self._world = self._world.apply(outcome.delta)
+        if self.latency == "wall":
+            milliseconds = (time.perf_counter() - started) * 1000.0
+        else:
+            milliseconds = model.milliseconds(outcome.units, self.task.latency_seed, spelling)
+        limit = self.observation_space.max_length // 2  # type: ignore[attr-defined]
+        content = outcome.content if len(outcome.content) <= limit else outcome.content[:limit] + "... (cut)"
+        return {
+            "name": call.name,
+            "arguments": dict(call.arguments),
+            "content": content,
+            "error": outcome.error,
+            "latency_ms": milliseconds,
+        }
+
+    def _cached(self, tool: Tool, arguments: dict[str, Any], spelling: str) -> Outcome:
+        cache = self.tool_cache
+        if cache is None or not tool.cacheable:
+            return self._execute(tool, arguments)
+        key = (self._world.hash, spelling)
+        outcome = cache.get(key)
+        if outcome is None:
+            outcome = self._execute(tool, arguments)
+            cache.put(key, outcome)
+        return outcome
+
+    def _over(self, calls: float, tokens: float, latency: float) -> bool:
+        """Whether the step so far takes a total above its bound, where that ends the episode."""
+        if self.on_budget == "record":
+            return False
+        total, budget = self._total, self.budget
+        return (
+            total[0] + calls > budget["tool_calls"]
+            or total[1] + tokens > budget["output_tokens"]
+            or round(total[2] + latency, 3) > budget["latency_ms"]
+        )
+
+    def _judge(self, answer: Any, answered: bool, over: bool) -> Verdict:
+        try:
+            verdict = self._verify(answer)
+        except InfraError as error:
+            return Verdict("infra", "infra", 0.0, (str(error),))
+        if answered:
+            return verdict
+        return replace(verdict, status="fail", reason="budget" if over else "turn_limit")
+
+    @property
+    def cost_total(self) -> dict[str, float]:
+        """What the episode has cost so far, by channel."""
+        return dict(zip(CHANNELS, self._total, strict=True))
+
+    def _info(self, cost: tuple[float, float, float], results: list[dict[str, Any]]) -> dict[str, Any]:
+        total, budget = self._total, self.budget
+        return {
+            "cost": dict(zip(CHANNELS, cost, strict=True)),
+            "cost_total": self.cost_total,
+            "budget_left": {name: budget[name] - spent for name, spent in zip(CHANNELS, total, strict=True)},
+            "state_hash": self._world.hash,
+            "tool_results": results,
+        }
+
+    # ---- snapshots -------------------------------------------------------------------------------------------
+
+    def get_state(self) -> tuple[Any, ...]:
+        """The whole state of the episode as a tuple of immutable values; see ``agent_gym.snapshot``."""
+        generator = self.np_random.bit_generator.state
+        return (
+            self.task, self._world, self._progress, self._total, self._turn, self._done, self._screen, generator,
+        )  # fmt: skip
+
+    def set_state(self, state: tuple[Any, ...]) -> None:
+        """Put back what ``get_state`` gave."""
+        (
+            self.task, self._world, self._progress, self._total, self._turn, self._done, self._screen, generator,
+        ) = state  # fmt: skip
+        self.np_random.bit_generator.state = generator

@@ -1,0 +1,1 @@
+"""The environments: one file or one small folder each."""

@@ -1,0 +1,398 @@
+"""Domains (state model, tools, goals) and the generator that composes their goals into tasks."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from pydantic_core import to_json
+
+from agent_gym.costs import Latency
+from agent_gym.env import Outcome
+from agent_gym.envs.api_agent.world import Record, Transaction, World
+from agent_gym.tools import Call, Tool
+
+__all__ = ["DOMAINS", "APITask", "Domain", "Draft", "compose", "register_domain", "run_tool", "split_of"]
+
+R = TypeVar("R", bound=Record)
+
+SPLITS = ("train", "test")
+MOST_CALLS = 8
+MOST_GOALS = 4
+
+
+def split_of(entity: str) -> str:
+    """The split an entity's name or id belongs to: a quarter of all strings is kept for test."""
+    return SPLITS[zlib.crc32(entity.encode()) % 4 == 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One thing a user may want. ``by`` maps each way of naming its object to the calls it then needs."""
+
+    domain: str
+    index: int
+    build: Callable[[Draft, str], None]
+    by: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tool call that reveals a value of some type, so that a task can name the value by where it stands."""
+
+    domain: str
+    index: int
+    type: str
+    build: Callable[[Draft, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """A goal, how its object is named, and where that name must be read first (if not in the request)."""
+
+    goal: Goal
+    by: str
+    source: Source | None
+
+    @property
+    def calls(self) -> int:
+        """Necessary tool calls."""
+        return self.goal.by[self.by] + (self.source is not None)
+
+    @property
+    def name(self) -> str:
+        """``shop.cancel_order:email<mail.sender``."""
+        source = f"<{self.source.domain}.{self.source.build.__name__}" if self.source else ""
+        return f"{self.goal.domain}.{self.goal.build.__name__}:{self.by}{source}"
+
+    @property
+    def phase(self) -> int:
+        """Decides the split of a composition. Neighbouring ways of naming differ in phase, so that every goal and
+        every way occurs in both splits, but no composition does."""
+        way = list(self.goal.by).index(self.by)
+        return 1 + self.goal.index + way + (1 + self.source.index if self.source else 0)
+
+
+class Domain:
+    """A service: its tables, its tools, the goals users have, and records that stand around.
+
+    Args:
+        name: Name in ``domains=[...]``.
+        **tables: Record type by table name. Table names must be unique among registered domains.
+    """
+
+    def __init__(self, name: str, **tables: type[Record]) -> None:
+        self.name, self.tables = name, tables
+        self.tools: dict[str, Tool] = {}
+        self.goals: list[Goal] = []
+        self.sources: list[Source] = []
+        self.fill: Callable[[Draft], None] = lambda g: None
+
+    def tool(self, *, reads_only: bool = False, latency: Latency | None = None) -> Callable[[Callable], Tool]:
+        """Register a typed function ``(db: Transaction, ...)`` as a tool. It returns a record, a list, a dict or
+        a scalar, and raises ToolError for any other answer."""
+
+        def register(fn: Callable[..., Any]) -> Tool:
+            made = Tool(fn, context=True, reads_only=reads_only, latency=latency)
+            self.tools[made.name] = made
+            return made
+
+        return register
+
+    def goal(self, **by: int) -> Callable[[Callable], Callable]:
+        """Register ``fn(g: Draft, by: str)``; ``by`` maps each way of naming the object to the necessary calls."""
+
+        def register(fn: Callable[[Draft, str], None]) -> Callable[[Draft, str], None]:
+            self.goals.append(Goal(self.name, len(self.goals), fn, by))
+            return fn
+
+        return register
+
+    def source(self, type: str) -> Callable[[Callable], Callable]:
+        """Register ``fn(g: Draft, value: str) -> phrase`` that hides a value of ``type`` behind one read call, for
+        the goals of other domains. The phrase takes the value's place: "the e-mail *of the sender of mail M1*"."""
+
+        def register(fn: Callable[[Draft, str], str]) -> Callable[[Draft, str], str]:
+            self.sources.append(Source(self.name, len(self.sources), type, fn))
+            return fn
+
+        return register
+
+    def background(self, fn: Callable[[Draft], None]) -> Callable[[Draft], None]:
+        """Register ``fn(g: Draft)``, which adds one distractor of each kind."""
+        self.fill = fn
+        return fn
+
+
+@dataclass(frozen=True)
+class APITask:
+    """One task. Everything that follows from it is a pure function of it.
+
+    Args:
+        id: ``split-calls-seed`` for procedural tasks.
+        request: The user's words.
+        world: Initial state.
+        domains: The domains whose tools are at hand.
+        calls: The oracle's calls.
+        answer: The expected answer, by key; None where the state alone is judged.
+        answer_schema: JSON schema of the answer.
+        traps: Tempting wrong writes.
+        composition: The goals, for the split.
+        latency_seed: Seeds the latency model.
+    """
+
+    id: str
+    request: str
+    world: World
+    domains: tuple[str, ...]
+    calls: tuple[Call, ...]
+    answer: dict[str, Any] | None = None
+    answer_schema: dict[str, Any] | None = None
+    traps: tuple[Call, ...] = ()
+    composition: tuple[str, ...] = ()
+    latency_seed: int = 0
+
+    @property
+    def tools(self) -> dict[str, Tool]:
+        """Tools of the task's domains, by name."""
+        return _tools_of(self.domains)
+
+    @cached_property
+    def goal(self) -> World:
+        """The world after the oracle's calls: what the verifier compares with."""
+        world = self.world
+        for call in self.calls:
+            tool = self.tools[call.name]
+            delta = run_tool(tool, tool.validate(call.arguments), world).delta
+            world = world.apply(delta) if delta is not None else world
+        return world
+
+    @property
+    def writes(self) -> bool:
+        """Whether the goal differs from the start."""
+        return self.goal.hash != self.world.hash
+
+
+def run_tool(tool: Tool, arguments: dict[str, Any], world: World) -> Outcome:
+    """Run one validated call on ``world``; its changes come back as the outcome's delta.
+
+    Raises:
+        ToolError: The tool's refusal; then nothing changed.
+    """
+    transaction = Transaction(world)
+    value = tool.fn(transaction, **arguments)
+    return Outcome(to_json(value).decode(), transaction.changes or None, float(transaction.rows))
+
+
+class Draft:
+    """A task in the making: goals and sources write records, words, calls and expected answers into it.
+
+    Args:
+        rng: Source of all chance.
+        split: Entities drawn here belong to this split.
+    """
+
+    def __init__(self, rng: random.Random, split: str) -> None:
+        self.rng, self.split = rng, split
+        self.tables: dict[str, dict[str, Record]] = {}
+        self.sentences: list[str] = []
+        self.calls: list[Call] = []
+        self.traps: list[Call] = []
+        self.answer: dict[str, Any] = {}
+        self.types: dict[str, Any] = {}
+        self._source: Source | None = None
+        self._names: set[str] = set()
+
+    # ---- entities ----
+
+    def _fresh(self, make: Callable[[], str]) -> str:
+        while (name := make()) in self._names or split_of(name) != self.split:
+            pass
+        self._names.add(name)
+        return name
+
+    def id(self, prefix: str) -> str:
+        """A new id such as ``O4821``."""
+        return self._fresh(lambda: f"{prefix}{int(self.rng.random() * 9000) + 1000}")
+
+    def word(self) -> str:
+        """A new capitalised name of two or three syllables."""
+        return self._fresh(self._word)
+
+    def _word(self) -> str:
+        random = self.rng.random
+        count = 2 + (random() < 0.5)
+        parts = (_ONSETS[int(random() * len(_ONSETS))] + _VOWELS[int(random() * len(_VOWELS))] for _ in range(count))
+        return "".join(parts).capitalize()
+
+    def person(self, first: str | None = None) -> str:
+        """A new person, or a namesake of ``first``."""
+        return self._fresh(lambda: f"{first or self._word()} {self._word()}")
+
+    def email(self) -> str:
+        """A new address."""
+        return self._fresh(lambda: f"{self._word().lower()}@{self.rng.choice(_HOSTS)}")
+
+    def day(self) -> str:
+        """A date; not an entity."""
+        return f"2031-{self.rng.randrange(1, 13):02}-{self.rng.randrange(1, 29):02}"
+
+    # ---- records ----
+
+    def new(self, table: str, record: R) -> R:
+        """Add a record to the initial world."""
+        self.tables[table][record.key] = record
+        return record
+
+    # ---- words, calls, expectations ----
+
+    def refer(self, type: str, value: str) -> str:
+        """How the request names ``value``: plainly, or by where it can be read (one more call)."""
+        if self._source is None:
+            return value
+        source, self._source = self._source, None
+        return source.build(self, value)
+
+    def say(self, *variants: str) -> None:
+        """One sentence of the request; one of the wordings is drawn."""
+        self.sentences.append(self.rng.choice(variants))
+
+    def call(self, name: str, **arguments: Any) -> None:
+        """The next call of the oracle."""
+        self.calls.append(Call(name, arguments))
+
+    def trap(self, name: str, **arguments: Any) -> None:
+        """A write that looks right and is wrong."""
+        self.traps.append(Call(name, arguments))
+
+    def expect(self, key: str, value: Any) -> str:
+        """The answer's ``key`` must be ``value``. Returns the key as used (numbered when taken)."""
+        name = next(
+            n for n in itertools.chain([key], (f"{key}{i}" for i in itertools.count(2))) if n not in self.answer
+        )
+        self.answer[name] = value
+        self.types[name] = {"type": _JSON_TYPES[type(value)]}
+        return name
+
+
+_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "st")
+_VOWELS = ("a", "e", "i", "o", "u")
+_HOSTS = ("mail.com", "post.net", "corp.org")
+_JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
+
+DOMAINS: dict[str, Domain] = {}
+_tool_tables: dict[tuple[str, ...], dict[str, Tool]] = {}
+
+
+def register_domain(domain: Domain) -> Domain:
+    """Make a domain available to ``APIAgent-v0`` as ``domains=[domain.name]``.
+
+    Raises:
+        ValueError: If its name, a table or a tool is taken by another domain.
+    """
+    for other in DOMAINS.values():
+        taken = {*other.tables} & {*domain.tables} or {*other.tools} & {*domain.tools}
+        if other.name == domain.name or taken:
+            what = f"the name {domain.name!r}" if other.name == domain.name else f"{sorted(taken)}"
+            raise ValueError(f"cannot register domain {domain.name!r}: {what} is taken by domain {other.name!r}")
+    DOMAINS[domain.name] = domain
+    return domain
+
+
+def _tools_of(domains: tuple[str, ...]) -> dict[str, Tool]:
+    if domains not in _tool_tables:
+        _tool_tables[domains] = {name: tool for d in domains for name, tool in DOMAINS[d].tools.items()}
+    return _tool_tables[domains]
+
+
+_atom_tables: dict[tuple[str, ...], dict[int, list[Atom]]] = {}
+
+
+def _atoms(domains: tuple[str, ...]) -> dict[int, list[Atom]]:
+    """Every goal in every way it can be named, by the number of necessary calls."""
+    if domains not in _atom_tables:
+        table: dict[int, list[Atom]] = {}
+        sources = [source for d in domains for source in DOMAINS[d].sources]
+        for goal in (goal for d in domains for goal in DOMAINS[d].goals):
+            for by in goal.by:
+                elsewhere = (s for s in sources if s.type == by and s.domain != goal.domain)
+                for source in (None, *elsewhere):
+                    atom = Atom(goal, by, source)
+                    table.setdefault(atom.calls, []).append(atom)
+        _atom_tables[domains] = table
+    return _atom_tables[domains]
+
+
+def composition_split(atoms: Sequence[Atom]) -> str:
+    """The split of a multiset of atoms: a third of all compositions is kept for test."""
+    return SPLITS[sum(atom.phase for atom in atoms) % 3 == 0]
+
+
+def _draw_composition(rng: random.Random, domains: tuple[str, ...], split: str, calls: int) -> list[Atom]:
+    table = _atoms(domains)
+    for _ in range(1000):
+        atoms: list[Atom] = []
+        left = calls
+        while left and len(atoms) < MOST_GOALS:
+            fitting = [n for n in table if n <= left and (len(atoms) < MOST_GOALS - 1 or n == left)]
+            if not fitting:
+                break
+            atoms.append(rng.choice(table[rng.choice(fitting)]))
+            left -= atoms[-1].calls
+        if not left and composition_split(atoms) == split:
+            return atoms
+    raise ValueError(
+        f"the domains {list(domains)} have no {split} task of {calls} necessary calls; "
+        "add a domain, or a goal that can be named in another way, or choose another difficulty"
+    )
+
+
+def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APITask:
+    """The task of a split and a seed: a pure function.
+
+    Args:
+        split: ``"train"`` or ``"test"``; they share neither entities nor compositions of goals.
+        calls: Necessary tool calls, 1 to 8. Distractors grow with it.
+        seed: Any non-negative integer.
+        domains: Where goals, sources and distractors come from.
+
+    Raises:
+        ValueError: If the domains have no such task.
+    """
+    rng = random.Random(f"{split}-{calls}-{seed}")
+    atoms = _draw_composition(rng, domains, split, calls)
+    involved = {atom.goal.domain for atom in atoms} | {atom.source.domain for atom in atoms if atom.source}
+    others = [d for d in domains if d not in involved]
+    present = involved | set(rng.sample(others, min(len(others), calls // 3)))
+    g = Draft(rng, split)
+    g.tables = {table: {} for d in domains if d in present for table in DOMAINS[d].tables}
+    for atom in atoms:
+        g._source = atom.source
+        atom.goal.build(g, atom.by)
+    for _ in range(2 + calls // 2):
+        for name in domains:
+            if name in present:
+                DOMAINS[name].fill(g)
+    request = " ".join(g.sentences)
+    schema = None
+    if g.answer:
+        schema = {"type": "object", "properties": g.types, "required": [*g.types], "additionalProperties": False}
+        keys = ",".join(f'"{key}":...' for key in g.answer)
+        request += f" Answer with JSON: {{{keys}}}"
+    return APITask(
+        id=f"{split}-{calls}-{seed}",
+        request=request,
+        world=World({name: dict(sorted(table.items())) for name, table in g.tables.items()}),
+        domains=tuple(d for d in domains if d in present),
+        calls=tuple(g.calls),
+        answer=g.answer or None,
+        answer_schema=schema,
+        traps=tuple(g.traps),
+        composition=tuple(sorted(atom.name for atom in atoms)),
+        latency_seed=seed,
+    )

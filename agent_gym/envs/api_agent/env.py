@@ -1,0 +1,167 @@
+"""APIAgent-v0: stateful services behind tools, tasks composed from typed goals, a verifier of state and answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent_gym.env import Outcome, ToolEnv
+from agent_gym.envs.api_agent import domains as _builtin
+from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, run_tool
+from agent_gym.envs.api_agent.world import World
+from agent_gym.tools import Call, Tool, dump, load
+from agent_gym.verdict import Verdict
+
+__all__ = ["APIAgentEnv", "load_tasks"]
+
+
+class APIAgentEnv(ToolEnv):
+    """Work through service APIs: look records up, change them, answer from them, and touch nothing else.
+
+    Args:
+        split: ``"train"`` or ``"test"``: disjoint in entities and in compositions of goals.
+        difficulty: Necessary tool calls of a task: a whole number from 1 to 8, or ``[least, most]``. Distractors
+            (records and whole domains) grow with it.
+        domains: Names of registered domains; all of the built-in ones by default.
+        tasks: Path of a JSONL file of tasks instead of the generator; see :func:`load_tasks`.
+        **kwargs: See :class:`~agent_gym.env.ToolEnv`.
+
+    Raises:
+        ValueError: For an unknown split, domain, difficulty or task id.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        difficulty: int | Sequence[int] = (1, 8),
+        domains: Sequence[str] | None = None,
+        tasks: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        bounds = (difficulty, difficulty) if isinstance(difficulty, int) else tuple(difficulty)
+        whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
+        if not whole or not 1 <= bounds[0] <= bounds[1] <= MOST_CALLS:
+            raise ValueError(
+                f"difficulty={difficulty!r}: a whole number of necessary calls from 1 to {MOST_CALLS}, or [least, most]"
+            )
+        names = _builtin.NAMES if domains is None else tuple(domains)
+        if unknown := [name for name in names if name not in DOMAINS] or (None if names else ["(none)"]):
+            raise ValueError(f"domains: {unknown[0]!r} is not registered; there are {', '.join(DOMAINS)}")
+        self.split, self.difficulty, self.domains = split, bounds, names
+        self._given = {task.id: task for task in load_tasks(tasks)} if tasks else {}
+
+    def _make_task(self, task_id: str | None) -> APITask:
+        if self._given:
+            ids = list(self._given)
+            task_id = ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id
+            if task_id not in self._given:
+                raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
+            return self._given[task_id]
+        if task_id is None:
+            calls = int(self.np_random.integers(self.difficulty[0], self.difficulty[1] + 1))
+            return compose(self.split, calls, int(self.np_random.integers(2**31)), self.domains)
+        match task_id.split("-") if isinstance(task_id, str) else ():
+            case (split, calls, seed) if split in SPLITS and calls.isdecimal() and seed.isdecimal():
+                if 1 <= int(calls) <= MOST_CALLS:
+                    return compose(split, int(calls), int(seed), self.domains)
+        raise ValueError(f"unknown task id {task_id!r}: it reads split-calls-seed, such as 'train-3-42'")
+
+    def _tools(self) -> Mapping[str, Tool]:
+        return self.task.tools
+
+    def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
+        return run_tool(tool, arguments, self._world)
+
+    def _verify(self, answer: Any) -> Verdict:
+        """The goal state, that nothing else changed, and the answer."""
+        task: APITask = self.task
+        wanted, left = task.world.differences(task.goal), self._world.differences(task.goal)
+        faults = []
+        for path, (found, expected) in left.items():
+            collateral = not any(path.startswith(p) or p.startswith(path) for p in wanted)
+            what = "changed though nothing asked for it" if collateral else "not as asked"
+            faults.append(f"{path}: {what}: expected {dump(expected)}, found {dump(found)}")
+        done = sum(path not in left for path in wanted)
+        collateral_free = len(faults) == sum(path in left for path in wanted)
+        checks, held = len(wanted) + 1, done + collateral_free
+        reason = "passed" if not faults else "wrong_state"
+        if task.answer is not None:
+            wrong = _compare(answer, task.answer)
+            faults += wrong
+            checks, held = checks + len(task.answer), held + max(0, len(task.answer) - len(wrong))
+            reason = "wrong_answer" if wrong and reason == "passed" else reason
+        if not faults:
+            return Verdict("pass", "passed", 1.0)
+        return Verdict("fail", reason, held / checks, tuple(faults))
+
+    def oracle(self) -> list[str]:
+        """See :meth:`ToolEnv.oracle`: one call a turn, then the answer."""
+        calls = [self.parser.render("", [call]) for call in self.task.calls]
+        return [*calls, self.parser.render(self._answer(), [])]
+
+    def cheats(self) -> list[list[str]]:
+        """Claim success without acting, and do the right thing plus a tempting wrong one."""
+        answer = self.parser.render(self._answer(), [])
+        found = [[self.parser.render('{"status":"success","passed":true}', [])]]
+        if self.task.writes:
+            found.append([answer])
+        for trap in self.task.traps:
+            found.append([*self.oracle()[:-1], self.parser.render("", [trap]), answer])
+        return found
+
+    def _answer(self) -> str:
+        return "Done." if self.task.answer is None else dump(self.task.answer)
+
+
+def _compare(answer: Any, expected: dict[str, Any]) -> list[str]:
+    """Faults of an answer: its JSON schema first (an object with exactly these keys and types), then its values."""
+    if isinstance(answer, str):
+        try:
+            answer = load(answer)
+        except ValueError:
+            return [f"answer: expected a JSON object with the keys {', '.join(expected)}, found text that is not JSON"]
+    if not isinstance(answer, dict):
+        return [f"answer: expected a JSON object with the keys {', '.join(expected)}, found {type(answer).__name__}"]
+    faults = [f"answer.{key}: unexpected" for key in answer if key not in expected]
+    for key, value in expected.items():
+        if key not in answer:
+            faults.append(f"answer.{key}: missing")
+        elif type(answer[key]) is not type(value):
+            faults.append(f"answer.{key}: expected {type(value).__name__}, found {type(answer[key]).__name__}")
+        elif answer[key] != value:
+            faults.append(f"answer.{key}: wrong value {dump(answer[key])}")
+    return faults
+
+
+def load_tasks(path: str) -> list[APITask]:
+    """Tasks from a JSONL file, each line an object with ``id``, ``request``, ``domains``, ``tables`` (records by
+    table), ``calls`` (the oracle's, each with ``name`` and ``arguments``) and, optionally, ``answer``.
+
+    Raises:
+        ValueError: Naming file, line and fault.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"tasks={path!r}: neither a built-in source ('bfcl') nor a file")
+    tasks = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            data = json.loads(line)
+            models = {name: model for d in data["domains"] for name, model in DOMAINS[d].tables.items()}
+            tables = {
+                name: [model.model_validate(r) for r in data["tables"].get(name, [])] for name, model in models.items()
+            }
+            calls = tuple(Call(c["name"], c["arguments"]) for c in data["calls"])
+            tasks.append(
+                APITask(
+                    data["id"], data["request"], World.of(tables), tuple(data["domains"]), calls, data.get("answer")
+                )
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a task: {type(error).__name__}: {error}") from error
+    return tasks

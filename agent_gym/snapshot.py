@@ -1,0 +1,80 @@
+"""Exact snapshots through the wrapper stack, at a cost that does not depend on the size of the world."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+__all__ = ["Snapshot", "restore", "snapshot", "state_hash"]
+
+_SCALARS = (bool, int, float, str, type(None), np.bool_, np.number)
+_CONTAINERS = (list, dict, set, deque, np.ndarray)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An episode at one moment. Immutable; pickles, so another process can restore it.
+
+    Args:
+        env: The innermost environment's state.
+        wrappers: From the outermost in: the wrapper's class name and its counters.
+    """
+
+    env: tuple[Any, ...]
+    wrappers: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+
+
+def _counters(wrapper: gym.Wrapper) -> tuple[tuple[str, Any], ...]:
+    """A wrapper's own mutable state: its scalars, and shallow copies of its containers."""
+    state = []
+    for name, value in vars(wrapper).items():
+        if isinstance(value, _SCALARS):
+            state.append((name, value))
+        elif isinstance(value, _CONTAINERS):
+            state.append((name, value.copy()))
+    return tuple(state)
+
+
+def snapshot(env: gym.Env) -> Snapshot:
+    """Everything that decides what ``env`` does next: world, random generator, costs, turns, wrapper counters.
+
+    Args:
+        env: A ToolEnv, wrapped or not.
+    """
+    wrappers = []
+    while isinstance(env, gym.Wrapper):
+        wrappers.append((type(env).__name__, _counters(env)))
+        env = env.env
+    return Snapshot(env.get_state(), tuple(wrappers))  # type: ignore[attr-defined]
+
+
+def restore(env: gym.Env, snap: Snapshot) -> None:
+    """Put ``env`` back to ``snap``; from there on it behaves byte for byte as it did then.
+
+    Args:
+        env: An environment made by the same ``gym.make`` call as the one the snapshot was taken of, here or in
+            another process.
+
+    Raises:
+        ValueError: If the wrapper stacks differ.
+    """
+    wrappers, base = [], env
+    while isinstance(base, gym.Wrapper):
+        wrappers.append(base)
+        base = base.env
+    names, taken = [type(wrapper).__name__ for wrapper in wrappers], [name for name, _ in snap.wrappers]
+    if names != taken:
+        raise ValueError(f"the snapshot was taken under the wrappers {taken}, this environment has {names}")
+    for wrapper, (_, state) in zip(wrappers, snap.wrappers, strict=True):
+        for name, value in state:
+            setattr(wrapper, name, value.copy() if isinstance(value, _CONTAINERS) else value)
+    base.set_state(snap.env)  # type: ignore[attr-defined]
+
+
+def state_hash(env: gym.Env) -> str:
+    """Hash of the world's content alone: equal for all histories that lead to the same state."""
+    return env.unwrapped._world.hash  # type: ignore[attr-defined]
