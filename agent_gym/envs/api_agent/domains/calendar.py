@@ -175,11 +175,13 @@ def _event(g: Draft, title: str | None = None, day: str | None = None, organiser
 
 
 def _case(g: Draft) -> tuple[Event, Event]:
-    """An event, others of its day and its organiser, and one of the same title with another day and organiser."""
+    """Two events of one title; each has another event on its day, and another of its organiser."""
     event = _event(g)
-    _event(g, day=event.day)
-    _event(g, organiser=event.organiser)
-    return event, _event(g, event.title)
+    twin = _event(g, event.title)
+    for one in (event, twin):
+        _event(g, day=one.day)
+        _event(g, organiser=one.organiser)
+    return event, twin
 
 
 def _reach(g: Draft, by: str, event: Event) -> str:
@@ -214,13 +216,13 @@ def move(g: Draft, by: str) -> None:
 
 @calendar.goal(day=2, email=2)
 def cancel_all(g: Draft, by: str) -> None:
-    first, second, twin = _event(g), _event(g), _event(g)
+    first, twin = _event(g), _event(g)
     if by == "day":
-        second = g.new("events", second.model_copy(update={"day": first.day}))
+        second, _ = _event(g, day=first.day), _event(g, day=twin.day)
         g.say(f"Cancel every event on the day {g.refer('day', first.day)}.")
         g.call("events_on", day=first.day)
     else:
-        second = g.new("events", second.model_copy(update={"organiser": first.organiser}))
+        second, _ = _event(g, organiser=first.organiser), _event(g, organiser=twin.organiser)
         g.say(f"Cancel every event of the organiser with e-mail {g.refer('email', first.organiser)}.")
         g.call("events_of", email=first.organiser)
     g.call("cancel_events", event_ids=sorted([first.id, second.id]))
@@ -250,11 +252,11 @@ def room_name(g: Draft, by: str) -> None:
 
 @calendar.goal(event=1)
 def days(g: Draft, by: str) -> None:
-    event, twin = _case(g)
-    g.say(f"Tell the days of event {g.refer('event', event.id)} and event {twin.id}.")
-    g.call("get_events", event_ids=[event.id, twin.id])
+    event, other = _event(g), _event(g)
+    g.say(f"Tell the days of event {g.refer('event', event.id)} and event {other.id}.")
+    g.call("get_events", event_ids=[event.id, other.id])
     g.expect("day", event.day)
-    g.expect("day", twin.day)
+    g.expect("day", other.day)
 
 
 @calendar.goal(day=1, event=2)

@@ -170,10 +170,12 @@ def _share(g: Draft, file: File) -> Share:
 
 
 def _case(g: Draft) -> tuple[File, File]:
-    """A file, another of its owner, and another owner's file of the same note."""
+    """Two owners with two files each, of which two have the same note."""
     file = _file(g)
-    _file(g, file.owner)
-    return file, _file(g, note=file.note)
+    twin = _file(g, note=file.note)
+    for one in (file, twin):
+        _file(g, one.owner)
+    return file, twin
 
 
 def _reach(g: Draft, by: str, file: File) -> str:

@@ -165,19 +165,22 @@ def _contact(g: Draft, email: str | None = None, name: str | None = None) -> Con
 
 
 def _case(g: Draft) -> tuple[Contact, Mail, Mail]:
-    """A contact with a mail, and a namesake's mail of the same subject."""
+    """A contact with two mails, and a namesake with two, one of the same subject."""
     contact = _contact(g)
-    twin = _contact(g, name=g.person(contact.name.split()[0]))
+    namesake = _contact(g, name=g.person(contact.name.split()[0]))
     found = _mail(g, contact.email)
-    return contact, found, _mail(g, twin.email, found.subject)
+    twin = _mail(g, namesake.email, found.subject)
+    for someone in (contact, namesake):
+        _mail(g, someone.email)
+    return contact, found, twin
 
 
 def _address(g: Draft, by: str, contact: Contact) -> str:
     """Say whose address it is, and make the call that finds it, unless it is said."""
     if by == "email":
-        return f"e-mail {g.refer('email', contact.email)}"
+        return f"the address {g.refer('email', contact.email)}"
     g.call("find_contact", name=contact.name)
-    return f"the e-mail of {contact.name}"
+    return f"the address of {contact.name}"
 
 
 def _reach(g: Draft, by: str, contact: Contact, found: Mail) -> str:
@@ -192,7 +195,6 @@ def _reach(g: Draft, by: str, contact: Contact, found: Mail) -> str:
 @mail.goal(mail=1, email=2, person=3)
 def delete(g: Draft, by: str) -> None:
     contact, found, twin = _case(g)
-    _mail(g, contact.email)
     g.say(f"Delete {_reach(g, by, contact, found)}.")
     g.call("delete_mail", mail_id=found.id)
     g.trap("delete_mail", mail_id=twin.id)
@@ -201,7 +203,6 @@ def delete(g: Draft, by: str) -> None:
 @mail.goal(mail=1, email=2, person=3)
 def store(g: Draft, by: str) -> None:
     contact, found, twin = _case(g)
-    _mail(g, contact.email)
     g.say(f"Move {_reach(g, by, contact, found)} to the archive.")
     g.call("move_mail", mail_id=found.id, folder="archive")
     g.trap("move_mail", mail_id=twin.id, folder="archive")
@@ -209,11 +210,11 @@ def store(g: Draft, by: str) -> None:
 
 @mail.goal(email=2, person=3)
 def delete_all(g: Draft, by: str) -> None:
-    contact, found, twin = _case(g)
-    second = _mail(g, contact.email)
+    contact, _, twin = _case(g)
+    ids = sorted(m.key for m in g.tables["mails"].values() if m.sender == contact.email)  # type: ignore[attr-defined]
     g.say(f"Delete every mail from {_address(g, by, contact)}.")
     g.call("mails_from", email=contact.email)
-    g.call("delete_mails", mail_ids=sorted([found.id, second.id]))
+    g.call("delete_mails", mail_ids=ids)
     g.trap("delete_mail", mail_id=twin.id)
 
 

@@ -189,11 +189,13 @@ def _order(g: Draft, customer: Customer, item: str, status: Status) -> Order:
 
 
 def _case(g: Draft, status: Status, twin_status: Status | None = None) -> tuple[Customer, Order, Order]:
-    """A customer with an order, another order of theirs, and a namesake's order of the same item."""
+    """A customer with two orders, and a namesake with two, one of the same item: tables do not tell who is meant."""
     customer, item = _customer(g), g.word()
     order = _order(g, customer, item, status)
-    _order(g, customer, g.word(), "sent")
-    twin = _order(g, _customer(g, g.person(customer.name.split()[0])), item, twin_status or status)
+    namesake = _customer(g, g.person(customer.name.split()[0]))
+    twin = _order(g, namesake, item, twin_status or status)
+    for someone in (customer, namesake):
+        _order(g, someone, g.word(), "sent")
     return customer, order, twin
 
 
@@ -232,6 +234,7 @@ def refund(g: Draft, by: str) -> None:
 def cancel_all(g: Draft, by: str) -> None:
     customer, order, twin = _case(g, "open")
     second = _order(g, customer, g.word(), "open")
+    _order(g, g.tables["customers"][twin.customer], g.word(), "open")  # type: ignore[arg-type]
     g.say(f"Cancel every open order of {_reach(g, by, customer)}.")
     g.call("cancel_orders", order_ids=sorted([order.id, second.id]))
     g.trap("cancel_order", order_id=twin.id)
@@ -239,7 +242,8 @@ def cancel_all(g: Draft, by: str) -> None:
 
 @shop.goal(order=1, customer=1, email=2)
 def order_status(g: Draft, by: str) -> None:
-    status, other = g.rng.choice((("open", "delivered"), ("delivered", "open")))
+    told: list[Status] = ["open", "delivered"]
+    status, other = g.rng.sample(told, 2)
     customer, order, _ = _case(g, status, other)
     if by == "order":
         g.say(f"Tell the status of order {g.refer('order', order.id)}.")
@@ -251,8 +255,7 @@ def order_status(g: Draft, by: str) -> None:
 
 @shop.goal(order=1)
 def compare(g: Draft, by: str) -> None:
-    _, order, _ = _case(g, "sent")
-    other = _order(g, _customer(g), g.word(), "sent")
+    order, other = (_order(g, _customer(g), g.word(), "sent") for _ in range(2))
     g.say(f"Tell which items were ordered with order {g.refer('order', order.id)} and order {other.id}.")
     g.call("get_orders", order_ids=[order.id, other.id])
     g.expect("item", order.item)

@@ -162,16 +162,16 @@ def _flight(g: Draft, to: str | None = None, day: str | None = None) -> Flight:
 
 
 def _booking(g: Draft, passenger: str | None = None, flight: str | None = None) -> Booking:
-    return g.new(
-        "bookings", Booking(id=g.id("B"), passenger=passenger or g.email(), flight=flight or _flight(g).id)
-    )
+    return g.new("bookings", Booking(id=g.id("B"), passenger=passenger or g.email(), flight=flight or _flight(g).id))
 
 
 def _case(g: Draft) -> tuple[Booking, Booking]:
-    """A booking, another of its passenger, and another passenger's on the same flight."""
+    """Two passengers with two bookings each, of which two are on the same flight."""
     booking = _booking(g)
-    _booking(g, booking.passenger)
-    return booking, _booking(g, flight=booking.flight)
+    twin = _booking(g, flight=booking.flight)
+    for one in (booking, twin):
+        _booking(g, one.passenger)
+    return booking, twin
 
 
 def _reach(g: Draft, by: str, booking: Booking) -> str:
