@@ -37,18 +37,18 @@ WRITE = Latency(base_ms=80.0, per_unit_ms=10.0)
 
 @travel.tool(reads_only=True, latency=SCAN, group="flights")
 def list_flights(db: Transaction) -> list[Flight]:
-    """List every flight. Slow; flights_to is the quick way."""
+    """List every flight. Slow; flights_on is the quick way."""
     return db.scan(Flight, "flights")
 
 
 @travel.tool(reads_only=True, latency=LOOKUP, group="flights")
-def flights_to(db: Transaction, city: str) -> list[Flight]:
-    """List the flights to one city.
+def flights_on(db: Transaction, day: str) -> list[Flight]:
+    """List the flights of one day.
 
     Args:
-        city: Its name.
+        day: Such as 2031-01-31.
     """
-    return db.find(Flight, "flights", to=city)
+    return db.find(Flight, "flights", day=day)
 
 
 @travel.tool(reads_only=True, latency=LOOKUP, group="flights")
@@ -229,13 +229,15 @@ def city(g: Draft, by: str) -> None:
 def book(g: Draft, by: str) -> None:
     flight, email = _flight(g), g.email()
     twin = _flight(g, flight.to)
+    for one in (flight, twin):
+        _flight(g, day=one.day)
     if by == "flight":
         g.say(f"Book flight {g.refer('flight', flight.id)} for {email}.")
     elif by == "email":
         g.say(f"Book flight {flight.id} for the passenger with e-mail {g.refer('email', email)}.")
     else:
         g.say(f"Book for {email} the flight to {flight.to} on the day {g.refer('day', flight.day)}.")
-        g.call("flights_to", city=flight.to)
+        g.call("flights_on", day=flight.day)
     g.call("book_flight", flight_id=flight.id, email=email)
     g.trap("book_flight", flight_id=twin.id, email=email)
 
