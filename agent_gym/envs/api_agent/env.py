@@ -44,7 +44,7 @@ class APIAgentEnv(ToolEnv):
         super().__init__(**kwargs)
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: choose 'train' or 'test'")
-        bounds = (difficulty, difficulty) if isinstance(difficulty, int) else tuple(difficulty)
+        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
         whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
         if not whole or not 1 <= bounds[0] <= bounds[1] <= MOST_CALLS:
             raise ValueError(
@@ -66,10 +66,11 @@ class APIAgentEnv(ToolEnv):
         if task_id is None:
             calls = int(self.np_random.integers(self.difficulty[0], self.difficulty[1] + 1))
             return compose(self.split, calls, int(self.np_random.integers(2**31)), self.domains)
-        match task_id.split("-") if isinstance(task_id, str) else ():
-            case (split, calls, seed) if split in SPLITS and calls.isdecimal() and seed.isdecimal():
-                if 1 <= int(calls) <= MOST_CALLS:
-                    return compose(split, int(calls), int(seed), self.domains)
+        parts = task_id.split("-") if isinstance(task_id, str) else []
+        if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
+            calls, seed = int(parts[1]), int(parts[2])
+            if 1 <= calls <= MOST_CALLS:
+                return compose(parts[0], calls, seed, self.domains)
         raise ValueError(f"unknown task id {task_id!r}: it reads split-calls-seed, such as 'train-3-42'")
 
     def _tools(self) -> Mapping[str, Tool]:
