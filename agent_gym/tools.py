@@ -243,10 +243,12 @@ class HermesParser:
         """See :class:`Parser`."""
         if "<tool_call>" not in action:
             return Turn(action.strip())
-        calls = []
-        for body in self._tag.findall(action):
+        calls, texts, end = [], [], 0
+        for tag in self._tag.finditer(action):
+            texts.append(action[end : tag.start()])
+            end = tag.end()
             try:
-                value = load(body)
+                value = load(tag[1])
             except ValueError as error:
                 calls.append(Call("", error=f"the tool call is not valid JSON: {error}"))
                 continue
@@ -254,13 +256,13 @@ class HermesParser:
                 calls.append(_call(value.get("name"), value.get("arguments")))
             else:
                 calls.append(Call("", error='a tool call must be a JSON object with "name" and "arguments"'))
-        return Turn(self._tag.sub("", action).strip(), tuple(calls))
+        return Turn("".join([*texts, action[end:]]).strip(), tuple(calls))
 
     def render(self, text: str, calls: Iterable[Call]) -> str:
         """See :class:`Parser`."""
         bodies = (dump({"name": call.name, "arguments": call.arguments}) for call in calls)
         # a tag inside a string would end the call early; JSON can spell its first character otherwise
-        bodies = (self._inner.sub(r"\\u003c", body) for body in bodies)
+        bodies = (body if "tool_call>" not in body else self._inner.sub(r"\\u003c", body) for body in bodies)
         tags = (f"<tool_call>{body}</tool_call>" for body in bodies)
         return "\n".join(part for part in (text, *tags) if part)
 
