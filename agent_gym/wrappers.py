@@ -87,7 +87,8 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
 
     Args:
         env: An environment made by ``gym.make``; a ToolEnv inside.
-        path: JSONL file to append to, one write an episode. A cut last line that a crash has left is dropped first.
+        path: JSONL file to append to, one write an episode; a file for each environment. A cut last line that a
+            crash has left is dropped before the first write.
 
     Raises:
         ValueError: If the environment was not made by ``gym.make``.
@@ -105,8 +106,7 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
         self._seed: int | None = None
         self._task_id, self._observation = "", ""
         self._steps: tuple[Step, ...] = ()
-        if self.path is not None and self.path.exists():
-            _mend(self.path)
+        self._mended = False
 
     @property
     def last(self) -> Trajectory | None:
@@ -152,6 +152,9 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
         )
         self.trajectories.append(trajectory)
         if self.path is not None:
+            if not self._mended and self.path.exists():
+                _mend(self.path)
+            self._mended = True
             with self.path.open("ab", buffering=0) as file:
                 file.write(trajectory.to_json().encode() + b"\n")
 

@@ -438,7 +438,7 @@ def test_wrong_use_is_named_with_a_remedy(tmp_path):
     for task_id in ("train-9-1", "dev-1-1", "train-1", "train-1-x", 5):
         with pytest.raises(ValueError, match="such as 'train-3-42'"):
             env.reset(options={"task": task_id})
-    with pytest.raises(ValueError, match="'tusk'.*'task'"):
+    with pytest.raises(ValueError, match=r"'tusk'.*'task'"):
         env.reset(options={"tusk": 1})
     env.reset(seed=1)
     with pytest.raises(TypeError, match=r"text \(str\), not int"):
