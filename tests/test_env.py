@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from shop_play import call, make, play, turn, write_tasks
+from shop_play import TASKS, call, make, play, turn, write_tasks
 
 import agent_gym
 from agent_gym import CHANNELS, InfraError, Unicode
@@ -452,6 +452,26 @@ def test_wrong_use_is_named_with_a_remedy(tmp_path):
     (tmp_path / "bad").write_text('{"id": "a"}\n')
     with pytest.raises(ValueError, match="line 1"):
         APIAgentEnv(tasks=str(tmp_path / "bad"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"domains": ["bank"]}, "'bank'"),
+        ({"tables": {"order": []}}, "unknown table 'order'; there are customers, orders, products"),
+        ({"tables": {"orders": [{"id": "O1"}]}}, "customer"),
+        ({"calls": [{"name": "fly", "arguments": {}}]}, "'fly'"),
+        ({"calls": [{"name": "get_order", "arguments": {"order_id": "O404"}}]}, "there is no 'O404' in orders"),
+        ({"id": "cascade"}, "the id 'cascade' is taken"),
+    ],
+)
+def test_bad_task_file_is_named(tmp_path, changes, says):
+    path = write_tasks(tmp_path / "t", [TASKS[0], {**TASKS[1], **changes}])
+    with pytest.raises(ValueError, match="line 2: not a task") as caught:
+        APIAgentEnv(tasks=path)
+    assert says in str(caught.value)
+    with pytest.raises(ValueError, match="the file has no task"):
+        APIAgentEnv(tasks=write_tasks(tmp_path / "empty", []))
 
 
 # ---- determinism ----

@@ -80,6 +80,7 @@ def test_after_a_restore_everything_is_the_same(elsewhere, plan, data):
     env = stack()
     env.reset(seed=SEED)
     advance(env, plan[:at])
+    assert env.unwrapped.task.goal  # worked out when first asked for, and kept with the task
     snap = snapshot(env)
     taken = pickle.dumps(snap)
     rest = advance(env, plan[at:])

@@ -11,7 +11,7 @@ from agent_gym.env import Outcome, ToolEnv
 from agent_gym.envs.api_agent import domains as _builtin
 from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, run_tool
 from agent_gym.envs.api_agent.world import World
-from agent_gym.tools import Call, Tool, dump, load
+from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
 
 __all__ = ["APIAgentEnv", "load_tasks"]
@@ -149,11 +149,16 @@ def load_tasks(path: str) -> list[APITask]:
     """
     if not Path(path).is_file():
         raise ValueError(f"tasks={path!r}: neither a built-in source ('bfcl') nor a file")
-    tasks = []
+    tasks: list[APITask] = []
+    seen: set[str] = set()
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
             data = json.loads(line)
             models = {name: model for d in data["domains"] for name, model in DOMAINS[d].tables.items()}
+            if unknown := sorted(set(data["tables"]) - set(models)):
+                raise ValueError(f"unknown table {unknown[0]!r}; there are {', '.join(models)}")
+            if data["id"] in seen:
+                raise ValueError(f"the id {data['id']!r} is taken by an earlier line")
             tables = {
                 name: [model.model_validate(r) for r in data["tables"].get(name, [])] for name, model in models.items()
             }
@@ -163,6 +168,10 @@ def load_tasks(path: str) -> list[APITask]:
                     data["id"], data["request"], World.of(tables), tuple(data["domains"]), calls, data.get("answer")
                 )
             )
-        except (ValueError, KeyError, TypeError) as error:
+            seen.add(data["id"])
+            _ = tasks[-1].goal  # the oracle's calls must run
+        except (ValueError, KeyError, TypeError, ToolError) as error:
             raise ValueError(f"{path}, line {number}: not a task: {type(error).__name__}: {error}") from error
+    if not tasks:
+        raise ValueError(f"tasks={path!r}: the file has no task")
     return tasks
