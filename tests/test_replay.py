@@ -135,6 +135,14 @@ def test_truncate_finds_the_earliest_passing_end(env):
     assert (whole.success_credit, whole.validity, whole.verdict) == (0.0, (), base.verdict)
 
 
+def test_truncate_before_the_read_takes_the_answer_with_it(env):
+    base = play(env, "question", [LOOK, call("get_order", order_id="O2003"), '{"status": "sent"}'])
+    found = counterfactuals(env, base, [Truncate(0), Truncate(1)])
+    assert [outcome(one) for one in found] == [(1.0, ("ungrounded",)), (0.0, ("executed",))]
+    assert found[0].verdict is None
+    assert outcome(sole(env, base, Truncate(0), grounding=False)) == (0.0, ("executed",))
+
+
 def test_truncate_without_a_recorded_answer_submits_nothing(tasks):
     env = RecordTrajectory(make(tasks=tasks, max_turns=3))
     base = play(env, "cascade", [FIND, ORDERS, REFUNDED])
