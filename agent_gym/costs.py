@@ -21,6 +21,8 @@ def check_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
     Raises:
         ValueError: For an unknown channel, or a bound that is not a non-negative number.
     """
+    if budget is not None and not isinstance(budget, Mapping):
+        raise ValueError(f"budget={budget!r}: give a bound by channel, such as {{'tool_calls': 6}}")
     budget = dict(budget or {})
     for channel, bound in budget.items():
         if channel not in CHANNELS:

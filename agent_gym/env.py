@@ -13,7 +13,7 @@ import gymnasium as gym
 
 from agent_gym.costs import CHANNELS, Latency, approximate_tokens, check_budget
 from agent_gym.spaces import Unicode
-from agent_gym.tools import PARSERS, Call, Tool, ToolError, dump
+from agent_gym.tools import PARSERS, Call, Tool, ToolError, canonical, dump
 from agent_gym.verdict import InfraError, Verdict
 
 __all__ = ["Outcome", "Task", "ToolEnv", "World"]
@@ -90,8 +90,8 @@ class ToolEnv(gym.Env[str, str]):
 
     Args:
         budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``latency_ms``); unnamed ones are free.
-        on_budget: ``"truncate"`` ends the episode at the first charge above a bound, without executing the call
-            that was charged; ``"record"`` only reports the overrun through ``info["budget_left"]``.
+        on_budget: ``"truncate"`` ends the episode at the first charge above a bound; the call that was charged
+            has no effect and no result; ``"record"`` only reports the overrun through ``info["budget_left"]``.
         latency: ``"model"`` charges the deterministic model, ``"wall"`` the measured time (not reproducible).
         parser: ``"hermes"`` or ``"openai"``.
         max_turns: Turns after which the episode is truncated.
@@ -103,7 +103,7 @@ class ToolEnv(gym.Env[str, str]):
         ValueError: For a value outside what is listed here.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
     system_prompt = "Use the tools to do what the user asks. A message without a tool call is the final answer."
 
     def __init__(
@@ -134,6 +134,7 @@ class ToolEnv(gym.Env[str, str]):
         self.parser, self.max_turns, self.render_mode = PARSERS[parser], max_turns, render_mode
         self.token_counter = token_counter or approximate_tokens
         self.tool_cache: Any = None  # a replay.ToolCache, set by whoever owns it
+        self.replaying = False  # True inside counterfactuals(): recorders look away
         self.observation_space = Unicode()
         self.action_space = Unicode()
         self.task: Any = None
@@ -222,16 +223,23 @@ class ToolEnv(gym.Env[str, str]):
         turn = self._parse(action)
         answer: Any = turn.text
         answered = not turn.calls
+        infra: Verdict | None = None
         over = self._over(calls, tokens, latency)
         for call in () if over else turn.calls:
             calls += 1.0
             if over := self._over(calls, tokens, latency):
                 break
-            result = self._run(call)
-            results.append(result)
+            world = self._world
+            try:
+                result = self._run(call)
+            except InfraError as fault:
+                infra = Verdict("infra", "infra", 0.0, (str(fault),))
+                break
             latency += result["latency_ms"]
             if over := self._over(calls, tokens, latency):
+                self._world = world  # it ran out of time: neither its effect nor its answer arrives
                 break
+            results.append(result)
             if call.name == "submit" and result["error"] is None:
                 answered, answer = True, call.arguments.get("answer")
                 break
@@ -239,15 +247,16 @@ class ToolEnv(gym.Env[str, str]):
         cost = (calls, tokens, latency)
         before = self._total
         self._total = (before[0] + calls, before[1] + tokens, round(before[2] + latency, 3))
-        message = self._next_message(answer) if answered and not over else None
+        message = self._next_message(answer) if answered and not over and infra is None else None
         observation = "\n".join([result["content"] for result in results] + ([message] if message else []))
-        terminated = answered and not over and message is None
-        truncated = not terminated and (over or self._turn >= self.max_turns)
+        observation = self._cut(observation, self.observation_space.max_length)  # type: ignore[attr-defined]
+        terminated = answered and not over and message is None and infra is None
+        truncated = not terminated and (over or infra is not None or self._turn >= self.max_turns)
         info = self._info(cost, results)
         reward = 0.0
         if terminated or truncated:
             self._done = True
-            verdict = self._judge(answer if terminated else None, terminated, over)
+            verdict = infra or self._judge(answer if terminated else None, terminated, over)
             reward, info["verdict"] = verdict.reward, verdict.to_dict()
         self._screen = f"{action}\n{observation}"
         return observation, reward, terminated, truncated, info
@@ -277,7 +286,7 @@ class ToolEnv(gym.Env[str, str]):
             if tool is None:
                 raise ToolError("unknown_tool", f"there is no tool {call.name!r}; there are {', '.join(sorted(tools))}")
             arguments = tool.validate(call.arguments)
-            model, spelling = tool.latency, f"{call.name}{json.dumps(call.arguments, sort_keys=True)}"
+            model, spelling = tool.latency, canonical(call)
             outcome = Outcome("null") if tool is SUBMIT else self._cached(tool, arguments, spelling)
         except ToolError as error:
             outcome = Outcome(dump({"error": error.kind, "message": str(error)}), error=error.kind)
@@ -287,15 +296,18 @@ class ToolEnv(gym.Env[str, str]):
             milliseconds = (time.perf_counter() - started) * 1000.0
         else:
             milliseconds = model.milliseconds(outcome.units, self.task.latency_seed, spelling)
-        limit = self.observation_space.max_length // 2  # type: ignore[attr-defined]
-        content = outcome.content if len(outcome.content) <= limit else outcome.content[:limit] + "... (cut)"
         return {
             "name": call.name,
             "arguments": dict(call.arguments),
-            "content": content,
+            "content": self._cut(outcome.content, self.observation_space.max_length // 2),  # type: ignore[attr-defined]
             "error": outcome.error,
             "latency_ms": milliseconds,
         }
+
+    @staticmethod
+    def _cut(text: str, limit: int) -> str:
+        mark = "... (cut)"
+        return text if len(text) <= limit else text[: limit - len(mark)] + mark
 
     def _cached(self, tool: Tool, arguments: dict[str, Any], spelling: str) -> Outcome:
         cache = self.tool_cache

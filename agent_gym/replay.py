@@ -77,7 +77,8 @@ class Counterfactual:
         reward: Reward of the replay: 0 where nothing was submitted, None where there was no verdict.
         cost: Totals by channel of the replay.
         validity: One entry for each suffix action: ``executed``; ``invalid`` when a call of it was answered with
-            an error, or the episode had already ended; ``ungrounded`` when it could not be issued.
+            an error or went over the budget, or the episode had already ended; ``ungrounded`` when it, or one of
+            its calls, could not be issued.
         verdict: ``Verdict.to_dict()`` of the replay, or None where nothing was submitted.
     """
 
@@ -165,7 +166,7 @@ def _leaves(value: Any) -> Iterator[str]:
 def _atoms_of_text(text: str) -> frozenset[str]:
     """A final answer's atoms: those of its JSON, or of the words that could be copies."""
     try:
-        return frozenset(_leaves(load(text)))
+        return atoms(load(text))
     except ValueError:
         return frozenset(next(filter(None, groups)) for groups in _TOKEN.findall(text))
 
@@ -234,13 +235,13 @@ def counterfactuals(
         return _spread(env, trajectory, interventions, grounding, cache is not None, snapshots, workers)
     base = env.unwrapped
     before, cache_before = snapshot(env) if getattr(base, "task", None) is not None else None, base.tool_cache  # type: ignore[attr-defined]
-    base.tool_cache = cache  # type: ignore[attr-defined]
+    base.tool_cache, base.replaying = cache, True  # type: ignore[attr-defined]
     try:
         if snapshots is None:
             snapshots = _execute(env, trajectory)
         return [_replay(env, trajectory, one, snapshots, grounding) for one in interventions]
     finally:
-        base.tool_cache = cache_before  # type: ignore[attr-defined]
+        base.tool_cache, base.replaying = cache_before, False  # type: ignore[attr-defined]
         if before is not None:
             restore(env, before)
 
@@ -248,16 +249,25 @@ def counterfactuals(
 def _execute(env: gym.Env, trajectory: Trajectory) -> list[Snapshot]:
     """Re-execute the recorded actions; the state before each."""
     observation, _ = env.reset(seed=trajectory.seed, options={"task": trajectory.task_id})
-    snapshots = []
+    snapshots, done, measured = [], False, env.unwrapped.latency == "wall"  # type: ignore[attr-defined]
     for t, step in enumerate(trajectory.steps):
+        if done:
+            raise Drift(f"step {t}: the episode ended before it")
         if observation != step.observation:
             raise Drift(
                 f"step {t}: the environment showed {observation[:80]!r}, recorded was {step.observation[:80]!r}"
             )
         snapshots.append(snapshot(env))
-        observation, _, _, _, info = env.step(step.action)
+        observation, _, terminated, truncated, info = env.step(step.action)
+        done = terminated or truncated
         if info["state_hash"] != step.state_hash:
             raise Drift(f"step {t}: state {info['state_hash']} after the action, recorded was {step.state_hash}")
+        cost = info["costs"] if "costs" in info else info["cost"]
+        wrong = [
+            name for name, spent in cost.items() if not (measured and name == "latency_ms") and spent != step.cost[name]
+        ]
+        if wrong:
+            raise Drift(f"step {t}: {wrong[0]} {cost[wrong[0]]}, recorded was {step.cost[wrong[0]]}")
     return snapshots
 
 
@@ -310,7 +320,9 @@ def _replay(
             continue
         observation, _, terminated, truncated, info = env.step(action)
         if action == steps[i].action:
-            validity.append("invalid" if any(r["error"] for r in info["tool_results"]) else "executed")
+            failed = any(r["error"] for r in info["tool_results"])
+            unpaid = "verdict" in info and info["verdict"]["reason"] == "budget"
+            validity.append("invalid" if failed or unpaid else "executed")
         else:  # some of the turn's calls were left out, and their results with them
             removed.append(after[i])
             validity.append("ungrounded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_uint8
 from typing import Any
 
@@ -97,7 +98,32 @@ def _write(space: Unicode, index: int, value: str, shared_memory: Any) -> None:
     row[4 : 4 + len(data)] = np.frombuffer(data, dtype=np.uint8)
 
 
+class _Live(Sequence[str]):
+    """The texts that stand in shared memory now. AsyncVectorEnv reads the memory once, when it is made, and takes
+    what it gets for a view, as arrays are; its deep copy (what ``copy=True`` hands out) is a plain tuple."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        row = self._rows[index]
+        return row[4 : 4 + int.from_bytes(row[:4].tobytes(), "little")].tobytes().decode()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Live | tuple) and tuple(self) == tuple(other)
+
+    def __deepcopy__(self, memo: Any) -> tuple[str, ...]:
+        return tuple(self)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
 @read_from_shared_memory.register(Unicode)
-def _read(space: Unicode, shared_memory: Any, n: int = 1) -> tuple[str, ...]:
-    rows = _rows(shared_memory, space)
-    return tuple(row[4 : 4 + int.from_bytes(row[:4].tobytes(), "little")].tobytes().decode() for row in rows)
+def _read(space: Unicode, shared_memory: Any, n: int = 1) -> Sequence[str]:
+    return _Live(_rows(shared_memory, space))

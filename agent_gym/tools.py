@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,15 +35,30 @@ class ToolError(Exception):
         self.kind = kind
 
 
+MOST_NESTED = 64
+"""Deepest nesting of a call's JSON."""
+
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_sorted = json.JSONEncoder(sort_keys=True).encode
+
+
 def dump(value: Any) -> str:
     """Compact JSON, the one spelling of calls and results everywhere."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _compact(value)
+
+
+def canonical(call: Call) -> str:
+    """One spelling for equal calls, whatever the order of their arguments."""
+    return call.name + _sorted(call.arguments)
 
 
 def _parameter_docs(doc: str) -> dict[str, str]:
     """The ``Args:`` section of a Google-style docstring, by parameter."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?)+)", doc, re.MULTILINE)
-    return dict(re.findall(r"^[ \t]+(\w+): (.*)$", section[1], re.MULTILINE)) if section else {}
+    entries = re.findall(
+        r"^([ \t]+)(\w+)(?: \([^)]*\))?: (.*(?:\n\1[ \t]+.*)*)", section[1] if section else "", re.MULTILINE
+    )
+    return {name: re.sub(r"\s*\n\s*", " ", text) for _, name, text in entries}
 
 
 class Tool:
@@ -77,15 +93,22 @@ class Tool:
         self.description, docs = doc.split("\n\n")[0].replace("\n", " "), _parameter_docs(doc)
         hints = get_type_hints(fn, include_extras=True)
         fields: dict[str, Any] = {}
-        for parameter in list(inspect.signature(fn).parameters.values())[context:]:
+        names: list[str] = []
+        for index, parameter in enumerate(list(inspect.signature(fn).parameters.values())[context:]):
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(f"tool {self.name!r}: name every parameter; {parameter} has no schema")
             if parameter.name not in hints:
                 raise TypeError(f"tool {self.name!r}: parameter {parameter.name!r} needs a type annotation")
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (hints[parameter.name], Field(default, description=docs.get(parameter.name)))
+            # fields go by number inside, so that a parameter may be called "json" or "schema"
+            entry = Field(default, alias=parameter.name, description=docs.get(parameter.name))
+            fields[f"argument_{index}"] = (hints[parameter.name], entry)
+            names.append(parameter.name)
         self._arguments: type[BaseModel] = create_model(
             self.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
         )
-        self.parameters = tuple(fields)
+        self.parameters = tuple(names)
+        self._fields = tuple(zip(names, fields, strict=True))
 
     @cached_property
     def schema_json(self) -> str:
@@ -109,7 +132,8 @@ class Tool:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "arguments"
             raise ToolError("invalid", f"{self.name}: argument {where!r}: {first['msg']}") from None
-        return {name: getattr(model, name) for name in self.parameters}
+        values = model.__dict__
+        return {name: values[field] for name, field in self._fields}
 
     def __repr__(self) -> str:
         return f"Tool({self.name})"
@@ -154,6 +178,24 @@ def _no_constants(token: str) -> Any:
     raise ValueError(f"{token} is not JSON")
 
 
+def _finite(token: str) -> float:
+    value = float(token)
+    if not math.isfinite(value):
+        raise ValueError(f"{token} is too large")
+    return value
+
+
+_decode = json.JSONDecoder(parse_constant=_no_constants, parse_float=_finite).decode
+
+
+def _check_depth(value: Any, left: int = MOST_NESTED) -> None:
+    if isinstance(value, dict | list):
+        if not left:
+            raise ValueError(f"nested more than {MOST_NESTED} deep")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
+
+
 def load(text: str) -> Any:
     """Strict JSON from a model.
 
@@ -161,10 +203,14 @@ def load(text: str) -> Any:
         ValueError: For anything that is not JSON, is nested too deeply, or cannot be written as UTF-8.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constants)
-        dump(value).encode()
+        value = _decode(text)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError(f"nested more than {MOST_NESTED} deep") from None
+    if text.count("{") + text.count("[") > MOST_NESTED:
+        _check_depth(value)
+    text.encode()
+    if "\\u" in text:  # only an escape can still have made half a surrogate pair
+        dump(value).encode()
     return value
 
 
@@ -191,16 +237,19 @@ class HermesParser:
     The last tag may be unclosed: generation often stops there.
     """
 
+    _inner = re.compile(r"<(?=/?tool_call>)")
     _tag = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 
     def parse(self, action: str) -> Turn:
         """See :class:`Parser`."""
         if "<tool_call>" not in action:
             return Turn(action.strip())
-        calls = []
-        for body in self._tag.findall(action):
+        calls, texts, end = [], [], 0
+        for tag in self._tag.finditer(action):
+            texts.append(action[end : tag.start()])
+            end = tag.end()
             try:
-                value = load(body)
+                value = load(tag[1])
             except ValueError as error:
                 calls.append(Call("", error=f"the tool call is not valid JSON: {error}"))
                 continue
@@ -208,11 +257,14 @@ class HermesParser:
                 calls.append(_call(value.get("name"), value.get("arguments")))
             else:
                 calls.append(Call("", error='a tool call must be a JSON object with "name" and "arguments"'))
-        return Turn(self._tag.sub("", action).strip(), tuple(calls))
+        return Turn("".join([*texts, action[end:]]).strip(), tuple(calls))
 
     def render(self, text: str, calls: Iterable[Call]) -> str:
         """See :class:`Parser`."""
-        tags = (f"<tool_call>{dump({'name': c.name, 'arguments': c.arguments})}</tool_call>" for c in calls)
+        bodies = (dump({"name": call.name, "arguments": call.arguments}) for call in calls)
+        # a tag inside a string would end the call early; JSON can spell its first character otherwise
+        bodies = (body if "tool_call>" not in body else self._inner.sub(r"\\u003c", body) for body in bodies)
+        tags = (f"<tool_call>{body}</tool_call>" for body in bodies)
         return "\n".join(part for part in (text, *tags) if part)
 
 

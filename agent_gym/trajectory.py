@@ -87,17 +87,23 @@ class Trajectory:
 
     def to_json(self) -> str:
         """One line of strict JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        data = asdict(self)
+        line = json.dumps(data, ensure_ascii=False, allow_nan=False)
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # a model may write half a surrogate pair, and a file must still hold it
+            line = json.dumps(data, allow_nan=False)
+        return line
 
     @classmethod
-    def from_json(cls, line: str) -> Trajectory:
+    def from_json(cls, line: str | bytes) -> Trajectory:
         """The trajectory that ``to_json`` wrote.
 
         Raises:
             ValueError: If the line is not a trajectory; the sentence says what is missing or wrong.
         """
         try:
-            data = json.loads(line)
+            data = json.loads(line.decode() if isinstance(line, bytes) else line)
             steps = tuple(Step(**step) for step in data.pop("steps"))
             group = data.pop("group", None)
             return cls(steps=steps, group=Group(**group) if group else None, **data)
@@ -109,9 +115,12 @@ def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> 
     """Write a trajectory file under a temporary name and rename it, so that a crash leaves the old one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(trajectory.to_json() + "\n" for trajectory in trajectories)
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(trajectory.to_json() + "\n" for trajectory in trajectories)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_trajectories(path: str | Path) -> Iterator[Trajectory]:
@@ -121,7 +130,7 @@ def read_trajectories(path: str | Path) -> Iterator[Trajectory]:
         ValueError: If any earlier line is not a trajectory, naming file and line.
     """
     number, error = 0, None
-    with Path(path).open(encoding="utf-8", errors="replace") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if error is not None:
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 __all__ = ["InfraError", "Verdict"]
@@ -41,4 +41,10 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """A fresh JSON-able dict, as it stands in ``info["verdict"]`` and in trajectory files."""
-        return {**asdict(self), "diagnostics": list(self.diagnostics)}
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "score": self.score,
+            "diagnostics": list(self.diagnostics),
+            "trust": self.trust,
+        }

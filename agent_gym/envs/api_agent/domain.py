@@ -236,10 +236,10 @@ class Draft:
         return self._fresh(self._word)
 
     def _word(self) -> str:
-        random = self.rng.random
-        count = 2 + (random() < 0.5)
-        parts = (_ONSETS[int(random() * len(_ONSETS))] + _VOWELS[int(random() * len(_VOWELS))] for _ in range(count))
-        return "".join(parts).capitalize()
+        random, word = self.rng.random, ""
+        for _ in range(2 + (random() < 0.5)):
+            word += _ONSETS[int(random() * len(_ONSETS))] + _VOWELS[int(random() * len(_VOWELS))]
+        return word.capitalize()
 
     def person(self, first: str | None = None) -> str:
         """A new person, or a namesake of ``first``."""

@@ -11,7 +11,7 @@ from agent_gym.env import Outcome, ToolEnv
 from agent_gym.envs.api_agent import domains as _builtin
 from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, run_tool
 from agent_gym.envs.api_agent.world import World
-from agent_gym.tools import Call, Tool, dump, load
+from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
 
 __all__ = ["APIAgentEnv", "load_tasks"]
@@ -44,7 +44,7 @@ class APIAgentEnv(ToolEnv):
         super().__init__(**kwargs)
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: choose 'train' or 'test'")
-        bounds = (difficulty, difficulty) if isinstance(difficulty, int) else tuple(difficulty)
+        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
         whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
         if not whole or not 1 <= bounds[0] <= bounds[1] <= MOST_CALLS:
             raise ValueError(
@@ -66,10 +66,11 @@ class APIAgentEnv(ToolEnv):
         if task_id is None:
             calls = int(self.np_random.integers(self.difficulty[0], self.difficulty[1] + 1))
             return compose(self.split, calls, int(self.np_random.integers(2**31)), self.domains)
-        match task_id.split("-") if isinstance(task_id, str) else ():
-            case (split, calls, seed) if split in SPLITS and calls.isdecimal() and seed.isdecimal():
-                if 1 <= int(calls) <= MOST_CALLS:
-                    return compose(split, int(calls), int(seed), self.domains)
+        parts = task_id.split("-") if isinstance(task_id, str) else []
+        if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
+            calls, seed = int(parts[1]), int(parts[2])
+            if 1 <= calls <= MOST_CALLS:
+                return compose(parts[0], calls, seed, self.domains)
         raise ValueError(f"unknown task id {task_id!r}: it reads split-calls-seed, such as 'train-3-42'")
 
     def _tools(self) -> Mapping[str, Tool]:
@@ -148,11 +149,16 @@ def load_tasks(path: str) -> list[APITask]:
     """
     if not Path(path).is_file():
         raise ValueError(f"tasks={path!r}: neither a built-in source ('bfcl') nor a file")
-    tasks = []
+    tasks: list[APITask] = []
+    seen: set[str] = set()
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
             data = json.loads(line)
             models = {name: model for d in data["domains"] for name, model in DOMAINS[d].tables.items()}
+            if unknown := sorted(set(data["tables"]) - set(models)):
+                raise ValueError(f"unknown table {unknown[0]!r}; there are {', '.join(models)}")
+            if data["id"] in seen:
+                raise ValueError(f"the id {data['id']!r} is taken by an earlier line")
             tables = {
                 name: [model.model_validate(r) for r in data["tables"].get(name, [])] for name, model in models.items()
             }
@@ -162,6 +168,10 @@ def load_tasks(path: str) -> list[APITask]:
                     data["id"], data["request"], World.of(tables), tuple(data["domains"]), calls, data.get("answer")
                 )
             )
-        except (ValueError, KeyError, TypeError) as error:
+            seen.add(data["id"])
+            _ = tasks[-1].goal  # the oracle's calls must run
+        except (ValueError, KeyError, TypeError, ToolError) as error:
             raise ValueError(f"{path}, line {number}: not a task: {type(error).__name__}: {error}") from error
+    if not tasks:
+        raise ValueError(f"tasks={path!r}: the file has no task")
     return tasks

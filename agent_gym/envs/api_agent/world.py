@@ -26,7 +26,7 @@ class Record(BaseModel):
     @property
     def key(self) -> str:
         """Value of the first field."""
-        return getattr(self, next(iter(type(self).model_fields)))
+        return getattr(self, next(iter(self.__pydantic_fields__)))
 
 
 R = TypeVar("R", bound=Record)
@@ -35,7 +35,7 @@ _MASK = (1 << 128) - 1
 
 
 def _digest(table: str, record: Record) -> int:
-    data = f"{table}\0{record.model_dump_json()}".encode()
+    data = b"%b\0%b" % (table.encode(), record.__pydantic_serializer__.to_json(record))
     return int.from_bytes(blake2b(data, digest_size=16).digest(), "big")
 
 
@@ -98,7 +98,7 @@ class World:
                 continue
             for key in sorted({*here, *there}):
                 a, b = here.get(key), there.get(key)
-                if a == b:
+                if a is b or a == b:
                     continue
                 if a is None or b is None:
                     found[f"{name}.{key}"] = (a and a.model_dump(mode="json"), b and b.model_dump(mode="json"))
@@ -126,6 +126,14 @@ class Transaction:
         self.world, self.rows = world, 0
         self.changes: dict[tuple[str, str], Record | None] = {}
 
+    def _rows(self, table: str) -> Mapping[str, Record]:
+        """A table with this transaction's own changes."""
+        rows = self.world.tables[table]
+        own = {key: record for (name, key), record in self.changes.items() if name == table}
+        if not own:
+            return rows
+        return {key: record for key, record in sorted({**rows, **own}.items()) if record is not None}
+
     def get(self, model: type[R], table: str, key: str) -> R:
         """One record by key.
 
@@ -140,13 +148,13 @@ class Transaction:
 
     def scan(self, model: type[R], table: str) -> list[R]:
         """Every record, by key: long and slow."""
-        rows = self.world.tables[table]
+        rows = self._rows(table)
         self.rows += len(rows)
         return list(rows.values())  # type: ignore[arg-type]
 
     def find(self, model: type[R], table: str, **equal: Any) -> list[R]:
         """The records whose fields have the given values, by key, through an index: only they are charged."""
-        matches = self.world.tables[table].values()
+        matches = self._rows(table).values()
         for name, value in equal.items():
             matches = [row for row in matches if getattr(row, name) == value]  # type: ignore[assignment]
         self.rows += len(matches) + 1
@@ -158,7 +166,7 @@ class Transaction:
         Raises:
             ToolError: ``conflict`` if the key is taken.
         """
-        if record.key in self.world.tables[table]:
+        if record.key in self._rows(table):
             raise ToolError("conflict", f"{record.key!r} is already in {table}")
         self.rows += 1
         self.changes[table, record.key] = record
