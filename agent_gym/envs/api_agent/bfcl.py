@@ -393,8 +393,8 @@ class BFCLEnv(ToolEnv):
     """
 
     system_prompt = (
-        "Use the tools to do what the user asks. A message without a tool call hands the turn back to the user, who may "
-        "then ask for more."
+        "Use the tools to do what the user asks. A message without a tool call hands the turn back to the user, "
+        "who may then ask for more."
     )
 
     def __init__(self, *, tasks: str = "bfcl", split: str = "test", max_turns: int = 64, **kwargs: Any) -> None:
