@@ -239,18 +239,31 @@ def test_the_calculator_leaves_no_precision_behind(env):
     assert (decimal.getcontext().prec, mpmath.mp.dps) == before
 
 
-def test_random_actions_never_raise(env):
+def test_random_calls_never_raise_and_repeat(env):
+    """Well-typed nonsense for every tool, so that the package's methods really run."""
     rng = random.Random(1)
-    values = ["", ".", "a", "document", "final_report.pdf", 0, -1, 2.5, True, None, [], [1], ["x"], {}, "2024-13-45"]
-    for task_id in SAMPLE:
+    values = {
+        "string": ["", ".", "a", "document", "final_report.pdf", "2024-13-45", "TSLA", "\U0001f600", "km", "JFK"],
+        "integer": [0, -1, 1, 7, 10**18],
+        "number": [0, -1.5, 2, 1e308],
+        "boolean": [True, False],
+        "array": [[], [1, 2], ["x"]],
+        "object": [{}, {"status": "Open"}, {"priority": {"a": []}}],
+    }
+    executed = 0
+    for task_id in SAMPLE * 3:
         env.reset(options={"task": task_id})
+        actions = []
         for tool in env.unwrapped._tools().values():
-            names = list(tool._parameters["properties"])
-            arguments = {name: rng.choice(values) for name in names if rng.random() < 0.9}
-            _, _, terminated, truncated, info = env.step(render(env, tool.name, **arguments))
-            assert info["state_hash"]
-            if terminated or truncated:
-                break
+            known, required = tool._parameters["properties"], tool._parameters.get("required", [])
+            names = [name for name in known if name in required or rng.random() < 0.5]
+            actions.append(render(env, tool.name, **{name: rng.choice(values[known[name]["type"]]) for name in names}))
+        rng.shuffle(actions)
+        first = play(env, task_id, actions)
+        assert play(env, task_id, actions) == first
+        json.dumps(first, allow_nan=True)
+        executed += sum(result["error"] in (None, "failed") for result in first[1])
+    assert executed > 500
 
 
 def test_folder_copied_into_itself(env):
@@ -259,9 +272,30 @@ def test_folder_copied_into_itself(env):
     actions = [render(env, "cp", source="document", destination="document"), render(env, "find", path=".")]
     _, results, *_ = play(env, task_id, [*actions, "Done."])
     assert len(results) == 2
+    world = env.unwrapped._world
+    ring = world.services["GorillaFileSystem"].call("cd", {"folder": "document"})[2]
+    ring = ring.call("mkdir", {"dir_name": "ring"})[2].call("cp", {"source": "ring", "destination": "ring"})[2]
+    assert ring.call("find", {"path": "."})[:2] == ("Error during execution: maximum recursion depth exceeded", True)
+    assert bfcl._brief(ring.instance.root)
+    assert not bfcl._equal(ring.instance.root, pickle.loads(pickle.dumps(ring.instance.root)))
+
+
+def test_numbers_have_no_longest():
+    service = bfcl.Service.of(bfcl._class("TicketAPI")())
+    service.instance.count = 10**5000
+    assert bfcl.Service.of(service.instance).digest != service.digest
+    assert bfcl._brief(service.instance.count) == "(int, too large to write out)"
+
+
+def test_nesting_has_an_end(env):
     deep = [render(env, "mkdir", dir_name="d") + render(env, "cd", folder="d")] * 60
-    assert play(env, task_id, deep)[4] is False
-    pickle.loads(pickle.dumps(snapshot(env)))
+    _, results, _, terminated, truncated, info = play(env, "multi_turn_base_0", deep)
+    assert not terminated
+    assert not truncated
+    assert "nested too deeply" in results[-1]["content"] or "nested too deeply" in results[-2]["content"]
+    copy = pickle.loads(pickle.dumps(snapshot(env)))
+    restore(env, copy)
+    assert agent_gym.state_hash(env) == info["state_hash"]
 
 
 # ---- worlds ------------------------------------------------------------------------------------------------------

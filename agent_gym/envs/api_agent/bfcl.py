@@ -47,8 +47,11 @@ MODULES = {
 STATELESS = {"MathAPI"}
 NOW = datetime.datetime(2024, 9, 1, 10, 30)
 """What the clock shows, always: the moment that the package's own trading service takes for now."""
-LIMITS = {"precision": 1000, "exponent": 1000}
-"""Largest magnitude of the two parameters of the calculator that could make one call run for ever."""
+LIMITS = {"precision": 1000, "exponent": 1000, "decimal_places": 1000}
+"""Largest magnitude of the parameters of the calculator that could make one call run for ever."""
+
+DEEPEST = 100
+"""Deepest nesting of a service's state, in containers and objects."""
 
 
 # ---- the package's classes and files -----------------------------------------------------------------------------
@@ -175,17 +178,25 @@ def _tools(owners: tuple[str, ...]) -> dict[str, DocumentedTool]:
 # ---- the world ---------------------------------------------------------------------------------------------------
 
 
-def _feed(value: Any, write: Callable[[bytes], None], seen: dict[int, int]) -> None:
+def _feed(value: Any, write: Callable[[bytes], None], seen: dict[int, int], depth: int = 0) -> None:
     """Write a value's content in one spelling. A second way to the same object is written as a reference, which ends
-    cycles and keeps sharing apart from equality; the order of a dict counts, because listings show it."""
-    if value is None or isinstance(value, bool | int | float | str | datetime.datetime):
+    cycles and keeps sharing apart from equality; the order of a dict counts, because listings show it.
+
+    Raises:
+        RecursionError: Beyond ``DEEPEST``, long before Python or pickle would, whose limits depend on the caller.
+    """
+    if depth > DEEPEST:
+        raise RecursionError
+    if isinstance(value, int):  # in hexadecimal, which has no longest number
+        write(f"{type(value).__name__} {value:x};".encode())
+    elif value is None or isinstance(value, float | str | datetime.datetime):
         write(f"{type(value).__name__} {value!r};".encode("utf-8", "backslashreplace"))
     elif isinstance(value, random.Random):
         write(repr(value.getstate()).encode())
     elif isinstance(value, tuple):
         write(f"tuple {len(value)};".encode())
         for item in value:
-            _feed(item, write, seen)
+            _feed(item, write, seen, depth + 1)
     elif id(value) in seen:
         write(f"again {seen[id(value)]};".encode())
     else:
@@ -195,13 +206,13 @@ def _feed(value: Any, write: Callable[[bytes], None], seen: dict[int, int]) -> N
         elif isinstance(value, list):
             write(f"list {len(value)};".encode())
             for item in value:
-                _feed(item, write, seen)
+                _feed(item, write, seen, depth + 1)
         else:
             items = value if isinstance(value, dict) else vars(value)
             write(f"{type(value).__name__} {len(items)};".encode())
             for key, item in items.items():
-                _feed(key, write, seen)
-                _feed(item, write, seen)
+                _feed(key, write, seen, depth + 1)
+                _feed(item, write, seen, depth + 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,7 +243,8 @@ class Service:
                 failed = isinstance(result, dict) and "error" in result
                 response = _respond(result)
         except Exception as error:  # the package's methods raise anything on odd arguments; that is the agent's doing
-            failed, response = True, f"Error during execution: {error}"
+            words = "maximum recursion depth exceeded" if isinstance(error, RecursionError) else error
+            failed, response = True, f"Error during execution: {words}"
         after = Service.of(instance)
         return response, failed, self if after.digest == self.digest else after
 
@@ -495,6 +507,6 @@ def _equal(a: Any, b: Any) -> bool:
 def _brief(value: Any) -> str:
     try:
         text = value if isinstance(value, str) else repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__} that contains itself"
+    except (RecursionError, ValueError):
+        text = f"({type(value).__name__}, too large to write out)"
     return text if len(text) <= 300 else text[:300] + "..."
