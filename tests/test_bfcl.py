@@ -377,9 +377,40 @@ def test_counterfactuals(env):
         assert any(one.success_credit == 1.0 for one in found)
 
 
+def test_counterfactuals_in_worker_processes(env):
+    trajectory = record(env, SAMPLE[0])
+    interventions = [Delete(0), Delete(2), Truncate(1)]
+    assert counterfactuals(env, trajectory, interventions, workers=1) == counterfactuals(env, trajectory, interventions)
+
+
+def test_vector_environment():
+    envs = gym.make_vec("APIAgent-v0", num_envs=2, vectorization_mode="async", tasks="bfcl")
+    try:
+        observations, _ = envs.reset(seed=[1, 2])
+        alone = gym.make("APIAgent-v0", tasks="bfcl")
+        assert list(observations) == [alone.reset(seed=seed)[0] for seed in (1, 2)]
+        _, rewards, terminated, *_ = envs.step(("Done.", "Done."))
+        assert rewards.tolist() == [0.0, 0.0]
+        assert terminated.all()
+    finally:
+        envs.close()
+
+
+def test_the_clock_stands_still():
+    """The age check of the travel service asks for today's date."""
+    instance = bfcl._class("TravelAPI")()
+    instance._load_scenario({"user_first_name": "A", "user_last_name": "B"})
+    service = bfcl.Service.of(instance)
+    for born, of_age in (("2006-09-01", True), ("2006-09-02", False)):
+        traveller = {"first_name": "A", "last_name": "B", "date_of_birth": born, "passport_number": "US1"}
+        response, _, after = service.call("verify_traveler_information", traveller)
+        assert json.loads(response)["verification_status"] is of_age
+        assert after is service
+
+
 def test_check_env():
-    for made in (gym.make("APIAgent-v0", tasks="bfcl"), bfcl.BFCLEnv()):
+    for made in (gym.make("APIAgent-v0", tasks="bfcl", render_mode="ansi"), bfcl.BFCLEnv()):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            check_env(made.unwrapped, skip_render_check=True)
+            check_env(made.unwrapped)
         assert not [str(w.message) for w in caught], "check_env warns"
