@@ -329,6 +329,11 @@ class ToolEnv(gym.Env[str, str]):
         return replace(verdict, status="fail", reason="budget" if over else "turn_limit")
 
     @property
+    def tools(self) -> Mapping[str, Tool]:
+        """The tools of the current task, by name, without ``submit``."""
+        return self._tools()
+
+    @property
     def cost_total(self) -> dict[str, float]:
         """What the episode has cost so far, by channel."""
         return dict(zip(CHANNELS, self._total, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = ["Snapshot", "restore", "snapshot", "state_hash"]
 
-_SCALARS = (bool, int, float, str, type(None), np.bool_, np.number)
+_SCALARS = (bool, int, float, str, bytes, tuple, frozenset, type(None), np.bool_, np.number)
 _CONTAINERS = (list, dict, set, deque, np.ndarray)
 
 
@@ -29,8 +29,13 @@ class Snapshot:
 
 
 def _counters(wrapper: gym.Wrapper) -> tuple[tuple[str, Any], ...]:
-    """A wrapper's own mutable state: its scalars, and shallow copies of its containers."""
-    state = []
+    """A wrapper's own mutable state: its scalars, and shallow copies of its containers.
+
+    A wrapper with state beyond that defines ``get_state`` (a value that nothing changes any more) and ``set_state``.
+    """
+    if hasattr(wrapper, "get_state"):
+        return (("", wrapper.get_state()),)
+    state: list[tuple[str, Any]] = []
     for name, value in vars(wrapper).items():
         if isinstance(value, _SCALARS):
             state.append((name, value))
@@ -70,6 +75,9 @@ def restore(env: gym.Env, snap: Snapshot) -> None:
     if names != taken:
         raise ValueError(f"the snapshot was taken under the wrappers {taken}, this environment has {names}")
     for wrapper, (_, state) in zip(wrappers, snap.wrappers, strict=True):
+        if hasattr(wrapper, "set_state"):
+            wrapper.set_state(state[0][1])
+            continue
         for name, value in state:
             setattr(wrapper, name, value.copy() if isinstance(value, _CONTAINERS) else value)
     base.set_state(snap.env)  # type: ignore[attr-defined]

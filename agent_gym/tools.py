@@ -85,7 +85,7 @@ class Tool:
         self._arguments: type[BaseModel] = create_model(
             self.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
         )
-        self._fields = tuple(fields)
+        self.parameters = tuple(fields)
 
     @cached_property
     def schema_json(self) -> str:
@@ -109,7 +109,7 @@ class Tool:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "arguments"
             raise ToolError("invalid", f"{self.name}: argument {where!r}: {first['msg']}") from None
-        return {name: getattr(model, name) for name in self._fields}
+        return {name: getattr(model, name) for name in self.parameters}
 
     def __repr__(self) -> str:
         return f"Tool({self.name})"

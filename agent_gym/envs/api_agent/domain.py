@@ -6,7 +6,7 @@ import itertools
 import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -53,11 +53,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """A goal, how its object is named, and where that name must be read first (if not in the request)."""
+    """A goal, how its object is named, where that name must be read first (if not in the request), and the groups
+    of its calls (see :meth:`Domain.tool`)."""
 
     goal: Goal
     by: str
     source: Source | None
+    groups: frozenset[str] = frozenset()
 
     @property
     def calls(self) -> int:
@@ -89,17 +91,26 @@ class Domain:
     def __init__(self, name: str, **tables: type[Record]) -> None:
         self.name, self.tables = name, tables
         self.tools: dict[str, Tool] = {}
+        self.groups: dict[str, str] = {}
         self.goals: list[Goal] = []
         self.sources: list[Source] = []
         self.fill: Callable[[Draft], None] = lambda g: None
 
-    def tool(self, *, reads_only: bool = False, latency: Latency | None = None) -> Callable[[Callable], Tool]:
+    def tool(
+        self, *, reads_only: bool = False, latency: Latency | None = None, group: str | None = None
+    ) -> Callable[[Callable], Tool]:
         """Register a typed function ``(db: Transaction, ...)`` as a tool. It returns a record, a list, a dict or
-        a scalar, and raises ToolError for any other answer."""
+        a scalar, and raises ToolError for any other answer.
+
+        Tools of one ``group`` can stand in for each other: one listing or batch call does the work of several
+        calls. No task needs two calls of a group, so that no way is shorter than the oracle's.
+        """
 
         def register(fn: Callable[..., Any]) -> Tool:
             made = Tool(fn, context=True, reads_only=reads_only, latency=latency)
             self.tools[made.name] = made
+            if group is not None:
+                self.groups[made.name] = f"{self.name}.{group}"
             return made
 
         return register
@@ -238,9 +249,16 @@ class Draft:
         """A new address."""
         return self._fresh(lambda: f"{self._word().lower()}@{self.rng.choice(_HOSTS)}")
 
+    def path(self) -> str:
+        """A new path of a file."""
+        return self._fresh(lambda: f"/{self._word().lower()}/{self._word().lower()}.txt")
+
     def day(self) -> str:
-        """A date; not an entity."""
-        return f"2031-{self.rng.randrange(1, 13):02}-{self.rng.randrange(1, 29):02}"
+        """A date that the task does not have yet. Not an entity: the splits share their dates."""
+        while (day := f"2031-{self.rng.randrange(1, 13):02}-{self.rng.randrange(1, 29):02}") in self._names:
+            pass
+        self._names.add(day)
+        return day
 
     # ---- records ----
 
@@ -262,11 +280,11 @@ class Draft:
         """One sentence of the request; one of the wordings is drawn."""
         self.sentences.append(self.rng.choice(variants))
 
-    def call(self, name: str, **arguments: Any) -> None:
+    def call(self, name: str, /, **arguments: Any) -> None:
         """The next call of the oracle."""
         self.calls.append(Call(name, arguments))
 
-    def trap(self, name: str, **arguments: Any) -> None:
+    def trap(self, name: str, /, **arguments: Any) -> None:
         """A write that looks right and is wrong."""
         self.traps.append(Call(name, arguments))
 
@@ -313,6 +331,16 @@ def _tools_of(domains: tuple[str, ...]) -> dict[str, Tool]:
 _atom_tables: dict[tuple[str, ...], dict[int, list[Atom]]] = {}
 
 
+def _grouped(atom: Atom, domains: tuple[str, ...]) -> Atom:
+    """The atom with the groups of the calls it makes, found by building it once."""
+    g = Draft(random.Random(0), SPLITS[0])
+    g.tables = {table: {} for d in domains for table in DOMAINS[d].tables}
+    g._source = atom.source
+    atom.goal.build(g, atom.by)
+    groups = {name: group for d in domains for name, group in DOMAINS[d].groups.items()}
+    return replace(atom, groups=frozenset(groups[call.name] for call in g.calls if call.name in groups))
+
+
 def _atoms(domains: tuple[str, ...]) -> dict[int, list[Atom]]:
     """Every goal in every way it can be named, by the number of necessary calls."""
     if domains not in _atom_tables:
@@ -322,7 +350,7 @@ def _atoms(domains: tuple[str, ...]) -> dict[int, list[Atom]]:
             for by in goal.by:
                 elsewhere = (s for s in sources if s.type == by and s.domain != goal.domain)
                 for source in (None, *elsewhere):
-                    atom = Atom(goal, by, source)
+                    atom = _grouped(Atom(goal, by, source), domains)
                     table.setdefault(atom.calls, []).append(atom)
         _atom_tables[domains] = table
     return _atom_tables[domains]
@@ -337,12 +365,19 @@ def _draw_composition(rng: random.Random, domains: tuple[str, ...], split: str, 
     table = _atoms(domains)
     for _ in range(1000):
         atoms: list[Atom] = []
+        taken: frozenset[str] = frozenset()
         left = calls
         while left and len(atoms) < MOST_GOALS:
-            fitting = [n for n in table if n <= left and (len(atoms) < MOST_GOALS - 1 or n == left)]
+            fitting = {
+                n: free
+                for n in table
+                if n <= left and (len(atoms) < MOST_GOALS - 1 or n == left)
+                if (free := [atom for atom in table[n] if not atom.groups & taken])
+            }
             if not fitting:
                 break
-            atoms.append(rng.choice(table[rng.choice(fitting)]))
+            atoms.append(rng.choice(fitting[rng.choice([*fitting])]))
+            taken |= atoms[-1].groups
             left -= atoms[-1].calls
         if not left and composition_split(atoms) == split:
             return atoms

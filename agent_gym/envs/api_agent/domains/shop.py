@@ -42,19 +42,19 @@ WRITE = Latency(base_ms=80.0, per_unit_ms=10.0)
 # ---- tools ----
 
 
-@shop.tool(reads_only=True, latency=SCAN)
+@shop.tool(reads_only=True, latency=SCAN, group="customers")
 def list_customers(db: Transaction) -> list[Customer]:
     """List every customer. Slow; find_customer is the quick way."""
     return db.scan(Customer, "customers")
 
 
-@shop.tool(reads_only=True, latency=SCAN)
+@shop.tool(reads_only=True, latency=SCAN, group="orders")
 def list_orders(db: Transaction) -> list[Order]:
     """List every order of the shop. Slow; customer_orders is the quick way."""
     return db.scan(Order, "orders")
 
 
-@shop.tool(reads_only=True, latency=LOOKUP)
+@shop.tool(reads_only=True, latency=LOOKUP, group="customers")
 def find_customer(db: Transaction, email: str) -> Customer:
     """Find a customer by e-mail address.
 
@@ -66,7 +66,7 @@ def find_customer(db: Transaction, email: str) -> Customer:
     raise ToolError("not_found", f"no customer has the address {email!r}")
 
 
-@shop.tool(reads_only=True, latency=LOOKUP)
+@shop.tool(reads_only=True, latency=LOOKUP, group="customers")
 def get_customer(db: Transaction, customer_id: str) -> Customer:
     """Read one customer.
 
@@ -76,7 +76,7 @@ def get_customer(db: Transaction, customer_id: str) -> Customer:
     return db.get(Customer, "customers", customer_id)
 
 
-@shop.tool(reads_only=True, latency=LOOKUP)
+@shop.tool(reads_only=True, latency=LOOKUP, group="orders")
 def customer_orders(db: Transaction, customer_id: str) -> list[Order]:
     """List the orders of one customer.
 
@@ -87,7 +87,7 @@ def customer_orders(db: Transaction, customer_id: str) -> list[Order]:
     return db.find(Order, "orders", customer=customer_id)
 
 
-@shop.tool(reads_only=True, latency=LOOKUP)
+@shop.tool(reads_only=True, latency=LOOKUP, group="orders")
 def get_order(db: Transaction, order_id: str) -> Order:
     """Read one order.
 
@@ -97,7 +97,7 @@ def get_order(db: Transaction, order_id: str) -> Order:
     return db.get(Order, "orders", order_id)
 
 
-@shop.tool(reads_only=True, latency=LOOKUP)
+@shop.tool(reads_only=True, latency=LOOKUP, group="orders")
 def get_orders(db: Transaction, order_ids: list[str]) -> list[Order]:
     """Read several orders in one call.
 
@@ -114,7 +114,7 @@ def _cancel(db: Transaction, order_id: str) -> Order:
     return db.update("orders", order, status="cancelled")
 
 
-@shop.tool(latency=WRITE)
+@shop.tool(latency=WRITE, group="cancel")
 def cancel_order(db: Transaction, order_id: str) -> Order:
     """Cancel an open order. This cannot be undone.
 
@@ -124,7 +124,7 @@ def cancel_order(db: Transaction, order_id: str) -> Order:
     return _cancel(db, order_id)
 
 
-@shop.tool(latency=WRITE)
+@shop.tool(latency=WRITE, group="cancel")
 def cancel_orders(db: Transaction, order_ids: list[str]) -> list[Order]:
     """Cancel several open orders in one call: all of them, or none if one is not open. This cannot be undone.
 
@@ -188,12 +188,14 @@ def _order(g: Draft, customer: Customer, item: str, status: Status) -> Order:
     return g.new("orders", Order(id=g.id("O"), customer=customer.id, item=item, status=status))
 
 
-def _case(g: Draft, status: Status) -> tuple[Customer, Order, Order]:
-    """A customer with an order, another order of theirs, and a namesake's order of the same item."""
+def _case(g: Draft, status: Status, twin_status: Status | None = None) -> tuple[Customer, Order, Order]:
+    """A customer with two orders, and a namesake with two, one of the same item: tables do not tell who is meant."""
     customer, item = _customer(g), g.word()
     order = _order(g, customer, item, status)
-    _order(g, customer, g.word(), "sent")
-    twin = _order(g, _customer(g, g.person(customer.name.split()[0])), item, status)
+    namesake = _customer(g, g.person(customer.name.split()[0]))
+    twin = _order(g, namesake, item, twin_status or status)
+    for someone in (customer, namesake):
+        _order(g, someone, g.word(), "sent")
     return customer, order, twin
 
 
@@ -232,6 +234,7 @@ def refund(g: Draft, by: str) -> None:
 def cancel_all(g: Draft, by: str) -> None:
     customer, order, twin = _case(g, "open")
     second = _order(g, customer, g.word(), "open")
+    _order(g, g.tables["customers"][twin.customer], g.word(), "open")  # type: ignore[arg-type]
     g.say(f"Cancel every open order of {_reach(g, by, customer)}.")
     g.call("cancel_orders", order_ids=sorted([order.id, second.id]))
     g.trap("cancel_order", order_id=twin.id)
@@ -239,7 +242,9 @@ def cancel_all(g: Draft, by: str) -> None:
 
 @shop.goal(order=1, customer=1, email=2)
 def order_status(g: Draft, by: str) -> None:
-    customer, order, _ = _case(g, g.rng.choice(("open", "delivered", "cancelled")))
+    told: list[Status] = ["open", "delivered"]
+    status, other = g.rng.sample(told, 2)
+    customer, order, _ = _case(g, status, other)
     if by == "order":
         g.say(f"Tell the status of order {g.refer('order', order.id)}.")
         g.call("get_order", order_id=order.id)
@@ -250,11 +255,11 @@ def order_status(g: Draft, by: str) -> None:
 
 @shop.goal(order=1)
 def compare(g: Draft, by: str) -> None:
-    _, order, twin = _case(g, g.rng.choice(("open", "delivered")))
-    g.say(f"Tell which items were ordered with orders {g.refer('order', order.id)} and {twin.id}.")
-    g.call("get_orders", order_ids=[order.id, twin.id])
+    order, other = (_order(g, _customer(g), g.word(), "sent") for _ in range(2))
+    g.say(f"Tell which items were ordered with order {g.refer('order', order.id)} and order {other.id}.")
+    g.call("get_orders", order_ids=[order.id, other.id])
     g.expect("item", order.item)
-    g.expect("item", twin.item)
+    g.expect("item", other.item)
 
 
 @shop.goal(customer=1, email=2)

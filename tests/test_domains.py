@@ -1,0 +1,351 @@
+"""The built-in domains: what they offer, that their tasks are sound, and that train and test share nothing."""
+
+import json
+import re
+from collections import Counter
+
+import gymnasium as gym
+import pytest
+
+import agent_gym
+from agent_gym.env import Outcome
+from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, run_tool
+from agent_gym.envs.api_agent.domains import NAMES
+from agent_gym.envs.api_agent.domains.calendar import Event, Room
+from agent_gym.envs.api_agent.domains.files import File, Share
+from agent_gym.envs.api_agent.domains.mail import Mail, Sent
+from agent_gym.envs.api_agent.domains.shop import Customer, Order
+from agent_gym.envs.api_agent.domains.travel import Booking, Flight
+from agent_gym.envs.api_agent.world import World, new_key
+from agent_gym.gate import gate_task, main
+from agent_gym.tools import Call, ToolError
+
+LEVELS = range(1, MOST_CALLS + 1)
+DAY = re.compile(r"2031-\d\d-\d\d")
+
+
+def drawn(split: str, count: int) -> list[APITask]:
+    return [compose(split, 1 + seed % MOST_CALLS, seed, NAMES) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def many() -> dict[str, list[APITask]]:
+    return {split: drawn(split, 1000) for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def env() -> gym.Env:
+    return gym.make("APIAgent-v0", disable_env_checker=True)
+
+
+def play(env: gym.Env, task_id: str) -> agent_gym.Trajectory:
+    observation, _ = env.reset(seed=0, options={"task": task_id})
+    steps, reward, info = [], 0.0, {}
+    for action in env.unwrapped.oracle():
+        before = observation
+        observation, reward, terminated, truncated, info = env.step(action)
+        steps.append(
+            agent_gym.Step(
+                before, action, info["cost"], info["tool_results"], info["state_hash"], terminated, truncated
+            )
+        )
+    return agent_gym.Trajectory(
+        task_id, "APIAgent-v0", {}, 0, tuple(steps), reward, info["verdict"], info["cost_total"]
+    )
+
+
+# ---- what there is ----
+
+
+def test_names_and_counts() -> None:
+    assert NAMES == ("shop", "calendar", "mail", "files", "travel")
+    tools = [name for domain in NAMES for name in DOMAINS[domain].tools]
+    tables = [name for domain in NAMES for name in DOMAINS[domain].tables]
+    assert len(tools) == len(set(tools)) >= 46
+    assert len(tables) == len(set(tables))
+    for name in NAMES:
+        assert any(tool.startswith("list_") for tool in DOMAINS[name].tools)
+        assert 5 <= len(DOMAINS[name].goals) <= 7
+
+
+def test_schemas(env: gym.Env) -> None:
+    for domain in NAMES:
+        for tool in DOMAINS[domain].tools.values():
+            schema = json.loads(tool.schema_json)["function"]
+            assert schema["name"] == tool.name
+            assert schema["description"].endswith(".")
+            parameters = schema["parameters"]
+            assert parameters["type"] == "object"
+            assert parameters["additionalProperties"] is False
+            properties = parameters["properties"]
+            assert parameters.get("required", []) == [*properties]
+            for entry in properties.values():
+                assert entry["type"] in ("string", "array")
+                assert entry["description"].endswith(".")
+
+
+def test_every_difficulty_goal_and_naming(many: dict[str, list[APITask]]) -> None:
+    ways = {f"{d}.{goal.build.__name__}:{by}" for d in NAMES for goal in DOMAINS[d].goals for by in goal.by}
+    sources = {f"{d}.{source.build.__name__}" for d in NAMES for source in DOMAINS[d].sources}
+    for split in SPLITS:
+        assert {len(task.calls) for task in many[split]} == {*LEVELS}
+        atoms = {atom for task in many[split] for atom in task.composition}
+        assert {atom.split("<")[0] for atom in atoms} == ways
+        assert {atom.split("<")[1] for atom in atoms if "<" in atom} == sources
+        assert {name for task in many[split] for name in task.domains} == {*NAMES}
+
+
+def test_some_tools_are_never_needed(many: dict[str, list[APITask]]) -> None:
+    used = {call.name for split in SPLITS for task in many[split] for call in task.calls}
+    for name in NAMES:
+        idle = {*DOMAINS[name].tools} - used
+        assert any(not tool.startswith("list_") or tool == "list_time_zones" for tool in idle)
+        assert any(tool.startswith("list_") for tool in idle)
+
+
+# ---- the gate, and necessity ----
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_gate(env: gym.Env, split: str) -> None:
+    faults = {task.id: gate_task(env, task.id, 0) for task in drawn(split, 152)}
+    assert not {task_id: found for task_id, found in faults.items() if found}
+
+
+def test_gate_reports_faults(env: gym.Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = type(env.unwrapped)
+    task_id = "train-3-5"
+    monkeypatch.setattr(base, "oracle", lambda self: ["no idea"])
+    assert [fault.split(":")[0] for fault in gate_task(env, task_id, 0)] == ["oracle", "necessity"]
+    monkeypatch.undo()
+    monkeypatch.setattr(base, "cheats", lambda self: [self.oracle()])
+    assert [fault.split(":")[0] for fault in gate_task(env, task_id, 0)] == ["cheat"]
+
+
+def test_gate_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["--env-id", "APIAgent-v0", "--env-kwargs", '{"split":"test"}', "--n", "10"]) == 0
+    assert "10 tasks, 10 sound, 0 broken" in capsys.readouterr().out
+    for wrong in (
+        ["--env-id", "Nope-v0"],
+        ["--env-id", "CartPole-v1"],
+        ["--env-id", "APIAgent-v0", "--env-kwargs", "["],
+        ["--env-id", "APIAgent-v0", "--env-kwargs", "[]"],
+        ["--env-id", "APIAgent-v0", "--env-kwargs", '{"split":"dev"}'],
+        ["--env-id", "APIAgent-v0", "--tasks", "no-such-file"],
+        ["--env-id", "APIAgent-v0", "--n", "0"],
+    ):
+        assert main(wrong) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("gate: ")
+        assert err.count("\n") == 1
+    base = agent_gym.envs.api_agent.APIAgentEnv
+    monkeypatch.setattr(base, "task_ids", ("train-1-1", "train-2-1"), raising=False)
+    assert main(["--env-id", "APIAgent-v0", "--n", "10"]) == 0
+    assert "2 tasks, 2 sound, 0 broken" in capsys.readouterr().out
+    monkeypatch.setattr(base, "oracle", lambda self: ["no idea"])
+    assert main(["--env-id", "APIAgent-v0", "--n", "2"]) == 1
+    assert "oracle: fail" in capsys.readouterr().out
+
+
+def test_declared_calls_are_the_oracles(many: dict[str, list[APITask]]) -> None:
+    for split in SPLITS:
+        for task in many[split]:
+            assert len(task.calls) == int(task.id.split("-")[1])
+
+
+def test_no_call_can_do_the_work_of_two(many: dict[str, list[APITask]]) -> None:
+    """Listings and batch calls stand in for the other calls of their group, and no task has two of a group."""
+    groups = {tool: group for name in NAMES for tool, group in DOMAINS[name].groups.items()}
+    for split in SPLITS:
+        for task in many[split]:
+            count = Counter(groups[call.name] for call in task.calls if call.name in groups)
+            assert not count or max(count.values()) == 1
+
+
+def test_every_call_is_necessary_by_replay(env: gym.Env) -> None:
+    for task in [task for split in SPLITS for task in drawn(split, 40)]:
+        trajectory = play(env, task.id)
+        assert trajectory.success
+        deleted = [agent_gym.Delete(t) for t in range(len(task.calls))]
+        for replay in agent_gym.counterfactuals(env, trajectory, deleted, grounding=True):
+            assert replay.reward == 0.0, (task.request, replay.intervention)
+            assert replay.success_credit == 1.0
+
+
+def test_writes_have_a_trap(many: dict[str, list[APITask]]) -> None:
+    for task in many["train"]:
+        writes = sum(not task.tools[call.name].reads_only for call in task.calls)
+        assert len(task.traps) == writes
+        for trap in task.traps:
+            assert run_tool(task.tools[trap.name], task.tools[trap.name].validate(trap.arguments), task.goal).delta
+
+
+# ---- splits ----
+
+
+def entities(task: APITask) -> set[str]:
+    """Every string of the world that is not of an enumeration, without the days."""
+    records = [record for table in task.world.tables.values() for record in table.values()]
+    found = {
+        getattr(record, name)
+        for record in records
+        for name, field in type(record).model_fields.items()
+        if field.annotation is str
+    }
+    return {value for value in found if not DAY.fullmatch(value)}
+
+
+def test_splits_share_no_entity(many: dict[str, list[APITask]]) -> None:
+    here, there = ({entity for task in many[split][:300] for entity in entities(task)} for split in SPLITS)
+    assert min(len(here), len(there)) > 1000
+    assert not here & there
+
+
+def test_splits_share_no_composition(many: dict[str, list[APITask]]) -> None:
+    here, there = ({task.composition for task in many[split]} for split in SPLITS)
+    assert min(len(here), len(there)) > 100
+    assert not here & there
+
+
+# ---- costs ----
+
+
+def results(task: APITask, call: Call) -> tuple[Outcome, float]:
+    tool = task.tools[call.name]
+    outcome = run_tool(tool, tool.validate(call.arguments), task.world)
+    return outcome, tool.latency.milliseconds(outcome.units, task.latency_seed, call.name)
+
+
+def test_scans_are_slower_and_longer_than_lookups(many: dict[str, list[APITask]]) -> None:
+    compared = set()
+    for task in many["train"][:400]:
+        groups = {tool: group for name in task.domains for tool, group in DOMAINS[name].groups.items()}
+        for call in task.calls:
+            scan = next((t for t, g in groups.items() if g == groups.get(call.name) and t.startswith("list_")), None)
+            if scan is None:
+                continue
+            (looked, quick), (scanned, slow) = results(task, call), results(task, Call(scan))
+            assert slow > 3 * quick
+            assert len(scanned.content) > len(looked.content)
+            compared.add(call.name)
+    assert len(compared) >= 15
+
+
+@pytest.mark.parametrize(
+    ("goal", "single", "many_at_once", "one", "several"),
+    [
+        ("shop.cancel_all:customer", "cancel_order", "cancel_orders", "order_id", "order_ids"),
+        ("calendar.days:event", "get_event", "get_events", "event_id", "event_ids"),
+        ("mail.senders:mail", "read_mail", "read_mails", "mail_id", "mail_ids"),
+        ("files.notes:file", "stat_file", "stat_files", "path", "paths"),
+        ("travel.passengers:booking", "get_booking", "get_bookings", "booking_id", "booking_ids"),
+    ],
+)
+def test_batches_are_cheaper(
+    many: dict[str, list[APITask]], goal: str, single: str, many_at_once: str, one: str, several: str
+) -> None:
+    task = next(task for split in SPLITS for task in many[split] if goal in task.composition)
+    batch = next(call for call in task.calls if call.name == many_at_once)
+    alone = sum(results(task, Call(single, {one: key}))[1] for key in batch.arguments[several])
+    assert results(task, batch)[1] < alone
+
+
+# ---- refusals ----
+
+WORLD = World.of(
+    {
+        "customers": [Customer(id="C1", name="Ba Du", email="a@b.c", tier="gold")],
+        "orders": [Order(id="O1", customer="C1", item="Bo", status="sent")],
+        "products": [],
+        "events": [Event(id="E1", title="Bo", day="2031-01-01", organiser="a@b.c", room="R1")],
+        "rooms": [Room(id="R1", name="Bo"), Room(id="R2", name="Da", access="private")],
+        "mails": [Mail(id="M1", sender="a@b.c", subject="Bo", folder="archive")],
+        "contacts": [],
+        "sent": [Sent(id=new_key("S", "a@b.c", "Bo"), to="a@b.c", subject="Bo")],
+        "files": [
+            File(path="/a/b.txt", owner="a@b.c", note="Bo", mode="locked"),
+            File(path="/a/c.txt", owner="a@b.c", note="Bo"),
+        ],
+        "shares": [Share(id="H1", path="/a/b.txt", reader="a@b.c")],
+        "flights": [
+            Flight(id="F1", to="Bo", day="2031-01-01"),
+            Flight(id="F2", to="Bo", day="2031-01-02", seats="none"),
+        ],
+        "bookings": [
+            Booking(id="B1", passenger="a@b.c", flight="F1"),
+            Booking(id="B2", passenger="a@b.c", flight="F2", cabin="crew"),
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "arguments"),
+    [
+        ("not_found", "cancel_orders", {"order_ids": ["O9"]}),
+        ("not_found", "find_customer", {"email": "x@y.z"}),
+        ("conflict", "cancel_order", {"order_id": "O1"}),
+        ("not_permitted", "set_tier", {"customer_id": "C1", "tier": "silver"}),
+        ("not_found", "cancel_events", {"event_ids": ["E1", "E9"]}),
+        ("conflict", "create_event", {"title": "Da", "day": "2031-01-01", "room_id": "R1"}),
+        ("conflict", "move_event", {"event_id": "E1", "day": "2031-01-01"}),
+        ("not_permitted", "create_event", {"title": "Da", "day": "2031-01-01", "room_id": "R2"}),
+        ("not_found", "find_contact", {"name": "Ba Du"}),
+        ("conflict", "send_mail", {"to": "a@b.c", "subject": "Bo"}),
+        ("conflict", "move_mail", {"mail_id": "M1", "folder": "archive"}),
+        ("not_permitted", "delete_mails", {"mail_ids": ["M1"]}),
+        ("not_found", "shares_of", {"path": "/x"}),
+        ("conflict", "share_file", {"path": "/a/b.txt", "email": "a@b.c"}),
+        ("conflict", "move_file", {"path": "/a/c.txt", "new_path": "/a/b.txt"}),
+        ("not_permitted", "delete_files", {"paths": ["/a/c.txt", "/a/b.txt"]}),
+        ("not_found", "get_flight", {"flight_id": "F9"}),
+        ("conflict", "book_flight", {"flight_id": "F1", "email": "a@b.c"}),
+        ("conflict", "set_cabin", {"booking_id": "B1", "cabin": "economy"}),
+        ("not_permitted", "book_flight", {"flight_id": "F2", "email": "x@y.z"}),
+        ("not_permitted", "cancel_bookings", {"booking_ids": ["B1", "B2"]}),
+    ],
+)
+def test_a_refusal_changes_nothing(env: gym.Env, kind: str, name: str, arguments: dict) -> None:
+    task = APITask("refusals", "", WORLD, NAMES, ())
+    with pytest.raises(ToolError) as refusal:
+        run_tool(task.tools[name], task.tools[name].validate(arguments), WORLD)
+    assert refusal.value.kind == kind
+    env.reset(seed=0)
+    base = env.unwrapped
+    base.task, base._world = task, WORLD
+    _, _, _, _, info = env.step(base.parser.render("", [Call(name, arguments)]))
+    assert info["tool_results"][0]["error"] == kind
+    assert info["state_hash"] == WORLD.hash
+
+
+def test_created_records_do_not_remember_the_order() -> None:
+    tools = APITask("created", "", WORLD, NAMES, ()).tools
+    calls = [
+        Call("send_mail", {"to": "x@y.z", "subject": "Da"}),
+        Call("create_event", {"title": "Da", "day": "2031-02-01", "room_id": "R1"}),
+        Call("book_flight", {"flight_id": "F1", "email": "x@y.z"}),
+        Call("share_file", {"path": "/a/b.txt", "email": "x@y.z"}),
+    ]
+    hashes = set()
+    for order in (calls, calls[::-1]):
+        world = WORLD
+        for call in order:
+            world = world.apply(run_tool(tools[call.name], tools[call.name].validate(call.arguments), world).delta)
+            with pytest.raises(ToolError) as refusal:
+                run_tool(tools[call.name], tools[call.name].validate(call.arguments), world)
+            assert refusal.value.kind == "conflict"
+        hashes.add(world.hash)
+    assert len(hashes) == 1
+
+
+def test_a_moved_or_deleted_file_ends_its_shares() -> None:
+    tools = APITask("shares", "", WORLD, NAMES, ()).tools
+    world = WORLD.apply(run_tool(tools["share_file"], {"path": "/a/c.txt", "email": "x@y.z"}, WORLD).delta)
+    for name, arguments in (
+        ("move_file", {"path": "/a/c.txt", "new_path": "/d"}),
+        ("delete_file", {"path": "/a/c.txt"}),
+    ):
+        after = world.apply(run_tool(tools[name], arguments, world).delta)
+        assert [share.key for share in after.tables["shares"].values()] == ["H1"]
+        assert "/a/c.txt" not in after.tables["files"]
