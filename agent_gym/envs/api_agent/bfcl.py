@@ -45,6 +45,22 @@ MODULES = {
 }
 """Class to module, and to the file of its descriptions."""
 STATELESS = {"MathAPI"}
+READERS = frozenset((
+    "cat", "diff", "du", "find", "grep", "ls", "pwd", "sort", "tail", "wc", "get_message_stats", "get_user_id",
+    "list_users", "message_get_login_status", "search_messages", "view_messages_sent", "get_ticket",
+    "get_user_tickets", "ticket_get_login_status", "filter_stocks_by_price", "get_account_info",
+    "get_available_stocks", "get_current_time", "get_order_details", "get_order_history", "get_stock_info",
+    "get_symbol_by_name", "get_transaction_history", "get_watchlist", "notify_price_change",
+    "trading_get_login_status", "compute_exchange_rate", "contact_customer_support", "get_all_credit_cards",
+    "get_booking_history", "get_budget_fiscal_year", "get_credit_card_balance", "get_nearest_airport_by_city",
+    "list_all_airports", "retrieve_invoice", "travel_get_login_status", "verify_traveler_information",
+    "get_tweet", "get_tweet_comments", "get_user_stats", "get_user_tweets", "list_all_following",
+    "posting_get_login_status", "search_tweets", "check_tire_pressure", "displayCarStatus", "display_log",
+    "estimate_distance", "estimate_drive_feasibility_by_mileage", "find_nearest_tire_shop", "gallon_to_liter",
+    "liter_to_gallon", "get_outside_temperature_from_weather_com", "get_zipcode_based_on_city",
+))  # fmt: skip
+"""Methods of the stateful classes that never change anything. Missing here: readings that draw from the service's
+random generator or fill its caches, such as ``get_current_speed`` and ``get_flight_cost``."""
 NOW = datetime.datetime(2024, 9, 1, 10, 30)
 """What the clock shows, always: the moment that the package's own trading service takes for now."""
 LIMITS = {"precision": 1000, "exponent": 1000, "decimal_places": 1000}
@@ -129,15 +145,16 @@ class DocumentedTool(Tool):
     def __init__(self, owner: str, doc: Mapping[str, Any]) -> None:
         self.owner, self.name, self.description = owner, doc["name"], doc["description"]
         self.fn = getattr(_class(owner), self.name)
-        self.reads_only = owner in STATELESS  # of the others nothing is promised: even readings draw from their rng
+        self.reads_only = owner in STATELESS or self.name in READERS
         self.cacheable, self.latency = True, Latency()
-        self._parameters = _json_schema(doc["parameters"])
-        function = {"name": self.name, "description": self.description, "parameters": self._parameters}
+        self.parameters = tuple(doc["parameters"]["properties"])
+        self._schema = _json_schema(doc["parameters"])
+        function = {"name": self.name, "description": self.description, "parameters": self._schema}
         self.schema_json = dump({"type": "function", "function": function})
 
     def validate(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """See :meth:`Tool.validate`. Values are passed on as they are: the package tells 2 from 2.0."""
-        known, required = self._parameters["properties"], self._parameters.get("required", [])
+        known, required = self._schema["properties"], self._schema.get("required", [])
         for name in [*required, *arguments]:
             if name not in known:
                 raise ToolError(
