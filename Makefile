@@ -3,7 +3,7 @@
 # make clean    remove .venv
 #
 # A machine with Python 3.11 or later, git and make is enough. Installed once: a second make starts at once, until
-# pyproject.toml changes. Without an NVIDIA GPU, Linux gets the CPU build of torch, a tenth of the size.
+# pyproject.toml changes. Without an NVIDIA GPU, Linux gets the much smaller CPU build of torch.
 
 PYTHON ?= python3
 TORCH := 2.13.0
