@@ -18,4 +18,4 @@ __all__ = [
     "write_trajectories",
 ]  # fmt: skip
 
-_register("APIAgent-v0", "agent_gym.envs.api_agent:APIAgentEnv")
+_register("APIAgent-v0", "agent_gym.envs.api_agent:make")

