@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -107,16 +107,16 @@ class Dual:
 @dataclass
 class WarmStart:
     updates: int | None = None
-    """supervised updates on demonstrations; by default 500 for the tiny model and 0 for a pretrained one"""
-    batch_size: int = 32
+    """supervised updates on demonstrations; by default 1000 for the tiny model and 0 for a pretrained one"""
+    batch_size: int = 16
     """demonstrations an update"""
     demonstrations: int = 6000
     """demonstrations played"""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """peak learning rate, with linear warm-up and cosine decay"""
     wasteful: float = 0.75
     """share of demonstrations with needless calls, so that there is waste to learn away"""
-    waste: float = 0.35
+    waste: float = 0.3
     """probability of a needless call before each step of a wasteful demonstration"""
 
 
@@ -166,7 +166,7 @@ class Args:
     """episodes of one task, compared with each other"""
     max_new_tokens: int = 48
     """tokens of one assistant turn, at most"""
-    max_context: int = 1024
+    max_context: int = 768
     """tokens of one episode, at most; a longer one is cut and counts as failed"""
     temperature: float = 1.0
     """sampling temperature; the training logits are divided by it too"""
@@ -220,7 +220,7 @@ class Args:
     """torch device"""
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str) -> NoReturn:
     """End with one sentence for the user."""
     raise SystemExit(f"ppo_c3rl: {sentence}")
 
@@ -237,14 +237,14 @@ TINY_TEMPLATE = (  # the tiny model has no room for tool schemas: it knows the t
 
 
 def tiny_tokenizer(texts: Iterator[str]) -> Any:
-    """Byte-level BPE trained on the demonstrations. What must be copied (names; numbers, two digits at a time) is cut
+    """Byte-level BPE trained on the demonstrations. What must be copied (names, digits) is cut
     off from what stands around it, so that it has the same tokens in a request, in a result and in a call. What is
     always the same (a JSON key with its punctuation) becomes one token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    pieces = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d\d?| |[^A-Za-z_\d ]+"""
+    pieces = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d| |[^A-Za-z_\d ]+"""
     split = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -270,7 +270,8 @@ def tiny_model(tokenizer: Any, seed: int) -> torch.nn.Module:
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.06, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -588,19 +589,21 @@ def tokenized(policy: Policy, demonstration: Demonstration) -> tuple[list[int], 
 def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> float:
     """Supervised training on model tokens only; returns the mean loss of the last tenth of the updates."""
     data = [item for item in (tokenized(policy, d) for d in dialogues) if len(item[0]) <= args.max_context]
-    optimizer = torch.optim.AdamW(trainable(policy), lr=args.warm.lr, weight_decay=0.01)
+    data.sort(key=lambda item: len(item[0]))
+    optimizer = torch.optim.AdamW(trainable(policy), lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.01)
     rng = random.Random(stream(args.seed, "warm start"))
     size, losses, queue = args.warm.batch_size, [], []
     bar = tqdm(range(args.warm.updates), desc="warm start", disable=rank() > 0)
     for update in bar:
-        if not queue:  # shuffle, then batch neighbours of similar length, so that little is padding
-            pool = sorted(rng.sample(range(len(data)), min(len(data), 32 * size)), key=lambda i: len(data[i][0]))
-            queue = [pool[at : at + size] for at in range(0, len(pool), size)]
+        progress = update / args.warm.updates
+        if not queue:  # short dialogues first: copying is learnt there, at a fraction of the price
+            within = int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7))
+            pool = sorted(rng.sample(range(within), min(within, 8 * size)))  # neighbours are of similar length,
+            queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
             rng.shuffle(queue)
         batch = [data[i] for i in queue.pop()]
-        progress = update / args.warm.updates
         for group in optimizer.param_groups:
-            group["lr"] = args.warm.lr * min(1.0, (update + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * progress))
+            group["lr"] = args.warm.lr * min(1.0, (update + 1) / 30) * (0.55 + 0.45 * math.cos(math.pi * progress))
         total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
         for part in micro_batches([len(ids) for ids, _ in batch], args.micro_batch_tokens):
             logp, _, _ = score(policy, [batch[i][0] for i in part], [batch[i][1] for i in part], 1.0)
@@ -1244,7 +1247,7 @@ def train(args: Args) -> None:
             fail(f"--resume {resumed}: there is no run in this folder (args.json is missing)")
         args = read_args(resumed / "args.json")
     if args.warm.updates is None:
-        args.warm.updates = 500 if args.model == "tiny" else 0
+        args.warm.updates = 1000 if args.model == "tiny" else 0
     check(args)
     folder = (
         resumed
@@ -1465,7 +1468,8 @@ def train(args: Args) -> None:
 def read_args(path: Path) -> Args:
     """The arguments a run was started with."""
     data = json.loads(path.read_text())
-    for name, group in (("budget", Budget), ("credit", Credit), ("dual", Dual), ("warm", WarmStart)):
+    groups: dict[str, Any] = {"budget": Budget, "credit": Credit, "dual": Dual, "warm": WarmStart}
+    for name, group in groups.items():
         data[name] = group(**{k: tuple(v) if isinstance(v, list) else v for k, v in data[name].items()})
     return Args(**data)
 

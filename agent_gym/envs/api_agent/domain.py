@@ -6,8 +6,9 @@ import itertools
 import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -151,7 +152,6 @@ class APITask:
         domains: The domains whose tools are at hand.
         calls: The oracle's calls.
         answer: The expected answer, by key; None where the state alone is judged.
-        answer_schema: JSON schema of the answer.
         traps: Tempting wrong writes.
         composition: The goals, for the split.
         latency_seed: Seeds the latency model.
@@ -163,7 +163,6 @@ class APITask:
     domains: tuple[str, ...]
     calls: tuple[Call, ...]
     answer: dict[str, Any] | None = None
-    answer_schema: dict[str, Any] | None = None
     traps: tuple[Call, ...] = ()
     composition: tuple[str, ...] = ()
     latency_seed: int = 0
@@ -215,7 +214,6 @@ class Draft:
         self.calls: list[Call] = []
         self.traps: list[Call] = []
         self.answer: dict[str, Any] = {}
-        self.types: dict[str, Any] = {}
         self._source: Source | None = None
         self._names: set[str] = set()
 
@@ -294,14 +292,12 @@ class Draft:
             n for n in itertools.chain([key], (f"{key}{i}" for i in itertools.count(2))) if n not in self.answer
         )
         self.answer[name] = value
-        self.types[name] = {"type": _JSON_TYPES[type(value)]}
         return name
 
 
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "st")
 _VOWELS = ("a", "e", "i", "o", "u")
 _HOSTS = ("mail.com", "post.net", "corp.org")
-_JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
 
 DOMAINS: dict[str, Domain] = {}
 _tool_tables: dict[tuple[str, ...], dict[str, Tool]] = {}
@@ -387,6 +383,17 @@ def _draw_composition(rng: random.Random, domains: tuple[str, ...], split: str, 
     )
 
 
+@lru_cache(maxsize=256)
+def levels_of(domains: tuple[str, ...], split: str) -> tuple[int, ...]:
+    """The numbers of necessary calls that the domains have tasks of."""
+    found = []
+    for calls in range(1, MOST_CALLS + 1):
+        with suppress(ValueError):
+            _draw_composition(random.Random(0), domains, split, calls)
+            found.append(calls)
+    return tuple(found)
+
+
 def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APITask:
     """The task of a split and a seed: a pure function.
 
@@ -414,9 +421,7 @@ def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APIT
             if name in present:
                 DOMAINS[name].fill(g)
     request = " ".join(g.sentences)
-    schema = None
     if g.answer:
-        schema = {"type": "object", "properties": g.types, "required": [*g.types], "additionalProperties": False}
         keys = ",".join(f'"{key}":...' for key in g.answer)
         request += f" Answer with JSON: {{{keys}}}"
     return APITask(
@@ -426,7 +431,6 @@ def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APIT
         domains=tuple(d for d in domains if d in present),
         calls=tuple(g.calls),
         answer=g.answer or None,
-        answer_schema=schema,
         traps=tuple(g.traps),
         composition=tuple(sorted(atom.name for atom in atoms)),
         latency_seed=seed,

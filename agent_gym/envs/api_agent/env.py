@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
 from agent_gym.env import Outcome, ToolEnv
 from agent_gym.envs.api_agent import domains as _builtin
-from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, run_tool
+from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, levels_of, run_tool
 from agent_gym.envs.api_agent.world import World
 from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
@@ -22,8 +25,8 @@ class APIAgentEnv(ToolEnv):
 
     Args:
         split: ``"train"`` or ``"test"``: disjoint in entities and in compositions of goals.
-        difficulty: Necessary tool calls of a task: a whole number from 1 to 8, or ``[least, most]``. Distractors
-            (records and whole domains) grow with it.
+        difficulty: Necessary tool calls of a task: a whole number from 1 to 8, or ``[least, most]``; by default
+            every number the domains have tasks of. Distractors (records and whole domains) grow with it.
         domains: Names of registered domains; all of the built-in ones by default.
         tasks: Path of a JSONL file of tasks instead of the generator; see :func:`load_tasks`.
         **kwargs: See :class:`~agent_gym.env.ToolEnv`.
@@ -36,7 +39,7 @@ class APIAgentEnv(ToolEnv):
         self,
         *,
         split: str = "train",
-        difficulty: int | Sequence[int] = (1, 8),
+        difficulty: int | Sequence[int] | None = None,
         domains: Sequence[str] | None = None,
         tasks: str | None = None,
         **kwargs: Any,
@@ -44,17 +47,30 @@ class APIAgentEnv(ToolEnv):
         super().__init__(**kwargs)
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        names = _builtin.NAMES if domains is None else tuple(domains)
+        if unknown := [name for name in names if name not in DOMAINS] or (None if names else ["(none)"]):
+            raise ValueError(f"domains: {unknown[0]!r} is not registered; there are {', '.join(DOMAINS)}")
+        self.split, self.domains = split, names
+        self._given = {task.id: task for task in load_tasks(tasks)} if tasks else {}
+        self.task_ids = tuple(self._given) or None
+        levels = levels_of(names, split)
+        if not levels and not self._given:
+            raise ValueError(f"the domains {', '.join(names)} have no {split} task: give them goals, or tasks=PATH")
+        if difficulty is None:
+            self.levels = levels
+            return
         bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
         whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
         if not whole or not 1 <= bounds[0] <= bounds[1] <= MOST_CALLS:
             raise ValueError(
                 f"difficulty={difficulty!r}: a whole number of necessary calls from 1 to {MOST_CALLS}, or [least, most]"
             )
-        names = _builtin.NAMES if domains is None else tuple(domains)
-        if unknown := [name for name in names if name not in DOMAINS] or (None if names else ["(none)"]):
-            raise ValueError(f"domains: {unknown[0]!r} is not registered; there are {', '.join(DOMAINS)}")
-        self.split, self.difficulty, self.domains = split, bounds, names
-        self._given = {task.id: task for task in load_tasks(tasks)} if tasks else {}
+        self.levels = tuple(range(bounds[0], bounds[1] + 1))
+        if missing := [level for level in self.levels if level not in levels]:
+            raise ValueError(
+                f"difficulty={difficulty!r}: the domains {', '.join(names)} have no {split} task of {missing[0]} "
+                f"necessary calls, only of {', '.join(map(str, levels))}"
+            )
 
     def _make_task(self, task_id: str | None) -> APITask:
         if self._given:
@@ -64,7 +80,7 @@ class APIAgentEnv(ToolEnv):
                 raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
             return self._given[task_id]
         if task_id is None:
-            calls = int(self.np_random.integers(self.difficulty[0], self.difficulty[1] + 1))
+            calls = self.levels[int(self.np_random.integers(len(self.levels)))]
             return compose(self.split, calls, int(self.np_random.integers(2**31)), self.domains)
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
@@ -85,7 +101,7 @@ class APIAgentEnv(ToolEnv):
         wanted, left = task.world.differences(task.goal), self._world.differences(task.goal)
         faults = []
         for path, (found, expected) in left.items():
-            collateral = not any(path.startswith(p) or p.startswith(path) for p in wanted)
+            collateral = not any(f"{path}.".startswith(f"{p}.") or f"{p}.".startswith(f"{path}.") for p in wanted)
             what = "changed though nothing asked for it" if collateral else "not as asked"
             faults.append(f"{path}: {what}: expected {dump(expected)}, found {dump(found)}")
         done = sum(path not in left for path in wanted)
@@ -120,24 +136,24 @@ class APIAgentEnv(ToolEnv):
         return "Done." if self.task.answer is None else dump(self.task.answer)
 
 
+@lru_cache(maxsize=1024)
+def answer_model(fields: tuple[tuple[str, type], ...]) -> type[BaseModel]:
+    """The schema of an answer: an object with exactly these keys, of exactly these types."""
+    entries: dict[str, Any] = {name: (kind, ...) for name, kind in fields}
+    return create_model("answer", __config__=ConfigDict(extra="forbid", strict=True), **entries)
+
+
 def _compare(answer: Any, expected: dict[str, Any]) -> list[str]:
-    """Faults of an answer: its JSON schema first (an object with exactly these keys and types), then its values."""
-    if isinstance(answer, str):
-        try:
-            answer = load(answer)
-        except ValueError:
-            return [f"answer: expected a JSON object with the keys {', '.join(expected)}, found text that is not JSON"]
-    if not isinstance(answer, dict):
-        return [f"answer: expected a JSON object with the keys {', '.join(expected)}, found {type(answer).__name__}"]
-    faults = [f"answer.{key}: unexpected" for key in answer if key not in expected]
-    for key, value in expected.items():
-        if key not in answer:
-            faults.append(f"answer.{key}: missing")
-        elif type(answer[key]) is not type(value):
-            faults.append(f"answer.{key}: expected {type(value).__name__}, found {type(answer[key]).__name__}")
-        elif answer[key] != value:
-            faults.append(f"answer.{key}: wrong value {dump(answer[key])}")
-    return faults
+    """Faults of an answer: against its schema first, then against its values."""
+    model = answer_model(tuple((name, type(value)) for name, value in expected.items()))
+    try:
+        model.model_validate(load(answer) if isinstance(answer, str) else answer)
+    except ValidationError as error:
+        return [f"{'.'.join(('answer', *map(str, e['loc'])))}: {e['msg']}" for e in error.errors(include_url=False)]
+    except ValueError:
+        return [f"answer: expected a JSON object with the keys {', '.join(expected)}, found text that is not JSON"]
+    answer = load(answer) if isinstance(answer, str) else answer
+    return [f"answer.{k}: wrong value {dump(answer[k])}" for k, value in expected.items() if answer[k] != value]
 
 
 def load_tasks(path: str) -> list[APITask]:
