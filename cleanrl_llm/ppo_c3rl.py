@@ -37,6 +37,7 @@ import tyro
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
+from transformers.cache_utils import Cache, DynamicLayer
 
 import agent_gym
 from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
@@ -244,7 +245,7 @@ def tiny_tokenizer(texts: Iterator[str]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    pieces = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d| |[^A-Za-z_\d ]+"""
+    pieces = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*|@[a-z.]+| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d| |[^A-Za-z_\d ]+"""
     split = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -269,7 +270,7 @@ def tiny_model(tokenizer: Any, seed: int) -> torch.nn.Module:
 
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
+        num_key_value_heads=4, max_position_embeddings=4096, tie_word_embeddings=True,
         initializer_range=0.06, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -464,20 +465,46 @@ def advance(
     episode.ids += reply
 
 
+class Room(DynamicLayer):
+    """A layer of the KV cache that writes in place instead of copying all keys and values for every token."""
+
+    room: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = torch.stack([key_states, value_states])
+        held = self.get_seq_length()
+        width = held + new.shape[-2]
+        if self.room is None or width > self.room.shape[-2]:
+            room = new.new_empty(*new.shape[:-2], width + 64, new.shape[-1])
+            if held:
+                room[0, ..., :held, :], room[1, ..., :held, :] = self.keys, self.values
+            self.room = room
+        self.room[..., held:width, :] = new
+        self.keys, self.values = self.room[0, ..., :width, :], self.room[1, ..., :width, :]
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor, columns: Tensor) -> None:
+        """Drop all but the given rows and, in each, the given columns (shape [rows, columns])."""
+        index = columns[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[-1])
+        self.keys, self.values = self.keys[rows].gather(2, index), self.values[rows].gather(2, index)
+        self.room = None
+
+
 @torch.no_grad()
 def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> None:
     """Play all episodes to their end in one batch.
 
     Every turn first feeds what is new to each row in one forward pass (left-padded, so that all rows end in the
-    last column), then samples a token a step. The KV cache is kept over the turns; finished rows leave the batch.
+    last column), then samples a token a step. The KV cache is kept over the turns; between them, finished rows and
+    padding leave it.
     """
-    from transformers import DynamicCache
-
     device, generator = policy.device, torch.Generator().manual_seed(seed)
     was_training = policy.model.training
     policy.model.eval()
     rows = [episode for episode in episodes if not episode.done]
-    cache = DynamicCache()
+    cache = Cache(layer_class_to_replicate=Room)
     mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
     while rows:
         new = [torch.tensor(row.ids[row.fed :]) for row in rows]
@@ -519,10 +546,13 @@ def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> N
             row.fed = int(fed[i])
             advance(policy, row, turns[i], logprobs[i], sum(entropies[i]) / len(entropies[i]), args.max_context)
         alive = [i for i, row in enumerate(rows) if not row.done]
-        if len(alive) < len(rows) and alive:
+        if alive:
             index = torch.tensor(alive, device=device)
-            cache.batch_select_indices(index)
-            mask = mask[index]
+            mask, columns = mask[index].sort(dim=1, descending=True, stable=True)
+            width = int(mask.sum(1).max())
+            mask, columns = mask[:, :width], columns[:, :width]
+            for layer in cache.layers:
+                layer.keep(index, columns)
         rows = [rows[i] for i in alive]
     policy.model.train(was_training)
 
