@@ -282,8 +282,10 @@ def pretrained(args: Args, device: torch.device) -> tuple[torch.nn.Module, Any]:
     """A pretrained model with adapters, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name, options = args.model, {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
+    name = args.model
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     source: dict[str, Any] = {}
+    model: Any
     if name == "smollm2-135m":
         from importlib.util import find_spec
 
@@ -453,7 +455,7 @@ def advance(
     episode.done = terminated or truncated
     if episode.done:
         episode.verdict = info["verdict"]
-        episode.reward = None if episode.infra else reward
+        episode.reward = None if episode.infra else float(reward)
         return
     role = "tool" if info["tool_results"] else "user"
     reply = policy.reply(role, observation, closed)
@@ -543,7 +545,7 @@ class Demonstration:
 def wasteful(env: gym.Env, actions: list[str], probability: float, rng: random.Random) -> list[str]:
     """The oracle's actions with needless reads before some of them: a tool that takes no arguments (the slow scans
     are such, and what is never needed), or a read that was made before (a re-check)."""
-    base = env.unwrapped
+    base: Any = env.unwrapped
     reads = {name for name, tool in base.tools.items() if tool.reads_only}
     idle = [base.parser.render("", [agent_gym.Call(name)]) for name in reads if not base.tools[name].parameters]
     played: list[str] = []
@@ -558,11 +560,12 @@ def wasteful(env: gym.Env, actions: list[str], probability: float, rng: random.R
 
 def demonstrations(env: gym.Env, args: Args) -> Iterator[Demonstration]:
     """Play the oracle on training tasks."""
+    base: Any = env.unwrapped
     for index in range(args.warm.demonstrations):
         rng = random.Random(stream(args.seed, "demonstration", index))
         _, info = env.reset(seed=stream(args.seed, "demonstration task", index))
         messages, tools, turns = info["messages"], info["tools"], []
-        actions = env.unwrapped.oracle()
+        actions = base.oracle()
         if rng.random() < args.warm.wasteful:
             actions = wasteful(env, actions, args.warm.waste, rng)
         for action in actions:
@@ -592,10 +595,12 @@ def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> fl
     data.sort(key=lambda item: len(item[0]))
     optimizer = torch.optim.AdamW(trainable(policy), lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.01)
     rng = random.Random(stream(args.seed, "warm start"))
-    size, losses, queue = args.warm.batch_size, [], []
-    bar = tqdm(range(args.warm.updates), desc="warm start", disable=rank() > 0)
+    size, updates = args.warm.batch_size, args.warm.updates or 0
+    losses: list[float] = []
+    queue: list[list[int]] = []
+    bar = tqdm(range(updates), desc="warm start", disable=rank() > 0)
     for update in bar:
-        progress = update / args.warm.updates
+        progress = update / updates
         if not queue:  # short dialogues first: copying is learnt there, at a fraction of the price
             within = int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7))
             pool = sorted(rng.sample(range(within), min(within, 8 * size)))  # neighbours are of similar length,
@@ -987,8 +992,8 @@ def update(
                 with torch.no_grad():
                     moved = (old - logp).exp() - (old - logp) - 1.0  # k3 of the sampling policy against the new one
                     outside = ((ratio - 1.0 < -args.clip_low) | (ratio - 1.0 > args.clip_high)).float()
-                    parts = (-gain.sum(), kl.sum(), entropy.sum(), outside.sum(), moved.sum(), ratio.sum())
-                    sums += torch.stack([x.double().cpu() for x in parts])
+                    terms = (-gain.sum(), kl.sum(), entropy.sum(), outside.sum(), moved.sum(), ratio.sum())
+                    sums += torch.stack([x.double().cpu() for x in terms])
             if world() > 1:
                 dist.all_reduce(sums)
             norm = apply_gradients(policy, optimizer, args)
@@ -1173,6 +1178,7 @@ def load(folder: Path, args: Args, device: torch.device) -> tuple[Policy, dict[s
             f"{folder} holds --model {state['model']} with --lora-rank {state['lora_rank']}, "
             f"not {args.model} with {args.lora_rank}"
         )
+    model: Any
     if args.model == "tiny":
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
