@@ -612,9 +612,9 @@ def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> fl
         total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
         for part in micro_batches([len(ids) for ids, _ in batch], args.micro_batch_tokens):
             logp, _, _ = score(policy, [batch[i][0] for i in part], [batch[i][1] for i in part], 1.0)
-            loss = -logp.sum() / count
+            loss = -logp.sum() / (count * world())  # every process has the same batch
             loss.backward()
-            total += loss.item()
+            total += loss.item() * world()
         apply_gradients(policy, optimizer, args)
         losses.append(total)
         bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}")
@@ -670,7 +670,7 @@ def apply_gradients(policy: Policy, optimizer: torch.optim.Optimizer, args: Args
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
         dist.all_reduce(flat)
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = grad.view_as(p)
+            p.grad = grad.view_as(p).to(p.dtype)
     norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -1242,7 +1242,7 @@ class Log:
 def train(args: Args) -> None:
     # ---- set-up ----
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     local = int(os.environ.get("LOCAL_RANK", 0))
     name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     device = torch.device(name if args.device == "auto" else args.device)
@@ -1255,6 +1255,7 @@ def train(args: Args) -> None:
     if args.warm.updates is None:
         args.warm.updates = 1000 if args.model == "tiny" else 0
     check(args)
+    torch.manual_seed(args.seed)  # new adapters and value heads: the same in every process
     folder = (
         resumed
         or Path(args.run_dir) / f"{args.env_id}__{args.exp_name}__{args.method}__{args.seed}__{int(time.time())}"
@@ -1394,7 +1395,7 @@ def train(args: Args) -> None:
         losses = update(policy, reference, optimizer, episodes, steps_advantages, args, stream("update", *key))
 
         # report
-        spent += int(all_mean([float(tokens)])[0] * world())
+        spent += round(all_mean([float(tokens)])[0] * world())
         over = cost > bounds
         success = np.array([e.success for e in episodes])
         groups = [e.task_id for e in episodes]
@@ -1407,7 +1408,7 @@ def train(args: Args) -> None:
             "charts/in_budget_success": float(all_mean(success * ~over.any(axis=1))[0]),
             "charts/turns": float(all_mean([float(len(e.steps)) for e in episodes])[0]),
             "charts/flat_groups": float(all_mean([float(flat)])[0]),
-            "charts/infra": float(infra),
+            "charts/infra": float(all_mean([float(infra)])[0] * world()),
             "charts/generated_tokens": float(spent),
             "violation/any": float(all_mean(over.any(axis=1).astype(float))[0]),
         }
