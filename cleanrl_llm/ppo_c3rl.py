@@ -740,9 +740,10 @@ def measure(
         trajectory = episode.trajectory(args.env_id, {})
         own = [list(step.cost.values()) for step in episode.steps]
         todo: list[Any] = []
+        last = count - episode.steps[-1].terminated  # a block must not take the final answer with it
         for t in chosen_steps(episode, args, rng):
             if "delete" in credit.interventions:
-                todo.append(Delete(t, min(credit.block, count - t)))
+                todo.append(Delete(t, min(credit.block, last - t)))
             if "swap" in credit.interventions and episode.steps[t].tool_results:
                 others = [a for a in by_tool[episode.steps[t].tool_results[0]["name"]] if a != episode.steps[t].action]
                 todo += [Swap(t, rng.choice(others))] if others else []
