@@ -1335,7 +1335,7 @@ def train(args: Args) -> None:
         policy, state = load(newest, args, device)
         first, dual, spent, curriculum_from = (
             state["iteration"],
-            state["dual"],
+            DualState(**state["dual"]),
             state["tokens"],
             state["curriculum_from"],
         )
@@ -1446,7 +1446,7 @@ def train(args: Args) -> None:
         )
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.total_iterations:
             state = {
-                "iteration": iteration + 1, "optimizer": optimizer.state_dict(), "dual": dual, "tokens": spent,
+                "iteration": iteration + 1, "optimizer": optimizer.state_dict(), "dual": asdict(dual), "tokens": spent,
                 "curriculum_from": curriculum_from,
             }  # fmt: skip
             save(folder / "checkpoints" / f"iteration_{iteration + 1:06d}", policy, args, state)
