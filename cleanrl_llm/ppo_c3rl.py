@@ -1339,8 +1339,7 @@ def train(args: Args) -> None:
             state["tokens"],
             state["curriculum_from"],
         )
-        with (folder / "metrics.jsonl").open() as file:
-            history = [row for row in map(json.loads, file) if row["iteration"] < first]
+        history = [row for row in read_lines(folder / "metrics.jsonl") if row["iteration"] < first]
         maps = [row for row in read_lines(folder / "credits.jsonl") if row["iteration"] < first]
         for env in (*envs, *tests, *spare):
             env.unwrapped.token_counter = policy.count  # type: ignore[attr-defined]
@@ -1483,7 +1482,14 @@ def read_args(path: Path) -> Args:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The objects of a file of JSON lines, up to the first line that a crash cut off."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def check(args: Args) -> None:
