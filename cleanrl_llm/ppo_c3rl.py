@@ -1382,7 +1382,8 @@ def train(args: Args) -> None:
         if iteration == 0:
             curriculum_from = np.maximum(bounds, mean_cost)
         tight = min(1.0, iteration / (args.dual.curriculum * args.total_iterations)) if args.dual.curriculum else 1.0
-        now = np.where(np.isfinite(bounds), curriculum_from + tight * (bounds - curriculum_from), bounds)
+        slack = np.subtract(curriculum_from, bounds, out=np.zeros(len(CHANNELS)), where=np.isfinite(bounds))
+        now = bounds + (1.0 - tight) * slack
         dual.update(mean_cost, now, iteration, args)
 
         # improve
