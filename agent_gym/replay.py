@@ -283,8 +283,8 @@ def _replay(
     shown = [step.observation for step in steps]  # shown[i] is what the agent saw before step i
     after = [*shown[1:], "\n".join(result["content"] for result in steps[-1].tool_results)]
     start = t + 1 if isinstance(intervention, Truncate | Perturb) else t
-    schemas = "\n".join(tool.schema_json for tool in base.tools.values())  # type: ignore[attr-defined]
-    kept, removed = [base.system_prompt, schemas, *shown[: start + 1]], []  # type: ignore[attr-defined]
+    choices = " ".join(choice for tool in base.tools.values() for choice in tool.choices)  # type: ignore[attr-defined]
+    kept, removed = [base.system_prompt, choices, *shown[: start + 1]], []  # type: ignore[attr-defined]
     suffix = list(range(start, len(steps)))
     if start < len(steps):
         restore(env, snapshots[start])

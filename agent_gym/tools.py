@@ -120,6 +120,11 @@ class Tool:
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return dump({"type": "function", "function": function})
 
+    @cached_property
+    def choices(self) -> tuple[str, ...]:
+        """The values that the schema itself offers for arguments (``enum``): known without any call."""
+        return tuple(re.findall(r'"([^"]*)"', " ".join(re.findall(r'"enum":\[([^\]]*)\]', self.schema_json))))
+
     def validate(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments checked and converted to the function's types.
 

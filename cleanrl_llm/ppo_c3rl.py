@@ -16,6 +16,7 @@ Docs: docs/ppo_c3rl.md
 
 import contextlib
 import copy
+import ctypes
 import hashlib
 import json
 import math
@@ -43,6 +44,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 import agent_gym
 from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
 from agent_gym.metrics import bootstrap_interval, wilson_interval
+
+if sys.platform == "linux":
+    # glibc hands every freed tensor back to the kernel and faults it in again, which on virtual machines takes longer
+    # than the arithmetic. Keep the memory: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of mallopt(3).
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-1, 2**31 - 1), (-3, 2**30), (-8, 1)):
+            libc.mallopt(option, value)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
@@ -109,13 +118,18 @@ class Dual:
 @dataclass
 class WarmStart:
     updates: int | None = None
-    """supervised updates on demonstrations; by default 1000 for the tiny model and 0 for a pretrained one"""
+    """supervised updates on demonstrations; by default 900 for the tiny model and 0 for a pretrained one"""
     batch_size: int = 16
     """demonstrations an update"""
     demonstrations: int = 6000
     """demonstrations played"""
     lr: float = 3e-3
-    """peak learning rate, with linear warm-up and cosine decay"""
+    """peak learning rate of AdamW, with linear warm-up and cosine decay"""
+    muon_lr: float = 0.02
+    """peak learning rate of Muon, which trains the tiny model's matrices"""
+    other_tokens: float = 0.5
+    """weight of the tokens the model did not write (requests, results) in this loss: ids recur there, and copying
+    them is what has to be learnt"""
     wasteful: float = 0.75
     """share of demonstrations with needless calls, so that there is waste to learn away"""
     waste: float = 0.3
@@ -162,6 +176,8 @@ class Args:
 
     total_iterations: int = 60
     """policy updates"""
+    total_tokens: int | None = None
+    """stop after the iteration in which this many tokens have been generated"""
     num_episodes: int = 64
     """episodes an iteration, over all processes"""
     group_size: int = 4
@@ -624,7 +640,17 @@ def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> fl
     if not data:
         fail(f"no demonstration was solved within --max-context {args.max_context} tokens; raise it, or max_turns")
     data.sort(key=lambda item: len(item[0]))
-    optimizer = torch.optim.AdamW(trainable(policy), lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    parameters = trainable(policy)
+    matrices = [p for n, p in policy.named_parameters() if p.requires_grad and p.ndim == 2 and ".layers." in n]
+    if args.model == "tiny":  # orthogonalised updates learn to copy in half the steps of AdamW (Jordan et al. 2024)
+        rest = [p for p in parameters if not any(p is m for m in matrices)]
+        optimizers = [
+            torch.optim.Muon(matrices, lr=args.warm.muon_lr, momentum=0.95, weight_decay=0.01),
+            torch.optim.AdamW(rest, lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.0),
+        ]
+    else:
+        optimizers = [torch.optim.AdamW(parameters, lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.01)]
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     rng = random.Random(stream(args.seed, "warm start"))
     size, updates = args.warm.batch_size, args.warm.updates or 0
     losses: list[float] = []
@@ -638,15 +664,24 @@ def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> fl
             queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
             rng.shuffle(queue)
         batch = [data[i] for i in queue.pop()]
-        for group in optimizer.param_groups:
-            group["lr"] = args.warm.lr * min(1.0, (update + 1) / 30) * (0.55 + 0.45 * math.cos(math.pi * progress))
+        schedule = min(1.0, (update + 1) / 30) * (0.55 + 0.45 * math.cos(math.pi * progress))
+        for optimizer, lrs in zip(optimizers, peaks, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * schedule
         total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
         for part in micro_batches([len(ids) for ids, _ in batch], args.micro_batch_tokens):
-            logp, _, _ = score(policy, [batch[i][0] for i in part], [batch[i][1] for i in part], 1.0)
-            loss = -logp.sum() / (count * world())  # every process has the same batch
+            ids, weights = [batch[i][0] for i in part], []
+            for i in part:
+                weight = torch.full((len(batch[i][0]),), args.warm.other_tokens)
+                for begin, end in batch[i][1]:
+                    weight[begin:end] = 1.0
+                weights.append(weight[1:])
+            logp, _, _ = score(policy, ids, [[(1, len(row))] for row in ids], 1.0)
+            weight = torch.cat(weights).to(logp)
+            loss = -(logp * weight).sum() / (count * world())  # every process has the same batch
             loss.backward()
-            total += loss.item() * world()
-        apply_gradients(policy, optimizer, args)
+            total -= float(logp.detach()[weight == 1.0].sum()) / count
+        apply_gradients(policy, optimizers, args)
         losses.append(total)
         bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}")
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
@@ -694,7 +729,7 @@ def score(
     return logp.gather(1, padded[rows, cols][:, None])[:, 0], entropy, values
 
 
-def apply_gradients(policy: Policy, optimizer: torch.optim.Optimizer, args: Args) -> float:
+def apply_gradients(policy: Policy, optimizers: list[torch.optim.Optimizer], args: Args) -> float:
     """Sum the gradients over the processes (one flat all-reduce), clip, step. Returns the norm before clipping."""
     parameters = trainable(policy)
     if world() > 1:
@@ -703,8 +738,9 @@ def apply_gradients(policy: Policy, optimizer: torch.optim.Optimizer, args: Args
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p).to(p.dtype)
     norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return float(norm)
 
 
@@ -1028,7 +1064,7 @@ def update(
                     sums += torch.stack([x.double().cpu() for x in terms])
             if world() > 1:
                 dist.all_reduce(sums)
-            norm = apply_gradients(policy, optimizer, args)
+            norm = apply_gradients(policy, [optimizer], args)
             names = ("policy_loss", "kl", "entropy", "clip_fraction", "old_kl", "ratio")
             for name, value_sum in zip(names, sums.tolist(), strict=True):
                 log.setdefault(name, []).append(value_sum / float(sizes[0]))
@@ -1283,7 +1319,7 @@ def train(args: Args) -> None:
             fail(f"--resume {resumed}: there is no run in this folder (args.json is missing)")
         args = read_args(resumed / "args.json")
     if args.warm.updates is None:
-        args.warm.updates = 1000 if args.model == "tiny" else 0
+        args.warm.updates = 900 if args.model == "tiny" else 0
     check(args)
     torch.manual_seed(args.seed)  # new adapters and value heads: the same in every process
     folder = (
@@ -1386,6 +1422,8 @@ def train(args: Args) -> None:
         disable=rank() > 0,
     )
     for iteration in bar:
+        if args.total_tokens is not None and spent >= args.total_tokens:
+            break
         began = time.perf_counter()
         key = (args.seed, iteration, rank())
 
