@@ -333,6 +333,9 @@ class Policy(torch.nn.Module):
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.takes_tools = sees_tools and "tools" in tokenizer.chat_template
         size = model.get_output_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
+        for p in model.parameters():  # weights read from a file are mapped where the file has them; sums round
+            if p.device.type == "cpu":  # differently there than in aligned memory, and a resumed run would drift
+                p.data = p.data.clone()
         self.values = torch.nn.Linear(size, 1 + len(CHANNELS)) if critic else None
         if self.values is not None:
             torch.nn.init.zeros_(self.values.weight)
