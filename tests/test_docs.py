@@ -1,0 +1,164 @@
+"""The pages: their samples run and print what the page shows, and their tables name what the code has."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from agent_gym.envs.api_agent.domain import DOMAINS
+from agent_gym.envs.api_agent.domains import NAMES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+OWN_DOMAIN = (DOCS / "own_domain.py").read_text(encoding="utf-8")
+TRAINER = (ROOT / "cleanrl_llm" / "ppo_c3rl.py").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def samples():
+    """Every Python block that can run alone, with the output that the page shows under it, if any."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        blocks = list(FENCE.finditer(text))
+        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+            if block[1] != "python" or not block[2].startswith(("import ", "from ")):
+                continue
+            shown = after and after[1] == "text" and not text[block.end() : after.start()].strip()
+            line = text[: block.start()].count("\n") + 1
+            yield pytest.param(block[2], after[2] if shown else None, id=f"{page.name}:{line}")
+
+
+def run(arguments, cwd):
+    """A Python process that finds the package and the files beside the pages."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(DOCS)])}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("code", "shown"), list(samples()))
+def test_samples_print_what_the_page_shows(code, shown, tmp_path):
+    (tmp_path / "sample.py").write_text(code, encoding="utf-8")
+    printed = run(["sample.py"], tmp_path)
+    assert shown is None or printed.strip("\n") == shown.strip("\n")
+
+
+def gate_commands():
+    for page in PAGES:
+        pattern = r"^```sh\npython (-m agent_gym\.gate [^\n]*)\n```\n+```text\n(.*?)^```$"
+        for found in re.finditer(pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            yield pytest.param(found[1], found[2], id=found[1].split("gate ")[1])
+
+
+@pytest.mark.parametrize(("command", "shown"), list(gate_commands()))
+def test_gate_commands_print_what_the_page_shows(command, shown, tmp_path):
+    if "bfcl" in command and not (find_spec("bfcl_eval") and find_spec("mpmath")):
+        pytest.skip("the tasks are in the package bfcl-eval")
+    assert run(shlex.split(command), tmp_path) == shown
+
+
+def test_own_domain_is_on_the_page_and_short():
+    page = (DOCS / "api_agent.md").read_text(encoding="utf-8")
+    assert f"```python\n{OWN_DOMAIN}```" in page
+    code = [line for line in OWN_DOMAIN.splitlines() if line.strip() and not line.strip().startswith(('"""', "#"))]
+    assert len(code) < 40
+    assert f"{len(code)} lines of code" in page
+
+
+def test_own_domain_registers_itself_with_sound_tasks(tmp_path):
+    code = """
+import gymnasium as gym
+import own_domain
+from agent_gym.envs.api_agent.domain import DOMAINS
+from agent_gym.gate import gate_task
+
+assert DOMAINS["library"] is own_domain.library
+for split in ("train", "test"):
+    env, ids = gym.make("APIAgent-v0", domains=["library"], split=split), set()
+    for seed in range(40):
+        task_id = env.reset(seed=seed)[1]["task_id"]
+        assert task_id.startswith(split)
+        assert not gate_task(env, task_id, seed), (task_id, gate_task(env, task_id, seed))
+        ids.add(task_id)
+    print(len(ids))
+"""
+    assert run(["-c", code], tmp_path).split() == ["40", "40"]
+
+
+def test_tool_table_follows_the_code():
+    page = (DOCS / "api_agent.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| (\w+) \| `(\w+)\(([^)]*)\)` \| (yes|no) \| (\d+) \+ (\d+) \|", page, re.MULTILINE))
+    assert rows == {
+        (
+            name,
+            tool.name,
+            ", ".join(tool.parameters),
+            "yes" if tool.reads_only else "no",
+            f"{tool.latency.base_ms:.0f}",
+            f"{tool.latency.per_unit_ms:.0f}",
+        )
+        for name in NAMES
+        for tool in DOMAINS[name].tools.values()
+    }
+
+
+def test_goal_table_follows_the_code():
+    page = (DOCS / "api_agent.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        for goal in DOMAINS[name].goals:
+            ways = ", ".join(f"{way} {calls}" for way, calls in goal.by.items())
+            assert f"`{goal.build.__name__}` ({ways})" in page
+        for source in DOMAINS[name].sources:
+            assert f"`{source.build.__name__}` ({source.type})" in page
+
+
+GROUPS = {"Args": "", "Budget": "budget.", "Credit": "credit.", "Dual": "dual.", "WarmStart": "warm."}
+
+
+def test_flag_table_follows_the_code():
+    page = (DOCS / "ppo_c3rl.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `--([\w.-]+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
+    found = []
+    for node in ast.parse(TRAINER).body:
+        if not isinstance(node, ast.ClassDef) or node.name not in GROUPS:
+            continue
+        for field, doc in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.value).startswith("field("):
+                name = GROUPS[node.name] + field.target.id.replace("_", "-")
+                default = ast.unparse(field.value)
+                default = {"CHANNELS": "all three", "None": "none"}.get(default, f"`{default}`")
+                found.append((name, default, " ".join(doc.value.value.split())))
+    assert sorted(listed) == sorted(found)
+
+
+def test_every_logged_metric_is_explained():
+    page = (DOCS / "ppo_c3rl.md").read_text(encoding="utf-8")
+    explained = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for name in re.findall(r"`((?:charts|cost|violation|lambda|budget|losses|credit)/\w+)`", row)
+    }
+    literal = set(re.findall(r'"((?:charts|violation|losses|credit)/\w+)"', TRAINER))
+    kinds = set(re.findall(r'row\[f"(\w+)/\{channel\}"\]', TRAINER))
+    names = ast.literal_eval(re.search(r"names = (\(.*?\))", TRAINER)[1])
+    by_channel = {f"{kind}/{channel}" for kind in kinds for channel in ("tool_calls", "output_tokens", "latency_ms")}
+    losses = {f"losses/{name}" for name in (*names, "grad_norm")}
+    assert explained == literal | by_channel | losses
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#\s]*)(?:#([\w-]+))?\)", re.sub(FENCE, "", text)):
+        file = page.parent / target if target else page
+        assert file.is_file(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", re.sub(FENCE, "", file.read_text(encoding="utf-8")), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
