@@ -349,6 +349,9 @@ class Policy(torch.nn.Module):
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.takes_tools = sees_tools and "tools" in tokenizer.chat_template
         size = model.get_output_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
+        for p in model.parameters():  # weights read from a file are mapped where the file has them; sums round
+            if p.device.type == "cpu":  # differently there than in aligned memory, and a resumed run would drift
+                p.data = p.data.clone()
         self.values = torch.nn.Linear(size, 1 + len(CHANNELS)) if critic else None
         if self.values is not None:
             torch.nn.init.zeros_(self.values.weight)
@@ -1351,7 +1354,7 @@ def train(args: Args) -> None:
     cut = args.method == "truncation"
     try:
         envs = [make("train", "truncate" if cut else "record", args.truncation_slack) for _ in range(share)]
-    except (gym.error.Error, TypeError, ValueError) as error:
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         fail(f"cannot make {args.env_id}: {error}")
     tests = [make("test", "record") for _ in range(min(128, args.eval_episodes))]
     slots = share * args.credit.most_interventions * args.credit.replace_samples
