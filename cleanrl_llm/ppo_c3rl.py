@@ -61,11 +61,11 @@ if sys.platform == "linux":
 
 @dataclass
 class Budget:
-    tool_calls: float = 4.0
+    tool_calls: float = 3.0
     """bound on an episode's mean number of tool calls"""
-    output_tokens: float = 80.0
+    output_tokens: float = 60.0
     """bound on an episode's mean number of tokens written by the model"""
-    latency_ms: float = 400.0
+    latency_ms: float = 300.0
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
 
 
@@ -146,7 +146,7 @@ class Args:
     """seed of everything"""
     env_id: str = "APIAgent-v0"
     """Gymnasium id of the environment"""
-    env_kwargs: str = '{"difficulty": [1, 3], "domains": ["shop"], "max_turns": 12}'
+    env_kwargs: str = '{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}'
     """keyword arguments of gym.make, as JSON; split and budget are set by this script"""
     method: Literal["c3rl", "ppo", "penalty", "truncation", "lagrangian"] = "c3rl"
     """the advantage: C3-RL, reward only, R - alpha C, reward only in an environment that cuts at the budget, or
@@ -176,11 +176,11 @@ class Args:
     load_in_4bit: bool = False
     """quantise the frozen base with bitsandbytes (CUDA only)"""
 
-    total_iterations: int = 60
+    total_iterations: int = 40
     """policy updates"""
     total_tokens: int | None = None
     """stop after the iteration in which this many tokens have been generated"""
-    num_episodes: int = 64
+    num_episodes: int = 48
     """episodes an iteration, over all processes"""
     group_size: int = 4
     """episodes of one task, compared with each other"""
