@@ -1193,7 +1193,8 @@ def draw_credits(maps: list[dict[str, Any]], path: Path) -> None:
             text = "not measured" if math.isnan(value) else f"{value:.0f}" if column else f"{value:+.1f}"
             shade = "white" if abs(value / scale[column]) > 0.6 else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
-        axis.set_yticks(range(len(raw)), [f"{t}  {label}" for t, label in enumerate(m["steps"])], fontsize=8)
+        labels = [f"{t}  {''.join(c if c.isprintable() else '?' for c in x)}" for t, x in enumerate(m["steps"])]
+        axis.set_yticks(range(len(raw)), labels, fontsize=8, parse_math=False)  # a model may well write "$x_{$"
         axis.set_xticks(range(len(columns)), columns, fontsize=8)
         axis.set_title(
             f"iteration {m['iteration']}: {m['task_id']} ({'passed' if m['success'] else 'failed'})", fontsize=9
