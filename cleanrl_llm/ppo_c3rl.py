@@ -31,6 +31,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other where the cores are shared
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ if sys.platform == "linux":
 class Budget:
     tool_calls: float = 4.0
     """bound on an episode's mean number of tool calls"""
-    output_tokens: float = 120.0
+    output_tokens: float = 80.0
     """bound on an episode's mean number of tokens written by the model"""
     latency_ms: float = 400.0
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
@@ -84,7 +86,7 @@ class Credit:
     block: int = 1
     """steps removed together by delete"""
     most_interventions: int = 8
-    """K: replays an episode, at most; with selection all, the cap is lifted for delete"""
+    """K: replays an episode, at most; selection all has no such cap"""
     replace_samples: int = 2
     """fresh continuations a measured step, for the intervention replace"""
     weight: float = 1.0
@@ -184,7 +186,7 @@ class Args:
     """episodes of one task, compared with each other"""
     max_new_tokens: int = 48
     """tokens of one assistant turn, at most"""
-    max_context: int = 768
+    max_context: int = 512
     """tokens of one episode, at most; a longer one is cut and counts as failed"""
     temperature: float = 1.0
     """sampling temperature; the training logits are divided by it too"""
@@ -433,9 +435,12 @@ class Episode:
     def infra(self) -> bool:
         return self.verdict is not None and self.verdict["status"] == "infra"
 
-    def trajectory(self, env_id: str, env_kwargs: dict[str, Any]) -> Trajectory:
+    def trajectory(self) -> Trajectory:
+        """The episode as the suite's trajectory files hold it."""
+        spec: Any = self.env.unwrapped.spec
+        steps = tuple(self.steps)
         return Trajectory(
-            self.task_id, env_id, env_kwargs, None, tuple(self.steps), self.reward, self.verdict, self.cost_total
+            self.task_id, spec.id, dict(spec.kwargs), self.seed, steps, self.reward, self.verdict, self.cost_total
         )
 
 
@@ -710,10 +715,15 @@ def micro_batches(lengths: list[int], most_tokens: int) -> list[list[int]]:
 
 
 def score(
-    policy: Policy, ids: list[list[int]], spans: list[list[tuple[int, int]]], temperature: float
+    policy: Policy,
+    ids: list[list[int]],
+    spans: list[list[tuple[int, int]]],
+    temperature: float,
+    entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probability and entropy of every model token (rows in order, then columns), shape [tokens], and the
-    values of every turn, shape [turns, 1 + channels], read where the turn begins."""
+    values of every turn, shape [turns, 1 + channels], read where the turn begins. The entropy carries a gradient only
+    on demand: it would keep two more tensors of the size of the logits."""
     device = policy.device
     padded = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=policy.pad).to(device)
     lengths = torch.tensor([len(row) for row in ids], device=device)
@@ -722,14 +732,16 @@ def score(
     hidden = policy.hidden(input_ids=padded, attention_mask=mask, position_ids=columns)
     where = [(r, c) for r, row in enumerate(spans) for begin, end in row for c in range(begin, end)]
     rows, cols = torch.tensor(where, device=device).T
-    logp = torch.log_softmax(policy.logits(hidden[rows, cols - 1], temperature), dim=-1)
-    entropy = -(logp.exp() * logp).sum(-1)
+    logits = policy.logits(hidden[rows, cols - 1], temperature)
+    logp = -torch.nn.functional.cross_entropy(logits, padded[rows, cols], reduction="none")
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
     values = None
     if policy.values is not None:
         first = [(r, begin - 1) for r, row in enumerate(spans) for begin, _ in row]
         turn_rows, turn_cols = torch.tensor(first, device=device).T
         values = policy.values(hidden[turn_rows, turn_cols].detach().float())
-    return logp.gather(1, padded[rows, cols][:, None])[:, 0], entropy, values
+    return logp, entropy, values
 
 
 def apply_gradients(policy: Policy, optimizers: list[torch.optim.Optimizer], args: Args) -> float:
@@ -807,7 +819,7 @@ def measure(
         count, reward = len(episode.steps), episode.success
         us: list[list[float]] = [[] for _ in range(count)]
         vs: list[list[list[float]]] = [[] for _ in range(count)]
-        trajectory = episode.trajectory(args.env_id, {})
+        trajectory = episode.trajectory()
         own = [list(step.cost.values()) for step in episode.steps]
         todo: list[Any] = []
         last = count - episode.steps[-1].terminated  # a block must not take the final answer with it
@@ -844,15 +856,15 @@ def measure(
             us[-1], vs[-1] = [reward], [[0.0] * len(CHANNELS)]
         found.append((us, vs))
     tokens = 0
-    if fresh:  # closed loop: K fresh samples of the step from the policy, played to the end
+    for at in range(0, len(fresh), max(1, len(spare))):  # closed loop: fresh samples of the step, played to the end
         branches = []
-        for (index, t), env in zip(fresh, spare, strict=False):
+        for (index, t), env in zip(fresh[at:], spare, strict=False):
             episode = episodes[index]
             agent_gym.restore(env, episode.snapshots[t])
             ids = episode.ids[: episode.spans[t][0]]
             branches.append(Episode(env, episode.task_id, episode.seed, ids, "", cost_total={}))
-        rollout(policy, branches, args, seed + 1)
-        for (index, t), branch in zip(fresh, branches, strict=False):
+        rollout(policy, branches, args, stream(seed, at))
+        for (index, t), branch in zip(fresh[at:], branches, strict=False):
             if not branch.infra:
                 found[index][0][t].append(episodes[index].success - branch.success)
                 found[index][1][t].append([episodes[index].cost_total[k] - branch.cost_total[k] for k in CHANNELS])
@@ -1015,7 +1027,7 @@ def update(
         minibatches.append([([members[i] for i in part], [own[i] for i in part]) for part in parts])
 
     def passed(model: Policy, part: list[Episode]) -> tuple[Tensor, Tensor, Tensor | None]:
-        return score(model, [e.ids for e in part], [e.spans for e in part], args.temperature)
+        return score(model, [e.ids for e in part], [e.spans for e in part], args.temperature, args.entropy_coef != 0.0)
 
     fixed: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
     gaps: list[Tensor] = []
@@ -1113,7 +1125,7 @@ def evaluate(policy: Policy, envs: list[gym.Env], args: Args, seed: str) -> list
     for at in range(0, args.eval_episodes, len(envs)):
         batch = [start(policy, env, stream("test", at + i)) for i, env in enumerate(envs[: args.eval_episodes - at])]
         rollout(policy, batch, args, stream(args.seed, seed, at))
-        done += [episode.trajectory(args.env_id, json.loads(args.env_kwargs)) for episode in batch]
+        done += [episode.trajectory() for episode in batch]
         bar.update(len(batch))
     bar.close()
     return done
@@ -1311,6 +1323,7 @@ class Log:
 
 def train(args: Args) -> None:
     # ---- set-up ----
+    torch.set_flush_denormal(True)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -1345,11 +1358,8 @@ def train(args: Args) -> None:
 
     def make(split: str, on_budget: str, slack: float = 1.0) -> gym.Env:
         budget = {k: b * slack for k, b in finite.items()}
-        return gym.make(
-            args.env_id,
-            disable_env_checker=True,
-            **{"split": split, "budget": budget, "on_budget": on_budget, **env_kwargs},
-        )
+        kwargs = {**env_kwargs, "split": split, "budget": budget, "on_budget": on_budget}
+        return gym.make(args.env_id, disable_env_checker=True, **kwargs)
 
     share = args.num_episodes // world()
     cut = args.method == "truncation"
@@ -1358,8 +1368,7 @@ def train(args: Args) -> None:
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         fail(f"cannot make {args.env_id}: {error}")
     tests = [make("test", "record") for _ in range(min(128, args.eval_episodes))]
-    slots = share * args.credit.most_interventions * args.credit.replace_samples
-    spare = [make("train", "record") for _ in range(slots)] if "replace" in args.credit.interventions else []
+    spare = [make("train", "record") for _ in range(share)] if "replace" in args.credit.interventions else []
 
     # ---- the starting policy: a checkpoint, a warm start, or a pretrained model as it is ----
     newest = max(folder.glob("checkpoints/iteration_*"), default=None) if resumed else None
@@ -1501,7 +1510,7 @@ def train(args: Args) -> None:
             if logging and credits is not None:
                 agent_gym.write_trajectories(
                     folder / "trajectories" / f"iteration_{iteration:06d}.jsonl",
-                    (e.trajectory(args.env_id, env_kwargs) for e in episodes),
+                    (e.trajectory() for e in episodes),
                 )
                 longest = sorted(range(len(episodes)), key=lambda i: (-episodes[i].success, -len(episodes[i].steps)))
                 maps += [credit_map(episodes[i], credits[i], iteration) for i in longest[:3]]
@@ -1541,7 +1550,7 @@ def train(args: Args) -> None:
         write(folder / "table.md", show(tables) + "\n")
         print(f"{args.eval_episodes} unseen test tasks, budget {finite}, mean [95% interval]\n{show(tables)}")
     log.close()
-    print(f"written to {folder}: table.md, dual.png, credit_map.png, metrics.jsonl, checkpoints, trajectories")
+    print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def read_args(path: Path) -> Args:
@@ -1572,6 +1581,8 @@ def check(args: Args) -> None:
         fail(f"--env-kwargs is not valid JSON: {error}")
     if not isinstance(kwargs, dict):
         fail("--env-kwargs must be a JSON object such as '{\"difficulty\": 2}'")
+    if own := {"split", "budget", "on_budget"} & set(kwargs):
+        fail(f"--env-kwargs: {', '.join(sorted(own))} is set by this script; use --budget and --method")
     for k in CHANNELS:
         if not getattr(args.budget, k) >= 0:
             fail(f"--budget.{k.replace('_', '-')} must be 0 or more, not {getattr(args.budget, k)}")

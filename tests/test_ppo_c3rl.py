@@ -730,7 +730,7 @@ def staged(policy, monkeypatch, shift):
     one = trainer.trainable(policy)[0]
     passes = []
 
-    def score(model, ids, spans, temperature):
+    def score(model, ids, spans, temperature, entropy_grad):
         tokens = sum(end - begin for row in spans for begin, end in row)
         old = torch.full((tokens,), -1.0)
         if not torch.is_grad_enabled():

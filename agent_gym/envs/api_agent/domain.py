@@ -95,7 +95,7 @@ class Domain:
         self.groups: dict[str, str] = {}
         self.goals: list[Goal] = []
         self.sources: list[Source] = []
-        self.fill: Callable[[Draft], None] = lambda g: None
+        self.fill: Callable[[Draft], Any] = lambda g: None
 
     def tool(
         self, *, reads_only: bool = False, latency: Latency | None = None, group: str | None = None
@@ -135,7 +135,7 @@ class Domain:
 
         return register
 
-    def background(self, fn: Callable[[Draft], None]) -> Callable[[Draft], None]:
+    def background(self, fn: Callable[[Draft], Any]) -> Callable[[Draft], Any]:
         """Register ``fn(g: Draft)``, which adds one distractor of each kind."""
         self.fill = fn
         return fn
