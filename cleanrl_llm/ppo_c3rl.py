@@ -493,7 +493,9 @@ def advance(
 class Room(DynamicLayer):
     """A layer of the KV cache that writes in place instead of copying all keys and values for every token."""
 
-    room: Tensor | None = None
+    room: Any = None  # tensors from the first update on
+    keys: Any
+    values: Any
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -576,6 +578,7 @@ def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> N
             mask, columns = mask[index].sort(dim=1, descending=True, stable=True)
             width = int(mask.sum(1).max())
             mask, columns = mask[:, :width], columns[:, :width]
+            layer: Any
             for layer in cache.layers:
                 layer.keep(index, columns)
         rows = [rows[i] for i in alive]
