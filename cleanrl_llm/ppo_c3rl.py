@@ -493,7 +493,9 @@ def advance(
 class Room(DynamicLayer):
     """A layer of the KV cache that writes in place instead of copying all keys and values for every token."""
 
-    room: Tensor | None = None
+    room: Any = None  # tensors from the first update on
+    keys: Any
+    values: Any
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -576,6 +578,7 @@ def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> N
             mask, columns = mask[index].sort(dim=1, descending=True, stable=True)
             width = int(mask.sum(1).max())
             mask, columns = mask[:, :width], columns[:, :width]
+            layer: Any
             for layer in cache.layers:
                 layer.keep(index, columns)
         rows = [rows[i] for i in alive]
@@ -1205,7 +1208,8 @@ def draw_credits(maps: list[dict[str, Any]], path: Path) -> None:
             text = "not measured" if math.isnan(value) else f"{value:.0f}" if column else f"{value:+.1f}"
             shade = "white" if abs(value / scale[column]) > 0.6 else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
-        axis.set_yticks(range(len(raw)), [f"{t}  {label}" for t, label in enumerate(m["steps"])], fontsize=8)
+        labels = [f"{t}  {''.join(c if c.isprintable() else '?' for c in x)}" for t, x in enumerate(m["steps"])]
+        axis.set_yticks(range(len(raw)), labels, fontsize=8, parse_math=False)  # a model may well write "$x_{$"
         axis.set_xticks(range(len(columns)), columns, fontsize=8)
         axis.set_title(
             f"iteration {m['iteration']}: {m['task_id']} ({'passed' if m['success'] else 'failed'})", fontsize=9

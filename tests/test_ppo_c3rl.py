@@ -826,8 +826,8 @@ def test_warm_start_learns(untrained, warmed, dialogues):
             for p in (untrained, policy)
         )
     assert before > 5.0
-    assert loss < 1.0
-    assert after < 1.0
+    assert loss < 1.2
+    assert after < 1.2
 
 
 def test_demonstrations_have_needless_calls_in_the_stated_share(dialogues):
@@ -865,9 +865,9 @@ SMALL_RUN = {
     "eval_episodes": 6, "checkpoint_every": 2, "log_every": 3, "seed": 3,
 }  # fmt: skip
 SMALL_GROUPS = {
-    "budget": {"tool_calls": 2.0, "output_tokens": 60.0, "latency_ms": 60.0},
+    "budget": {"tool_calls": 1.0, "output_tokens": 30.0, "latency_ms": 60.0},
     "dual": {"warmup": 1},
-    "credit": {"selection": "random", "most_steps": 3},
+    "credit": {"selection": "random", "most_steps": 3, "success_gate": False},  # so that costs move the policy
 }
 
 
@@ -886,7 +886,8 @@ def flags(run_dir, **changes):
         line += [f"--{name.replace('_', '-')}", str(value)]
     for group, values in SMALL_GROUPS.items():
         for name, value in values.items():
-            line += [f"--{group}.{name.replace('_', '-')}", str(value)]
+            option = name.replace("_", "-")
+            line += [f"--{group}.no-{option}"] if value is False else [f"--{group}.{option}", str(value)]
     return line
 
 
@@ -959,15 +960,23 @@ def test_run_trajectories(finished):
     assert result["tables"]["final"]["mean tool_calls"][0] == pytest.approx(share)
 
 
+def test_pictures_of_whatever_a_model_writes(tmp_path, recwarn):
+    one = {"iteration": 0, "task_id": "train-1", "success": True, "u": [1.0, None], "v": [[1, 2, 3], [None] * 3]}
+    trainer.draw_credits([{**one, "steps": ["answer: $x_{$", "a\x01\n\u2026"]}], tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes()[:4] == b"\x89PNG"
+    assert [str(w.message) for w in recwarn] == []
+
+
 def test_run_multipliers(finished):
     """The logged multipliers follow from the logged costs."""
     args, state = trainer.read_args(finished / "args.json"), trainer.DualState()
     for row in rows(finished):
         cost = np.array([row[f"cost/{k}"] for k in CHANNELS])
-        state.update(cost, np.array([2.0, 60.0, 60.0]), row["iteration"], args)
+        state.update(cost, np.array([1.0, 30.0, 60.0]), row["iteration"], args)
         np.testing.assert_allclose([row[f"lambda/{k}"] for k in CHANNELS], state.lambdas, atol=1e-12)
-        assert row["budget/tool_calls"] == 2.0
-    assert state.lambdas.max() > 0.0
+        assert row["budget/tool_calls"] == 1.0
+    assert max(row["lambda/tool_calls"] for row in rows(finished)) > 0.0
+    assert all(row["losses/grad_norm"] > 1e-3 for row in rows(finished)[2:])
 
 
 def test_killed_and_resumed(finished, checkpoint, tmp_path):
