@@ -24,7 +24,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "ppo_c3rl.py"
 SEEDS = (1, 2, 3)
-TOKENS, EVAL = 80_000, 256
+TOKENS, EVAL = 30_000, 256
 KNOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "c3rl": ("--dual.lr", ("0.1",)),
     "ppo": ("--learning-rate", ("1e-4", "3e-4", "1e-3")),

@@ -61,11 +61,11 @@ if sys.platform == "linux":
 
 @dataclass
 class Budget:
-    tool_calls: float = 3.0
+    tool_calls: float = 2.0
     """bound on an episode's mean number of tool calls"""
-    output_tokens: float = 60.0
+    output_tokens: float = 48.0
     """bound on an episode's mean number of tokens written by the model"""
-    latency_ms: float = 300.0
+    latency_ms: float = 200.0
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
 
 
@@ -134,7 +134,7 @@ class WarmStart:
     them is what has to be learnt"""
     wasteful: float = 0.75
     """share of demonstrations with needless calls, so that there is waste to learn away"""
-    waste: float = 0.3
+    waste: float = 0.35
     """probability of a needless call before each step of a wasteful demonstration"""
 
 
@@ -176,7 +176,7 @@ class Args:
     load_in_4bit: bool = False
     """quantise the frozen base with bitsandbytes (CUDA only)"""
 
-    total_iterations: int = 40
+    total_iterations: int = 30
     """policy updates"""
     total_tokens: int | None = None
     """stop after the iteration in which this many tokens have been generated"""
@@ -222,7 +222,7 @@ class Args:
     critic_coef: float = 0.5
     """weight of the value loss, with critic"""
 
-    eval_episodes: int = 400
+    eval_episodes: int = 256
     """test tasks of the table at the end (and of the warm start)"""
     log_every: int = 20
     """iterations between trajectory samples"""
@@ -1516,7 +1516,8 @@ def train(args: Args) -> None:
                     (e.trajectory() for e in episodes),
                 )
                 longest = sorted(range(len(episodes)), key=lambda i: (-episodes[i].success, -len(episodes[i].steps)))
-                maps += [credit_map(episodes[i], credits[i], iteration) for i in longest[:3]]
+                shown = list({episodes[i].task_id: i for i in reversed(longest)}.values())[::-1][:3]
+                maps += [credit_map(episodes[i], credits[i], iteration) for i in shown]
                 write(folder / "credits.jsonl", "".join(json.dumps(m) + "\n" for m in maps))
         seconds = (rolled - began, measured - rolled, time.perf_counter() - measured)
         if log:
