@@ -95,7 +95,8 @@ def run(out: Path, workers: int) -> None:
 
 def report(out: Path) -> None:
     """benchmarks/first_light.json and docs/first_light.md, from the finished runs."""
-    chosen, result = best(out), {"tokens": TOKENS, "test_tasks": EVAL, "seeds": SEEDS, "methods": {}}  # type: ignore[var-annotated]
+    chosen = best(out)
+    result: dict[str, Any] = {"tokens": TOKENS, "test_tasks": EVAL, "seeds": SEEDS, "methods": {}}
     keys = (
         "success@1",
         "in-budget success",

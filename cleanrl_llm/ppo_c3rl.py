@@ -119,8 +119,8 @@ class Dual:
 
 @dataclass
 class WarmStart:
-    updates: int | None = None
-    """supervised updates on demonstrations; by default 900 for the tiny model and 0 for a pretrained one"""
+    updates: int = -1
+    """supervised updates on demonstrations; -1 is 900 for the tiny model and 0 for a pretrained one"""
     batch_size: int = 16
     """demonstrations an update"""
     demonstrations: int = 6000
@@ -186,8 +186,9 @@ class Args:
     """episodes of one task, compared with each other"""
     max_new_tokens: int = 48
     """tokens of one assistant turn, at most"""
-    max_context: int = 512
-    """tokens of one episode, at most; a longer one is cut and counts as failed"""
+    max_context: int = -1
+    """tokens of one episode, at most; a longer one is cut and counts as failed; -1 is 512 for the tiny model and 4096
+    for a pretrained one, whose prompt holds the tool schemas"""
     temperature: float = 1.0
     """sampling temperature; the training logits are divided by it too"""
     learning_rate: float = 3e-4
@@ -222,8 +223,9 @@ class Args:
     critic_coef: float = 0.5
     """weight of the value loss, with critic"""
 
-    eval_episodes: int = 256
-    """test tasks of the table at the end (and of the warm start)"""
+    eval_episodes: int = -1
+    """test tasks of the table at the end (and of the warm start); -1 is 256, or num_episodes for a pretrained model on
+    a CPU"""
     log_every: int = 20
     """iterations between trajectory samples"""
     checkpoint_every: int = 5
@@ -531,6 +533,9 @@ def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> N
     was_training = policy.model.training
     policy.model.eval()
     rows = [episode for episode in episodes if not episode.done]
+    longest = max((len(row.ids) for row in rows), default=0)
+    if longest >= args.max_context:
+        fail(f"a prompt of {longest} tokens leaves no room within --max-context {args.max_context}; raise it")
     cache = Cache(layer_class_to_replicate=Room)
     mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
     while rows:
@@ -663,7 +668,7 @@ def warm_start(policy: Policy, dialogues: list[Demonstration], args: Args) -> fl
         optimizers = [torch.optim.AdamW(parameters, lr=args.warm.lr, betas=(0.9, 0.99), weight_decay=0.01)]
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     rng = random.Random(stream(args.seed, "warm start"))
-    size, updates = args.warm.batch_size, args.warm.updates or 0
+    size, updates = args.warm.batch_size, args.warm.updates
     losses: list[float] = []
     queue: list[list[int]] = []
     bar = tqdm(range(updates), desc="warm start", disable=rank() > 0)
@@ -939,7 +944,9 @@ def advantages(
         flows = [np.zeros((n, 1 + len(CHANNELS))) for n in lengths]
         for flow, e in zip(flows, episodes, strict=True):
             flow[-1, 0] = e.success
-            flow[:, 1:] = np.array([[s.cost[k] for k in CHANNELS] for s in e.steps]) / np.where(priced, bounds, np.inf)
+            flow[:, 1:] = np.array([[s.cost[k] for k in CHANNELS] for s in e.steps]) / np.where(
+                priced, np.maximum(bounds, 1e-9), np.inf
+            )
         ahead = np.concatenate([gae(f, v, args.gae_lambda) for f, v in zip(flows, values, strict=True)])
         z_reward, z_cost = z(ahead[:, 0]), np.stack([z(ahead[:, 1 + k]) for k in range(len(CHANNELS))], axis=1)
     else:
@@ -955,7 +962,11 @@ def advantages(
     if args.method in ("ppo", "truncation"):
         advantage = z_reward
     elif args.method == "penalty":
-        spent = (cost[:, priced] / bounds[priced]).mean(axis=1) if priced.any() else np.zeros(len(episodes))
+        spent = (
+            (cost[:, priced] / np.maximum(bounds[priced], 1e-9)).mean(axis=1)
+            if priced.any()
+            else np.zeros(len(episodes))
+        )
         advantage = z(relative(success - args.penalty_alpha * spent, groups))[owner]
     elif args.method == "lagrangian":
         advantage = (z_reward - z_cost @ lambdas) / scale
@@ -1054,7 +1065,7 @@ def update(
             sizes = torch.tensor([tokens, turns], dtype=torch.float64)
             if world() > 1:
                 dist.all_reduce(sizes)
-            total = float(sizes[0]) if args.loss_norm == "tokens" else float(args.num_episodes * args.max_context / 8)
+            total = float(sizes[0]) if args.loss_norm == "tokens" else args.num_episodes * args.max_context / 8
             sums = torch.zeros(6, dtype=torch.float64)
             for p, (part, own) in enumerate(minibatch):
                 old, ref = fixed[b, p]
@@ -1338,8 +1349,13 @@ def train(args: Args) -> None:
         if not (resumed / "args.json").is_file():
             fail(f"--resume {resumed}: there is no run in this folder (args.json is missing)")
         args = read_args(resumed / "args.json")
-    if args.warm.updates is None:
-        args.warm.updates = 900 if args.model == "tiny" else 0
+    tiny = args.model == "tiny"
+    if args.warm.updates < 0:
+        args.warm.updates = 900 if tiny else 0
+    if args.max_context < 0:
+        args.max_context = 512 if tiny else 4096
+    if args.eval_episodes < 0:
+        args.eval_episodes = 256 if tiny or device.type == "cuda" else args.num_episodes
     check(args)
     torch.manual_seed(args.seed)  # new adapters and value heads: the same in every process
     folder = (
@@ -1450,7 +1466,10 @@ def train(args: Args) -> None:
         rolled = time.perf_counter()
         tokens = sum(len(e.logprobs) for e in episodes)
         infra = sum(e.infra for e in episodes)
+        reasons = {e.verdict["diagnostics"][0] for e in episodes if e.infra and e.verdict}
         episodes = [e for e in episodes if not e.infra]  # no verdict, nothing to learn; counted below
+        if not episodes:
+            fail(f"iteration {iteration}: no episode reached a verdict ({'; '.join(sorted(reasons))[:200]})")
 
         # measure: what was each step worth, and what did it cost?
         credits = None
