@@ -938,15 +938,13 @@ def advantages(
     success = np.array([e.success for e in episodes])
     cost = np.array([[e.cost_total[k] for k in CHANNELS] for e in episodes])
     step_cost = np.concatenate([[[s.cost[k] for k in CHANNELS] for s in e.steps] for e in episodes])
-    priced = np.isfinite(bounds)  # channels without a bound cost nothing
+    unit = np.maximum(bounds, 1e-9)  # costs count relative to their bound; a channel without one costs nothing
 
     if values is not None:  # turn-level critics: column 0 is the reward, the others are the costs
         flows = [np.zeros((n, 1 + len(CHANNELS))) for n in lengths]
         for flow, e in zip(flows, episodes, strict=True):
             flow[-1, 0] = e.success
-            flow[:, 1:] = np.array([[s.cost[k] for k in CHANNELS] for s in e.steps]) / np.where(
-                priced, np.maximum(bounds, 1e-9), np.inf
-            )
+            flow[:, 1:] = np.array([[s.cost[k] for k in CHANNELS] for s in e.steps]) / unit
         ahead = np.concatenate([gae(f, v, args.gae_lambda) for f, v in zip(flows, values, strict=True)])
         z_reward, z_cost = z(ahead[:, 0]), np.stack([z(ahead[:, 1 + k]) for k in range(len(CHANNELS))], axis=1)
     else:
@@ -962,11 +960,7 @@ def advantages(
     if args.method in ("ppo", "truncation"):
         advantage = z_reward
     elif args.method == "penalty":
-        spent = (
-            (cost[:, priced] / np.maximum(bounds[priced], 1e-9)).mean(axis=1)
-            if priced.any()
-            else np.zeros(len(episodes))
-        )
+        spent = (cost / unit).sum(axis=1) / max(1, np.isfinite(bounds).sum())
         advantage = z(relative(success - args.penalty_alpha * spent, groups))[owner]
     elif args.method == "lagrangian":
         advantage = (z_reward - z_cost @ lambdas) / scale
@@ -1114,12 +1108,10 @@ def update(
 def returns(episodes: list[Episode], args: Args) -> Tensor:
     """What the value heads regress on: the reward, and each cost still to come relative to its bound; shape
     [turns, 1 + channels]."""
-    bounds = np.array([getattr(args.budget, k) for k in CHANNELS])
+    unit = np.array([max(getattr(args.budget, k), 1e-9) for k in CHANNELS])
     rows = []
     for e in episodes:
-        cost = np.array([[s.cost[k] for k in CHANNELS] for s in e.steps]) / np.where(
-            np.isfinite(bounds), bounds, np.inf
-        )
+        cost = np.array([[s.cost[k] for k in CHANNELS] for s in e.steps]) / unit
         rows.append(np.concatenate([np.full((len(cost), 1), e.success), cost[::-1].cumsum(0)[::-1]], axis=1))
     return torch.from_numpy(np.concatenate(rows))
 
