@@ -1329,7 +1329,6 @@ class Log:
 
 def train(args: Args) -> None:
     # ---- set-up ----
-    torch.set_flush_denormal(True)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -1618,6 +1617,7 @@ def check(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)
     try:
         train(tyro.cli(Args, description=__doc__))
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -122,7 +123,17 @@ def test_gate_reports_faults(env: gym.Env, monkeypatch: pytest.MonkeyPatch) -> N
     assert [fault.split(":")[0] for fault in gate_task(env, task_id, 0)] == ["cheat"]
 
 
-def test_gate_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def as_line(task: APITask) -> dict:
+    """A generated task in the form of a task file."""
+    tables = {name: [r.model_dump(mode="json") for r in table.values()] for name, table in task.world.tables.items()}
+    calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in task.calls]
+    return {
+        "id": f"own {task.id}", "request": task.request, "domains": list(task.domains), "tables": tables,
+        "calls": calls, "answer": task.answer,
+    }  # fmt: skip
+
+
+def test_gate_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert main(["--env-id", "APIAgent-v0", "--env-kwargs", '{"split":"test"}', "--n", "10"]) == 0
     assert "10 tasks, 10 sound, 0 broken" in capsys.readouterr().out
     for wrong in (
@@ -139,11 +150,11 @@ def test_gate_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         assert out == ""
         assert err.startswith("gate: ")
         assert err.count("\n") == 1
-    base = agent_gym.envs.api_agent.APIAgentEnv
-    monkeypatch.setattr(base, "task_ids", ("train-1-1", "train-2-1"), raising=False)
-    assert main(["--env-id", "APIAgent-v0", "--n", "10"]) == 0
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps(as_line(compose("train", 2, seed, ("shop",)))) + "\n" for seed in (1, 2)))
+    assert main(["--env-id", "APIAgent-v0", "--tasks", str(path), "--n", "10"]) == 0
     assert "2 tasks, 2 sound, 0 broken" in capsys.readouterr().out
-    monkeypatch.setattr(base, "oracle", lambda self: ["no idea"])
+    monkeypatch.setattr(agent_gym.envs.api_agent.APIAgentEnv, "oracle", lambda self: ["no idea"])
     assert main(["--env-id", "APIAgent-v0", "--n", "2"]) == 1
     assert "oracle: fail" in capsys.readouterr().out
 
