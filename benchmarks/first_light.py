@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from agent_gym import CHANNELS
+
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "ppo_c3rl.py"
 SEEDS = (1, 2, 3)
-TOKENS, EVAL = 30_000, 256
+TOKENS, EVAL = 22_000, 256
 KNOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "c3rl": ("--dual.lr", ("0.1",)),
     "ppo": ("--learning-rate", ("1e-4", "3e-4", "1e-3")),
@@ -34,53 +36,56 @@ KNOBS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def launch(folder: Path, *flags: str) -> None:
-    """One run of the trainer on one core, unless it is finished; what it prints goes to log.txt."""
-    if (folder / "result.json").exists() or (folder / "warm_only").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TRAINER), "--run-dir", str(folder / "runs"), *flags]
-    with (folder / "log.txt").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-    made = max((folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
-    if not (made / "result.json").exists():
-        (folder / "warm_only").write_text(str(made / "checkpoints" / "warm"))
-        return
-    rows = (made / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(rows)
-    (folder / "result.json").write_text((made / "result.json").read_text())
+def launch(folder: Path, *flags: str) -> Path:
+    """One run of the trainer on one core, unless it is finished; what it prints goes to log.txt.
+
+    Returns:
+        Its run folder.
+    """
+    runs = folder / "runs"
+    if not list(runs.glob("*/result.json")):
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(TRAINER), "--run-dir", str(runs), "--eval-episodes", str(EVAL), *flags]
+        with (folder / "log.txt").open("w") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+    return next(runs.glob("*/result.json")).parent
 
 
 def warm(out: Path, seed: int) -> Path:
-    """Warm start of a seed, shared by all methods."""
-    folder = out / "warm" / str(seed)
-    launch(folder, "--seed", str(seed), "--total-iterations", "0", "--eval-episodes", "0")
-    return Path((folder / "warm_only").read_text())
+    """Warm start of a seed, shared by all methods, and its test."""
+    return launch(out / "warm" / str(seed), "--seed", str(seed), "--total-iterations", "0", "--no-eval-start")
 
 
 def job(out: Path, method: str, setting: str, seed: int) -> Path:
     knob = KNOBS[method][0]
-    folder = out / method / f"{knob.strip('-')}={setting}" / str(seed)
-    launch(
-        folder, "--method", method, knob, setting, "--seed", str(seed), "--init", str(warm(out, seed)),
-        "--total-iterations", "1000", "--total-tokens", str(TOKENS), "--eval-episodes", str(EVAL),
+    return launch(
+        place(out, method, setting, seed), "--method", method, knob, setting, "--seed", str(seed),
+        "--init", str(warm(out, seed) / "checkpoints" / "warm"), "--no-eval-start",
+        "--total-iterations", "1000", "--total-tokens", str(TOKENS),
         "--checkpoint-every", "1000", "--log-every", "1000",
     )  # fmt: skip
-    return folder
 
 
-def in_budget(folder: Path, table: str = "final") -> float:
-    return json.loads((folder / "result.json").read_text())["tables"][table]["in-budget success"][0]
+def place(out: Path, method: str, setting: str, seed: int) -> Path:
+    return out / method / f"{KNOBS[method][0].strip('-')}={setting}" / str(seed)
+
+
+def table(folder: Path) -> dict[str, list[float]]:
+    """The end table of the run below ``folder``: figure, lower and upper end of the interval, by name."""
+    return json.loads(next(folder.glob("runs/*/result.json")).read_text())["tables"]["final"]
+
+
+def in_budget(folder: Path) -> float:
+    return table(folder)["in-budget success"][0]
 
 
 def best(out: Path) -> dict[str, str]:
     """The setting of each method with the highest in-budget success on the first seed."""
-    found = {}
-    for method, (knob, settings) in KNOBS.items():
-        folders = {s: out / method / f"{knob.strip('-')}={s}" / str(SEEDS[0]) for s in settings}
-        found[method] = max(settings, key=lambda s: in_budget(folders[s]))
-    return found
+    return {
+        method: max(settings, key=lambda s: in_budget(place(out, method, s, SEEDS[0])))
+        for method, (_, settings) in KNOBS.items()
+    }
 
 
 def run(out: Path, workers: int) -> None:
@@ -95,36 +100,33 @@ def run(out: Path, workers: int) -> None:
 
 def report(out: Path) -> None:
     """benchmarks/first_light.json and docs/first_light.md, from the finished runs."""
-    chosen = best(out)
-    result: dict[str, Any] = {"tokens": TOKENS, "test_tasks": EVAL, "seeds": SEEDS, "methods": {}}
-    keys = (
-        "success@1",
-        "in-budget success",
-        "violation any",
-        "mean tool_calls",
-        "mean output_tokens",
-        "mean latency_ms",
-    )
+    chosen, means = best(out), tuple(f"mean {channel}" for channel in CHANNELS)
+    keys = ("success@1", "in-budget success", "violation any", *means)
+    starts = [table(out / "warm" / str(seed)) for seed in SEEDS]
+    result: dict[str, Any] = {"tokens": TOKENS, "test_tasks": EVAL, "seeds": SEEDS, "warm_start": starts, "methods": {}}
     lines = ["| method | kept setting | " + " | ".join(keys) + " | area |", "|---" * (len(keys) + 3) + "|"]
-    warm_rows: list[list[float]] = []
+    lines.append(f"| warm start | | {cells([[t[k][0] for k in keys] for t in starts], None)} |")
     for method, (knob, settings) in KNOBS.items():
-        root = out / method / f"{knob.strip('-')}={chosen[method]}"
-        tables = [json.loads((root / str(seed) / "result.json").read_text()) for seed in SEEDS]
-        if not warm_rows:
-            warm_rows = [[t["tables"]["warm start"][key][0] for key in keys] for t in tables]
-        rows = [[t["tables"]["final"][key][0] for key in keys] for t in tables]
-        curves = [[json.loads(x) for x in (root / str(s) / "metrics.jsonl").read_text().splitlines()] for s in SEEDS]
+        folders = [place(out, method, chosen[method], seed) for seed in SEEDS]
+        tables, curves = [table(folder) for folder in folders], []
+        for folder in folders:
+            rows = next(folder.glob("runs/*/metrics.jsonl")).read_text().splitlines()
+            curves.append([json.loads(row) for row in rows])
         areas = [area(curve) for curve in curves]
-        tuned = {s: in_budget(out / method / f"{knob.strip('-')}={s}" / str(SEEDS[0])) for s in settings}
         result["methods"][method] = {
-            "knob": knob, "kept": chosen[method], "first_seed_in_budget_success": tuned, "final": tables,
-            "area": areas, "in_budget_curve": [[row["charts/in_budget_success"] for row in c] for c in curves],
-            "tokens_curve": [[row["charts/generated_tokens"] for row in c] for c in curves],
-        }  # fmt: skip
-        lines.append(f"| {method} | {knob} {chosen[method]} | {cells(rows, areas)} |")
-    lines.insert(2, f"| warm start | | {cells(warm_rows, None)} |")
+            "knob": knob,
+            "kept": chosen[method],
+            "first_seed_in_budget_success": {s: in_budget(place(out, method, s, SEEDS[0])) for s in settings},
+            "final": tables,
+            "area": areas,
+            "in_budget_curve": [[row["charts/in_budget_success"] for row in curve] for curve in curves],
+            "tokens_curve": [[row["charts/generated_tokens"] for row in curve] for curve in curves],
+        }
+        lines.append(
+            f"| {method} | {knob} {chosen[method]} | {cells([[t[k][0] for k in keys] for t in tables], areas)} |"
+        )
     target = ROOT / "benchmarks" / "first_light.json"
-    target.with_suffix(".tmp").write_text(json.dumps(result, indent=1))
+    target.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
     target.with_suffix(".tmp").replace(target)
     text = "\n".join(lines)
     (ROOT / "docs" / "first_light.md").write_text(text + "\n")

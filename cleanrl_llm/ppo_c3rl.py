@@ -1556,10 +1556,12 @@ def train(args: Args) -> None:
     if maps:
         draw_credits(maps, folder / "credit_map.png")
     if args.eval_episodes:
-        warm, final = list(agent_gym.read_trajectories(before_path)), evaluate(policy, tests, args, "final")
-        agent_gym.write_trajectories(folder / "trajectories" / "test_final.jsonl", final)
-        tables = {"warm start": summary(warm, args), "final": summary(final, args)}
-        result = {"tables": tables, "generated_tokens": spent, "infra": sum(t.reward is None for t in (*warm, *final))}
+        tested = {"warm start": list(agent_gym.read_trajectories(before_path))} if before_path.exists() else {}
+        tested["final"] = evaluate(policy, tests, args, "final")
+        agent_gym.write_trajectories(folder / "trajectories" / "test_final.jsonl", tested["final"])
+        tables = {name: summary(trajectories, args) for name, trajectories in tested.items()}
+        infra = sum(t.reward is None for trajectories in tested.values() for t in trajectories)
+        result = {"tables": tables, "generated_tokens": spent, "infra": infra}
         write(folder / "result.json", json.dumps(result, indent=1))
         write(folder / "table.md", show(tables) + "\n")
         print(f"{args.eval_episodes} unseen test tasks, budget {finite}, mean [95% interval]\n{show(tables)}")
