@@ -226,6 +226,8 @@ class Args:
     eval_episodes: int = -1
     """test tasks of the table at the end (and of the warm start); -1 is 256, or num_episodes for a pretrained model on
     a CPU"""
+    eval_start: bool = True
+    """play the test tasks with the starting policy too"""
     log_every: int = 20
     """iterations between trajectory samples"""
     checkpoint_every: int = 5
@@ -1414,7 +1416,7 @@ def train(args: Args) -> None:
         reference = copy.deepcopy(policy).requires_grad_(False).eval()
 
     before_path = folder / "trajectories" / "test_warm.jsonl"
-    if args.eval_episodes and rank() == 0 and not before_path.exists():
+    if args.eval_episodes and args.eval_start and rank() == 0 and not before_path.exists():
         agent_gym.write_trajectories(before_path, evaluate(policy, tests, args, "warm start"))
 
     first, history, maps, dual, spent = 0, [], [], DualState(), 0
