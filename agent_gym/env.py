@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from abc import abstractmethod
@@ -119,7 +120,10 @@ class ToolEnv(gym.Env[str, str]):
         **unknown: Any,
     ) -> None:
         if unknown:
-            raise TypeError(f"{type(self).__name__} has no keyword argument {', '.join(map(repr, sorted(unknown)))}")
+            signatures = (inspect.signature(kind.__init__) for kind in (type(self), ToolEnv))  # type: ignore[misc]
+            known = {name for signature in signatures for name in signature.parameters} - {"self", "kwargs", "unknown"}
+            faulty = ", ".join(map(repr, sorted(unknown)))
+            raise TypeError(f"{type(self).__name__} has no keyword argument {faulty}, only {', '.join(sorted(known))}")
         for name, value, allowed in (
             ("on_budget", on_budget, ("truncate", "record")),
             ("latency", latency, ("model", "wall")),

@@ -26,7 +26,7 @@ from agent_gym import CHANNELS
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "ppo_c3rl.py"
 SEEDS = (1, 2, 3)
-TOKENS, EVAL = 22_000, 256
+TOKENS, EVAL = 16_000, 256
 KNOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "c3rl": ("--dual.lr", ("0.1",)),
     "ppo": ("--learning-rate", ("1e-4", "3e-4", "1e-3")),

@@ -1351,19 +1351,6 @@ def train(args: Args) -> None:
         args.eval_episodes = 256 if tiny or device.type == "cuda" else args.num_episodes
     check(args)
     torch.manual_seed(args.seed)  # new adapters and value heads: the same in every process
-    folder = (
-        resumed
-        or Path(args.run_dir) / f"{args.env_id}__{args.exp_name}__{args.method}__{args.seed}__{int(time.time())}"
-    )
-    if rank() == 0:
-        try:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (folder / "trajectories").mkdir(exist_ok=True)
-            write(folder / "args.json", json.dumps(asdict(args), indent=1))
-        except OSError as error:
-            fail(f"the run folder {folder} cannot be written ({error.strerror}); choose another with --run-dir")
-        print(f"run folder: {folder}")
-
     bounds = np.array([getattr(args.budget, k) for k in CHANNELS])
     finite = {k: b for k, b in bounds_of(args).items() if math.isfinite(b)}
     env_kwargs = json.loads(args.env_kwargs)
@@ -1381,6 +1368,19 @@ def train(args: Args) -> None:
         fail(f"cannot make {args.env_id}: {error}")
     tests = [make("test", "record") for _ in range(min(128, args.eval_episodes))]
     spare = [make("train", "record") for _ in range(share)] if "replace" in args.credit.interventions else []
+
+    folder = (
+        resumed
+        or Path(args.run_dir) / f"{args.env_id}__{args.exp_name}__{args.method}__{args.seed}__{int(time.time())}"
+    )
+    if rank() == 0:
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / "trajectories").mkdir(exist_ok=True)
+            write(folder / "args.json", json.dumps(asdict(args), indent=1))
+        except OSError as error:
+            fail(f"the run folder {folder} cannot be written ({error.strerror}); choose another with --run-dir")
+        print(f"run folder: {folder}")
 
     # ---- the starting policy: a checkpoint, a warm start, or a pretrained model as it is ----
     newest = max(folder.glob("checkpoints/iteration_*"), default=None) if resumed else None
