@@ -87,7 +87,7 @@ def _median_us(job: Callable[[], object], rounds: int) -> float:
 
 def snapshots(rounds: int = 3000) -> dict[str, Any]:
     """Median microseconds of snapshot + restore and of a deep copy, at the start and after 100 row updates."""
-    env = gym.make("APIAgent-v0", domains=["shop"], difficulty=8, max_turns=1000)
+    env = gym.make("APIAgent-v0", domains=["shop"], difficulty=6, max_turns=1000)
     base: Any = env.unwrapped
     env.reset(seed=0)
     customers = [row.id for row in base.task.world.tables["customers"].values() if row.tier != "gold"]
