@@ -27,7 +27,7 @@ def samples():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         blocks = list(FENCE.finditer(text))
-        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        for block, after in zip(blocks, [*blocks[1:], None], strict=False):
             if block[1] != "python" or not block[2].startswith(("import ", "from ")):
                 continue
             shown = after and after[1] == "text" and not text[block.end() : after.start()].strip()
