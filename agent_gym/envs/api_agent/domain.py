@@ -23,6 +23,11 @@ __all__ = ["DOMAINS", "APITask", "Domain", "Draft", "compose", "register_domain"
 R = TypeVar("R", bound=Record)
 
 SPLITS = ("train", "test")
+# what the built-in services take: an indexed look-up, a slow scan, a write
+LOOKUP = Latency(base_ms=40.0, per_unit_ms=2.0)
+SCAN = Latency(base_ms=300.0, per_unit_ms=30.0)
+WRITE = Latency(base_ms=80.0, per_unit_ms=10.0)
+
 MOST_CALLS = 8
 MOST_GOALS = 4
 

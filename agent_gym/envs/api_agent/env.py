@@ -147,12 +147,12 @@ def _compare(answer: Any, expected: dict[str, Any]) -> list[str]:
     """Faults of an answer: against its schema first, then against its values."""
     model = answer_model(tuple((name, type(value)) for name, value in expected.items()))
     try:
-        model.model_validate(load(answer) if isinstance(answer, str) else answer)
+        answer = load(answer) if isinstance(answer, str) else answer
+        model.model_validate(answer)
     except ValidationError as error:
         return [f"{'.'.join(('answer', *map(str, e['loc'])))}: {e['msg']}" for e in error.errors(include_url=False)]
     except ValueError:
         return [f"answer: expected a JSON object with the keys {', '.join(expected)}, found text that is not JSON"]
-    answer = load(answer) if isinstance(answer, str) else answer
     return [f"answer.{k}: wrong value {dump(answer[k])}" for k, value in expected.items() if answer[k] != value]
 
 

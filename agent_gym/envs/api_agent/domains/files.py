@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent_gym.costs import Latency
-from agent_gym.envs.api_agent.domain import Domain, Draft
+from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, WRITE, Domain, Draft
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.tools import ToolError
 
@@ -24,10 +23,6 @@ class Share(Record):
 
 
 files = Domain("files", files=File, shares=Share)
-
-LOOKUP = Latency(base_ms=40.0, per_unit_ms=2.0)
-SCAN = Latency(base_ms=300.0, per_unit_ms=30.0)
-WRITE = Latency(base_ms=80.0, per_unit_ms=10.0)
 
 # ---- tools ----
 
