@@ -1,0 +1,452 @@
+"""The three kinds of sandbox. Each starts a zygote somewhere; from then on they speak the same protocol."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from agent_gym.sandbox import cgroup, seccomp, wire
+from agent_gym.sandbox.rootfs import PYTHON, ZYGOTE, image_id, image_tar, rootfs
+from agent_gym.verdict import InfraError
+
+__all__ = ["BACKENDS", "Bubblewrap", "Docker", "Limits", "Lost", "Process", "Sandbox", "SandboxUnavailable", "choose"]
+
+START_S, ANSWER_S = 60.0, 20.0
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
+OVERHEAD_MB = 48
+"""The zygote's own memory, beside that of its run."""
+
+
+class Lost(InfraError):
+    """The sandbox itself is gone or does not answer: nothing that a submission could say."""
+
+
+class SandboxUnavailable(RuntimeError):
+    """The sandbox that was asked for cannot be had on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one check.
+
+    Args:
+        cpu_s: CPU seconds of a process, whole ones.
+        wall_s: Wall-clock seconds of the whole check; generous, so that a busy machine does not decide a verdict.
+        memory_mb: Megabytes of memory.
+        disk_mb: Megabytes of files, all in memory.
+        processes: Processes and threads.
+    """
+
+    cpu_s: int = 5
+    wall_s: float = 30.0
+    memory_mb: int = 512
+    disk_mb: int = 32
+    processes: int = 64
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = field.name == "wall_s" or isinstance(value, int)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not whole or not 0 < value < 1e6:
+                kind = "number" if field.name == "wall_s" else "whole number"
+                raise ValueError(f"Limits.{field.name} must be a {kind} above 0, not {value!r}")
+
+
+class Sandbox:
+    """A zygote and the control socket to it. Not shared between threads.
+
+    Args:
+        limits: The most that a run may ask for.
+
+    Raises:
+        Lost: If it does not come up.
+    """
+
+    isolation: ClassVar[str]
+    recycle_after: ClassVar[int] = 10_000
+    """Runs after which a sandbox is replaced."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.runs, self.worn = limits, 0, False
+        try:
+            self.control = self._launch()
+            self.control.settimeout(START_S)
+            if json.loads(self.control.recv(1 << 16) or b"{}") != {"up": True}:
+                raise Lost(f"the sandbox did not start: {self._why()}")
+        except (OSError, ValueError) as error:
+            raise Lost(f"the sandbox did not start: {error} {self._why()}") from error
+        except BaseException:
+            self._stop()
+            raise
+
+    def _config(self) -> dict[str, Any]:
+        return {"isolation": self.isolation, "filter": base64.b64encode(seccomp.bpf()).decode()}
+
+    def _launch(self) -> socket.socket:
+        """Start the zygote; the control socket."""
+        raise NotImplementedError
+
+    def _stop(self) -> None:
+        """Make sure that nothing of it is left."""
+        raise NotImplementedError
+
+    def _why(self) -> str:
+        """What the backend knows about a failed start."""
+        return ""
+
+    def _place(self) -> dict[str, Any]:
+        """Where the next run works, and as whom."""
+        return {"folder": "/tmp"}
+
+    def _say(self, message: dict[str, Any], *sockets: socket.socket) -> None:
+        try:
+            socket.send_fds(self.control, [json.dumps(message).encode()], [one.fileno() for one in sockets])
+        except OSError as error:
+            raise Lost(f"the sandbox is gone: {error}") from error
+
+    def hear(self, timeout: float = ANSWER_S) -> dict[str, Any]:
+        """The zygote's next message.
+
+        Raises:
+            Lost: If there is none.
+        """
+        self.control.settimeout(timeout)
+        try:
+            data = self.control.recv(1 << 16)
+        except OSError as error:
+            raise Lost(f"the sandbox does not answer: {error}") from error
+        if not data:
+            raise Lost("the sandbox is gone")
+        return json.loads(data)
+
+    def start(self, limits: Limits) -> socket.socket:
+        """Fork a run; the socket on which it takes calls.
+
+        Raises:
+            Lost: If the zygote is gone or the run could not be enclosed.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._say({"do": "run", "limits": asdict(limits), **self._place()}, theirs)
+        self.runs += 1
+        return ours
+
+    def end(self) -> dict[str, Any]:
+        """Kill the run with all it started, and wipe: ``status``, ``cpu_s`` and ``oom`` of the run.
+
+        Raises:
+            Lost: If the zygote does not acknowledge that.
+        """
+        self._say({"do": "end"})
+        while True:
+            message = self.hear()
+            if "ended" in message:
+                ended = message["ended"]
+                self.worn = self.worn or ended["oom"] or self.runs >= self.recycle_after
+                return ended
+
+    def close(self) -> None:
+        """Take it down. Harmless when called again."""
+        self.control.close()
+        self._stop()
+
+
+class _Child(Sandbox):
+    """A zygote that is a child process of ours."""
+
+    process: subprocess.Popen | None = None
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _launch(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.errors = tempfile.TemporaryFile()
+        with theirs:
+            self.process = subprocess.Popen(
+                [*self._command(), "-P", "-s", "-B", self.zygote, json.dumps(self._config())],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
+                env={"PATH": "/usr/bin:/bin", **ENVIRONMENT},
+                start_new_session=True,
+                cwd="/",
+            )
+        return ours
+
+    zygote = ZYGOTE
+
+    def _why(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read(500).decode("utf-8", "replace").strip()
+
+    def _stop(self) -> None:
+        if self.process is not None:
+            try:
+                self.process.wait(2.0)  # it ends with its control socket
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.errors.close()
+
+
+class Bubblewrap(_Child):
+    """A zygote in bubblewrap, as an unprivileged uid; every run in namespaces of its own."""
+
+    isolation = "namespaces"
+
+    def __init__(self, limits: Limits) -> None:
+        self.group = cgroup.Group(limits.memory_mb + OVERHEAD_MB, limits.processes + 8)
+        self.kills = 0
+        super().__init__(limits)
+
+    @classmethod
+    def check(cls) -> None:
+        """See that it can be had.
+
+        Raises:
+            SandboxUnavailable: Saying what to install or to allow.
+        """
+        if sys.platform != "linux" or shutil.which("bwrap") is None:
+            raise SandboxUnavailable("bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)")
+        try:
+            cls(Limits()).close()
+        except Lost as error:
+            raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
+
+    def _command(self) -> list[str]:
+        enter = "".join(f'echo $$ > "{folder}/cgroup.procs" && ' for folder in self.group.folders)
+        rights = ["--cap-drop", "ALL"]
+        if os.getuid() == 0:  # the zygote gives these up for an unprivileged uid; no user namespace is between
+            rights += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        else:
+            rights += ["--unshare-user"]
+        spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+        places = ["--ro-bind", str(rootfs()), "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+        return ["/bin/sh", "-c", f'{enter}exec "$@"', "sh", "bwrap", *rights, *spaces, *places, PYTHON]
+
+    def end(self) -> dict[str, Any]:
+        """See :meth:`Sandbox.end`."""
+        ended = super().end()
+        kills = self.group.oom_kills()
+        ended["oom"], self.kills = kills > self.kills, kills
+        return ended
+
+    def _stop(self) -> None:
+        super()._stop()
+        self.group.remove()
+
+
+class Process(_Child):
+    """A plain child process with resource limits. It protects from accidents, not from an attack: the program sees
+    the file system and the network with the caller's rights."""
+
+    isolation = "none"
+    zygote = str(Path(__file__).with_name("zygote.py"))
+
+    @classmethod
+    def check(cls) -> None:
+        """See :meth:`Bubblewrap.check`; also warns of what is missing."""
+        if sys.platform != "linux":
+            raise SandboxUnavailable("sandbox='process' needs Linux")
+        warnings.warn(
+            "sandbox='process' sets resource limits only: the program can read and change files, use the network, "
+            "and see other processes with your rights; use it for code you trust",
+            stacklevel=3,
+        )
+
+    def _command(self) -> list[str]:
+        return [getattr(sys, "_base_executable", None) or sys.executable]
+
+    def _config(self) -> dict[str, Any]:
+        return {"isolation": self.isolation, "filter": ""}
+
+    def _place(self) -> dict[str, Any]:
+        self.folder = tempfile.mkdtemp(prefix="agent_gym-")
+        return {"folder": self.folder}
+
+    def end(self) -> dict[str, Any]:
+        """See :meth:`Sandbox.end`."""
+        try:
+            return super().end()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@lru_cache(maxsize=1)
+def _docker() -> Any:
+    """The daemon's client.
+
+    Raises:
+        SandboxUnavailable: If the package or the daemon is not there.
+    """
+    try:
+        import docker
+    except ImportError:
+        raise SandboxUnavailable("the docker package is missing: pip install 'agent-gym[docker]'") from None
+    try:
+        client = docker.from_env(timeout=60)
+        client.ping()
+    except docker.errors.DockerException as error:
+        raise SandboxUnavailable(f"the Docker daemon does not answer: {error}") from None
+    return client
+
+
+def docker_image() -> str:
+    """The id of the sandbox image in the daemon; the image is built and loaded where it is missing.
+
+    Raises:
+        SandboxUnavailable: If there is no daemon.
+        RuntimeError: If the daemon holds other bytes under that name.
+    """
+    client, identity = _docker(), image_id()
+    if identity not in {image.id for image in client.images.list(all=True)}:
+        identity, data = image_tar()
+        loaded = [image.id for image in client.images.load(data)]
+        if identity not in loaded:
+            raise RuntimeError(f"the daemon loaded {loaded}, not the image {identity}")
+    return identity
+
+
+_uids = itertools.count(1_000_000 + os.getpid() % 1000 * 100_000)
+_reaped = threading.Event()
+
+
+class Docker(Sandbox):
+    """A warm container whose PID 1 is the zygote; every run has a uid of its own and the container to itself.
+
+    Args:
+        limits: See :class:`Sandbox`.
+        runtime: Passed to the daemon, e.g. ``"runsc"`` for gVisor.
+    """
+
+    isolation = "uid"
+    recycle_after = 500
+    container: Any = None
+
+    def __init__(self, limits: Limits, runtime: str | None = None) -> None:
+        self.runtime = runtime
+        super().__init__(limits)
+
+    @classmethod
+    def check(cls) -> None:
+        """See :meth:`Bubblewrap.check`."""
+        if sys.platform != "linux":
+            raise SandboxUnavailable("the Docker sandbox needs Linux: its control socket does not cross into a VM")
+        _docker()
+
+    def _launch(self) -> socket.socket:
+        import docker
+
+        folder = tempfile.mkdtemp(prefix="agent_gym-")
+        try:
+            if not _reaped.is_set():
+                _reaped.set()
+                reap_containers()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(f"{folder}/control")
+                os.chmod(folder, 0o755)
+                os.chmod(f"{folder}/control", 0o666)
+                listener.listen(1)
+                listener.settimeout(START_S)
+                self.container = self._run(folder)
+                return listener.accept()[0]
+        except (docker.errors.DockerException, OSError) as error:
+            raise Lost(f"no container: {error}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # the container keeps the connection, not the way to it
+
+    def _run(self, folder: str) -> Any:
+        limits, megabyte = self.limits, 1 << 20
+        config = json.dumps({**self._config(), "socket": "/run/control"})
+        memory = (limits.memory_mb + OVERHEAD_MB) * megabyte
+        return _docker().containers.run(
+            docker_image(),
+            [PYTHON, "-P", "-s", "-B", ZYGOTE, config],
+            detach=True,
+            auto_remove=True,
+            network_mode="none",
+            read_only=True,
+            tmpfs={"/tmp": f"size={limits.disk_mb}m,nr_inodes=4096,mode=1777,nosuid,nodev,noexec"},
+            shm_size=limits.disk_mb * megabyte,
+            volumes={folder: {"bind": "/run", "mode": "ro"}},
+            pids_limit=limits.processes + 8,
+            mem_limit=memory,
+            memswap_limit=memory,
+            nano_cpus=10**9,
+            cap_drop=["ALL"],
+            cap_add=["SETUID", "SETGID", "KILL"],
+            security_opt=["no-new-privileges:true", f"seccomp={json.dumps(seccomp.docker_profile())}"],
+            log_config={"Type": "none"},
+            ipc_mode="private",
+            hostname="sandbox",
+            environment=ENVIRONMENT,
+            labels={"agent_gym.owner": cgroup.owner()},
+            runtime=self.runtime,
+        )
+
+    def _place(self) -> dict[str, Any]:
+        return {"folder": "/tmp", "uid": next(_uids)}
+
+    def _stop(self) -> None:
+        import docker
+
+        if self.container is not None:
+            with contextlib.suppress(docker.errors.DockerException, OSError):  # gone already, or with its daemon
+                self.container.remove(force=True)
+
+
+def reap_containers() -> int:
+    """Remove the containers of callers that are gone; how many there were."""
+    import docker
+
+    count = 0
+    for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}):
+        if not cgroup.is_alive(container.labels["agent_gym.owner"]):
+            with contextlib.suppress(docker.errors.NotFound):
+                container.remove(force=True)
+                count += 1
+    return count
+
+
+BACKENDS: dict[str, type[Sandbox]] = {"docker": Docker, "bubblewrap": Bubblewrap, "process": Process}
+
+
+@lru_cache(maxsize=8)
+def choose(name: str) -> type[Sandbox]:
+    """The backend of that name; for ``"auto"``, Docker where it works, else bubblewrap, and never a weaker one.
+
+    Raises:
+        ValueError: For an unknown name.
+        SandboxUnavailable: If it cannot be had, saying what to install.
+    """
+    if name == "auto":
+        reasons = []
+        for candidate in (Docker, Bubblewrap):
+            try:
+                candidate.check()
+                return candidate
+            except SandboxUnavailable as error:
+                reasons.append(str(error))
+        raise SandboxUnavailable(
+            f"no sandbox for untrusted code: install Docker or bubblewrap ({'; '.join(reasons)}), "
+            "or ask by name for sandbox='process', which does not protect this machine"
+        )
+    if name not in BACKENDS:
+        raise ValueError(f"sandbox {name!r}: choose 'auto', {', '.join(map(repr, BACKENDS))}")
+    BACKENDS[name].check()  # type: ignore[attr-defined]
+    return BACKENDS[name]

@@ -1,0 +1,228 @@
+"""Plain data as flat tagged JSON, and frames on a socket. Both sides use this file; it needs the standard library alone.
+
+A value is a list of tokens in postorder, so that neither side recurses: ``[1, (2.5,)]`` is
+``[1, ["f", "0x1.4p+1"], ["t", 1], ["l", 2]]``. A token of a subclass carries the name of its class as a third element.
+Whatever is not plain data becomes ``["o", class name]``: nothing but the builtin types below is ever built from it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections import Counter
+from typing import Any
+
+__all__ = ["REPLY_BYTES", "Foreign", "Malformed", "TooLarge", "decode", "encode", "pack", "unpack"]
+
+REPLY_BYTES = 1 << 20
+"""Cap on what one call may return, in bytes of its JSON."""
+
+DEPTH = 400
+"""Deepest nesting: comparing, hashing and printing a value must not exhaust the grader's stack."""
+
+INT_BITS = 14_000  # what int() and str() convert without a word
+COLLIDING = 64
+
+_SEQUENCES = {"l": list, "t": tuple, "s": set, "z": frozenset}
+_TAGS = {kind: tag for tag, kind in _SEQUENCES.items()}
+_HEADER = struct.Struct(">I")
+
+
+class TooLarge(ValueError):
+    """The value exceeds the cap on bytes, depth or the size of an integer."""
+
+
+class Malformed(ValueError):
+    """Not what :func:`encode` writes."""
+
+
+class Foreign:
+    """Stands for an object that is not plain data; equal to nothing, not even itself.
+
+    Args:
+        name: What its class calls itself.
+    """
+
+    __slots__ = ("name",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+def _base(kind: type) -> type | None:
+    """The plain type that ``kind`` is or derives from. The MRO is read through ``type``: a class may lie about it."""
+    for base in type.__dict__["__mro__"].__get__(kind):
+        if base in _PLAIN:
+            return base
+    return None
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type(None))
+
+
+def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
+    """The tokens of ``value``.
+
+    Args:
+        value: Anything; what is not plain data is replaced by its class's name.
+        limit: Cap on the size of the JSON, in bytes.
+
+    Raises:
+        TooLarge: For a value above the cap, deeper than ``DEPTH`` (a cycle is), or with an integer of too many bits.
+    """
+    tokens: list[Any] = []
+    stack: list[tuple[bool, Any]] = [(False, value)]
+    size = depth = 0
+    while stack:
+        closing, item = stack.pop()
+        if closing:
+            tokens.append(item)
+            depth -= 1
+            continue
+        kind = type(item)
+        base = kind if kind in _PLAIN else _base(kind)
+        mark = [] if kind is base else [type.__dict__["__name__"].__get__(kind)[:80]]
+        size += 4
+        if base is None:
+            token: Any = ["o", *mark]
+        elif base in (bool, type(None)):
+            token = item
+        elif base is int:
+            if int.bit_length(item) > INT_BITS:
+                raise TooLarge(f"an integer of more than {INT_BITS} bits")
+            small = -(1 << 53) < int(item) < 1 << 53 and not mark
+            token = item if small else ["i", int.__format__(item, "x"), *mark]
+            size += int.bit_length(item) // 3
+        elif base is float:
+            token = ["f", float.hex(item), *mark]
+            size += 24
+        elif base is complex:
+            token = ["c", float.hex(item.real), float.hex(item.imag), *mark]
+            size += 48
+        elif base is str:
+            size += str.__len__(item)
+            token = str.__str__(item) if not mark else ["u", str.__str__(item), *mark]
+        elif base is bytes:
+            size += bytes.__len__(item) * 4 // 3
+            token = ["b", base64.b64encode(item).decode() if size < limit else "", *mark]
+        else:
+            depth += 1
+            if depth > DEPTH:
+                raise TooLarge(f"nested more than {DEPTH} deep, or a cycle")
+            count = base.__len__(item)
+            size += 8
+            if size + 2 * count > limit:
+                raise TooLarge(f"more than {limit} bytes")
+            if base is dict:
+                parts = [part for pair in list(dict.items(item)) for part in pair]
+                stack.append((True, ["d", count, *mark]))
+            else:
+                parts = list(base.__iter__(item))
+                stack.append((True, [_TAGS[base], count, *mark]))
+            stack.extend([(False, part) for part in reversed(parts)])
+            continue
+        if size > limit:
+            raise TooLarge(f"more than {limit} bytes")
+        tokens.append(token)
+    return tokens
+
+
+def decode(tokens: Any, exact: bool = True) -> Any:
+    """The value that ``tokens`` spell.
+
+    Args:
+        tokens: As :func:`encode` returns them, from a source that is not trusted.
+        exact: What is not of exactly a plain type becomes a :class:`Foreign`. Otherwise an instance of a subclass
+            becomes its plain base, and anything else is refused.
+
+    Raises:
+        Malformed: For anything :func:`encode` would not have written, and for keys chosen to collide.
+    """
+    if type(tokens) is not list:
+        raise Malformed("a value is a list of tokens")
+    stack: list[tuple[Any, int]] = []  # (value, its depth)
+    try:
+        for token in tokens:
+            if token is None or type(token) in (bool, str, int):
+                if type(token) is int and token.bit_length() > INT_BITS:
+                    raise Malformed("an integer of too many bits")
+                stack.append((token, 0))
+                continue
+            tag, *rest = token
+            value, depth = None, 0
+            used = 1
+            if tag == "i":
+                value = int(rest[0][: INT_BITS // 4 + 1], 16)
+            elif tag == "f":
+                value = float.fromhex(rest[0])
+            elif tag == "c":
+                value, used = complex(float.fromhex(rest[0]), float.fromhex(rest[1])), 2
+            elif tag == "u":
+                value = str(rest[0])
+            elif tag == "b":
+                value = base64.b64decode(rest[0], validate=True)
+            elif tag == "o":
+                if not exact:
+                    raise Malformed(f"returned a {rest[0]}, which is not plain data")
+                value = Foreign(str(rest[0]))
+            elif tag == "d" or tag in _SEQUENCES:
+                count = rest[0] * 2 if tag == "d" else rest[0]
+                if type(count) is not int or not 0 <= count <= len(stack):
+                    raise Malformed("a container of items that are not there")
+                taken = stack[len(stack) - count :]
+                del stack[len(stack) - count :]
+                items = [item for item, _ in taken]
+                depth = 1 + max((below for _, below in taken), default=0)
+                if depth > DEPTH:
+                    raise Malformed(f"nested more than {DEPTH} deep")
+                if tag in "dsz" and items:
+                    most = max(Counter(map(hash, items[::2] if tag == "d" else items)).values())
+                    if most > COLLIDING:
+                        raise Malformed("keys that collide on purpose")
+                value = dict(zip(items[::2], items[1::2], strict=True)) if tag == "d" else _SEQUENCES[tag](items)
+            else:
+                raise Malformed(f"unknown tag {tag!r}")
+            if exact and len(rest) > used:
+                value, depth = Foreign(str(rest[used])), 0
+            stack.append((value, depth))
+    except Malformed:
+        raise
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise Malformed(f"not a value: {error}") from None
+    if len(stack) != 1:
+        raise Malformed("not one value")
+    return stack[0][0]
+
+
+def pack(message: Any) -> bytes:
+    """A frame: the length in four bytes, then JSON in ASCII (half a surrogate pair is an escape there)."""
+    body = json.dumps(message, separators=(",", ":")).encode("ascii")
+    return _HEADER.pack(len(body)) + body
+
+
+def unpack(read: Any, limit: int | None = None) -> Any:
+    """The next frame's message.
+
+    Args:
+        read: ``read(n)`` gives exactly ``n`` bytes, or raises.
+        limit: Cap on the length, in bytes.
+
+    Raises:
+        TooLarge: If the frame announces more than ``limit``.
+        Malformed: If it is not JSON.
+    """
+    (length,) = _HEADER.unpack(read(_HEADER.size))
+    if limit is not None and length > limit:
+        raise TooLarge(f"a reply of {length} bytes; {limit} is the cap")
+    try:
+        return json.loads(read(length))
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {error}") from None
