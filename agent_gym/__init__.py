@@ -21,3 +21,4 @@ __all__ = [
 # Gymnasium's passive checker takes NaN, the mark of a missing verdict, for a fault, and cannot step after a reset that
 # raised. The tests run the full checker instead.
 _register("APIAgent-v0", "agent_gym.envs.api_agent:make", disable_env_checker=True)
+_register("CodeAgent-v0", "agent_gym.envs.code_agent:CodeAgentEnv", disable_env_checker=True)

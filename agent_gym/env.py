@@ -64,13 +64,15 @@ class Task(Protocol):
 class Outcome:
     """What a tool did: its answer, the change it made, and how much work that was.
 
-    ``delta`` is None where nothing changed. The time it took is not in here: it follows from the work.
+    ``delta`` is None where nothing changed. The time it took is not in here: it follows from the work. ``tokens`` are
+    charged to ``output_tokens`` beside those the agent wrote.
     """
 
     content: str
     delta: Any = None
     units: float = 0.0
     error: str | None = None
+    tokens: float = 0.0
 
 
 def _submit(answer: Any = None) -> None:
@@ -235,13 +237,13 @@ class ToolEnv(gym.Env[str, str]):
                 break
             world = self._world
             try:
-                result = self._run(call)
+                result, shown = self._run(call)
             except InfraError as fault:
                 infra = Verdict("infra", "infra", 0.0, (str(fault),))
                 break
-            latency += result["latency_ms"]
+            latency, tokens = latency + result["latency_ms"], tokens + shown
             if over := self._over(calls, tokens, latency):
-                self._world = world  # it ran out of time: neither its effect nor its answer arrives
+                self._world = world  # it ran out of budget: neither its effect nor its answer arrives
                 break
             results.append(result)
             if call.name == "submit" and result["error"] is None:
@@ -278,8 +280,8 @@ class ToolEnv(gym.Env[str, str]):
         error = f"the message is {len(action)} characters long; at most {limit} are read"
         return replace(self.parser.parse(""), calls=(Call("", error=error),))
 
-    def _run(self, call: Call) -> dict[str, Any]:
-        """Execute one call, through the cache where there is one, and price it."""
+    def _run(self, call: Call) -> tuple[dict[str, Any], float]:
+        """Execute one call, through the cache where there is one, and price it: its result, and the tokens it charges."""
         tools, started = self._tools(), time.perf_counter() if self.latency == "wall" else 0.0
         tool = SUBMIT if call.name == "submit" else tools.get(call.name)
         model = REFUSED
@@ -300,13 +302,14 @@ class ToolEnv(gym.Env[str, str]):
             milliseconds = (time.perf_counter() - started) * 1000.0
         else:
             milliseconds = model.milliseconds(outcome.units, self.task.latency_seed, spelling)
-        return {
+        result = {
             "name": call.name,
             "arguments": dict(call.arguments),
             "content": self._cut(outcome.content, self.observation_space.max_length // 2),  # type: ignore[attr-defined]
             "error": outcome.error,
             "latency_ms": milliseconds,
         }
+        return result, outcome.tokens
 
     @staticmethod
     def _cut(text: str, limit: int) -> str:

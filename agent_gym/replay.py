@@ -157,6 +157,8 @@ def _leaves(value: Any) -> Iterator[str]:
             yield from _leaves(item)
     elif isinstance(value, str):
         yield value.strip()
+        if "\n" in value:  # a block of text is shown line by line, often each after its number
+            yield from (line.strip() for line in value.splitlines())
         yield from (next(filter(None, groups)) for groups in _TOKEN.findall(value))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield dump(value)

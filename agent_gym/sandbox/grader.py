@@ -544,7 +544,7 @@ def _asserts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
 def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     body: Any = request.body
     files = {path: text for path, text in request.files.items() if not _is_scrubbed(path)} | dict(body.files)
-    suites = list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in body.ids))
+    suites = list(body.ids)
     reply = session.ask("unittest", files=files, modules=[], suites=suites)
     if "raised" in reply:
         fault = _Raised.of(reply["raised"])

@@ -27,7 +27,7 @@ def _fingerprint() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for module in WATCHED:
         for name, value in vars(module).items():
-            if name == "_":
+            if name == "_" or isinstance(value, types.ModuleType):  # a submodule, imported later
                 continue
             found[f"{module.__name__}.{name}"] = value
             members = vars(value).items() if isinstance(value, type) and value.__module__.startswith("unittest") else ()

@@ -141,7 +141,7 @@ def decode(tokens: Any, exact: bool = True) -> Any:
     Args:
         tokens: As :func:`encode` returns them, from a source that is not trusted.
         exact: What is not of exactly a plain type becomes a :class:`Foreign`. Otherwise an instance of a subclass
-            becomes its plain base, and anything else is refused.
+            becomes its plain base.
 
     Raises:
         Malformed: For anything :func:`encode` would not have written, and for keys chosen to collide.
@@ -170,8 +170,6 @@ def decode(tokens: Any, exact: bool = True) -> Any:
             elif tag == "b":
                 value = base64.b64decode(rest[0], validate=True)
             elif tag == "o":
-                if not exact:
-                    raise Malformed(f"returned a {rest[0]}, which is not plain data")
                 value = Foreign(str(rest[0]))
             elif tag == "d" or tag in _SEQUENCES:
                 count = rest[0] * 2 if tag == "d" else rest[0]

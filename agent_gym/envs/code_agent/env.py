@@ -1,0 +1,262 @@
+"""CodeAgent-v0: mend or complete a program in a workspace of files; hidden tests in a sandbox decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent_gym.costs import Latency
+from agent_gym.env import Outcome, ToolEnv
+from agent_gym.envs.code_agent.generate import KINDS, LEVELS, SPLITS, compose
+from agent_gym.envs.code_agent.tasks import CodeTask, count, load_tasks, subset
+from agent_gym.envs.code_agent.workspace import Workspace
+from agent_gym.sandbox import Limits, shared_pool
+from agent_gym.tools import Call, Tool, ToolError
+from agent_gym.verdict import InfraError, Verdict
+
+__all__ = ["CodeAgentEnv"]
+
+LOOK = Latency(20.0, 0.5)
+CHANGE = Latency(30.0, 0.1)
+RUN = Latency(150.0, 100.0)
+"""An interpreter's start, and each test."""
+
+LIMITS = Limits(cpu_s=4, wall_s=30.0, memory_mb=256, disk_mb=16, processes=32)
+MOST_VERDICTS = 1024
+"""An environment remembers so many: the replays of an episode often end in the same workspace."""
+
+
+def list_files(world: Workspace) -> str:
+    """List the files of the workspace with their number of lines."""
+    return "\n".join(f"{path} ({len(world.files[path].splitlines())} lines)" for path in sorted(world.files))
+
+
+def read_file(world: Workspace, path: str) -> str:
+    """Read a whole file; every line follows its number.
+
+    Args:
+        path: The file.
+    """
+    return world.numbered(path)
+
+
+def read_lines(world: Workspace, path: str, start: int, end: int) -> str:
+    """Read some lines of a file; every line follows its number.
+
+    Args:
+        path: The file.
+        start: First line, from 1.
+        end: Last line.
+    """
+    return world.numbered(path, start, end)
+
+
+def search(world: Workspace, text: str) -> str:
+    """Find every line of the workspace that contains a text.
+
+    Args:
+        text: What to look for, as it stands in the line.
+    """
+    return world.search(text)
+
+
+def edit(world: Workspace, path: str, old: str, new: str) -> dict[str, str]:
+    """Replace a text that stands exactly once in a file.
+
+    Args:
+        path: The file.
+        old: The text to replace.
+        new: What takes its place.
+    """
+    return world.replaced(path, old, new)
+
+
+def edit_lines(world: Workspace, path: str, start: int, end: int, new: str) -> dict[str, str]:
+    """Replace some lines of a file.
+
+    Args:
+        path: The file.
+        start: First line, from 1.
+        end: Last line.
+        new: The lines that take their place; empty to delete them.
+    """
+    return world.replaced_lines(path, start, end, new)
+
+
+def write_file(world: Workspace, path: str, text: str) -> dict[str, str]:
+    """Write a whole file, new or not.
+
+    Args:
+        path: The file.
+        text: All of its text.
+    """
+    return world.written(path, text)
+
+
+def run_tests(world: Workspace) -> str:
+    """Run all visible tests; every failing one is shown."""
+    raise AssertionError("run by the environment")
+
+
+def run_test(world: Workspace, number: int) -> str:
+    """Run one visible test.
+
+    Args:
+        number: Which one, from 1.
+    """
+    raise AssertionError("run by the environment")
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        *(Tool(fn, context=True, reads_only=True, latency=LOOK) for fn in (list_files, read_file, read_lines, search)),
+        *(Tool(fn, context=True, latency=CHANGE) for fn in (edit, edit_lines, write_file)),
+        *(Tool(fn, context=True, reads_only=True, latency=RUN) for fn in (run_tests, run_test)),
+    )
+}
+
+
+class CodeAgentEnv(ToolEnv):
+    """Repair and completion of small programs.
+
+    A read or a test run charges the tokens of what it shows to ``output_tokens``, beside the agent's own: text that is
+    called for has to be taken in. So a whole file costs more than a few lines of it.
+
+    Args:
+        split: ``"train"`` or ``"test"``: disjoint in programs.
+        difficulty: Calls of a straightforward solution, 1 to 5, or ``[least, most]``; all of them by default.
+            1: a review names the place and the remedy; 2: a line and a failing call; 3: tests fail; 4: and some pass,
+            in any of several files; 5: two faults.
+        kinds: ``"repair"``, ``"completion"`` (a function's body is missing; difficulty 2 and 3), or both.
+        tasks: A real data set instead of the generator; see :func:`~agent_gym.envs.code_agent.tasks.load_tasks`.
+        sandbox: ``"auto"`` (Docker where it works, else bubblewrap), ``"docker"``, ``"bubblewrap"``, or ``"process"``,
+            which does not protect this machine.
+        **kwargs: See :class:`~agent_gym.env.ToolEnv`.
+
+    Raises:
+        ValueError: For a value outside what is listed here.
+        SandboxUnavailable: If there is no such sandbox on this machine.
+    """
+
+    system_prompt = (
+        "You work on Python programs in a workspace of files. Use the tools to do what the user asks; hidden tests "
+        "decide. A message without a tool call is the final answer."
+    )
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        difficulty: int | Sequence[int] | None = None,
+        kinds: Sequence[str] = KINDS,
+        tasks: str | None = None,
+        sandbox: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        difficulty = [LEVELS[0], LEVELS[-1]] if difficulty is None else difficulty
+        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
+        whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
+        if not whole or not LEVELS[0] <= bounds[0] <= bounds[1] <= LEVELS[-1]:
+            raise ValueError(f"difficulty={difficulty!r}: a whole number from 1 to {LEVELS[-1]}, or [least, most]")
+        if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
+            raise ValueError(f"kinds={kinds!r}: a list of {' and '.join(map(repr, KINDS))}")
+        self.split, self.levels, self.kinds, self.sandbox = split, range(bounds[0], bounds[1] + 1), tuple(kinds), sandbox
+        self.levels = tuple(level for level in self.levels if any(level in KINDS[kind] for kind in self.kinds))
+        if not self.levels:
+            raise ValueError(f"difficulty={difficulty!r}: there is no {self.kinds[0]} task of that difficulty")
+        self._given = {task.id: task for task in load_tasks(tasks)} if tasks else {}
+        self.task_ids = tuple(self._given) or None
+        self._verdicts: dict[Any, Verdict] = {}
+        shared_pool(sandbox, LIMITS)  # now, so that a machine without a sandbox says so before the first episode
+
+    def _make_task(self, task_id: str | None) -> CodeTask:
+        if self._given:
+            ids = list(self._given)
+            task_id = ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id
+            if task_id not in self._given:
+                raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
+            return self._given[task_id]
+        if task_id is None:
+            level = self.levels[int(self.np_random.integers(len(self.levels)))]
+            kinds = [kind for kind in self.kinds if level in KINDS[kind]]
+            kind = kinds[int(self.np_random.integers(len(kinds)))]
+            return compose(self.split, kind, level, int(self.np_random.integers(2**31)))
+        parts = task_id.split("-") if isinstance(task_id, str) else []
+        if len(parts) == 4 and parts[0] in SPLITS and parts[1] in KINDS and all(map(str.isdecimal, parts[2:])):
+            level, seed = int(parts[2]), int(parts[3])
+            if level in KINDS[parts[1]]:
+                return compose(parts[0], parts[1], level, seed)
+        raise ValueError(f"unknown task id {task_id!r}: it reads split-kind-difficulty-seed, such as 'train-repair-2-7'")
+
+    def _tools(self) -> Mapping[str, Tool]:
+        return TOOLS
+
+    def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
+        if tool.name in ("run_tests", "run_test"):
+            return self._run_visible(arguments.get("number"))
+        result = tool.fn(self._world, **arguments)
+        if isinstance(result, dict):
+            done = ", ".join(result)
+            return Outcome(f"{done} is changed", delta=result, units=sum(map(len, result.values())) / 100)
+        return Outcome(result, units=result.count("\n") + 1, tokens=float(self.token_counter(result)))
+
+    def _run_visible(self, number: int | None) -> Outcome:
+        visible = self.task.visible
+        total = count(visible)
+        if visible is None:
+            raise ToolError("not_found", "this task has no visible tests")
+        if number is not None and not 1 <= number <= total:
+            raise ToolError("not_found", f"there is no test {number}; there are 1 to {total}")
+        verdict = self._judged(number)
+        ran = total if number is None else 1
+        passed = round(verdict.score * ran)
+        lines = [f"{passed} of {ran} tests passed", *verdict.diagnostics]
+        content = "\n".join(lines)
+        return Outcome(content, units=ran, tokens=float(self.token_counter(content)))
+
+    def _judged(self, number: int | None | str) -> Verdict:
+        """The verdict of all visible tests (None), of one, or of the ``"hidden"`` ones, on the workspace as it is.
+
+        Raises:
+            InfraError: If there is none.
+        """
+        task, key = self.task, (self.task.id, self._world.hash, number)
+        if key not in self._verdicts:
+            if number == "hidden":
+                checks = task.hidden
+            else:
+                checks = task.visible if number is None else subset(task.visible, number)
+            verdict = shared_pool(self.sandbox, LIMITS).check(dict(self._world.files), task.entry_point, checks)
+            if verdict.status == "infra":
+                raise InfraError(verdict.diagnostics[0])
+            if len(self._verdicts) >= MOST_VERDICTS:
+                del self._verdicts[next(iter(self._verdicts))]
+            self._verdicts[key] = verdict
+        return self._verdicts[key]
+
+    def _verify(self, answer: Any) -> Verdict:
+        """The hidden tests; the answer's words count for nothing."""
+        return self._judged("hidden")
+
+    def oracle(self) -> list[str]:
+        """See :meth:`ToolEnv.oracle`: one call a turn, then the answer."""
+        return [*(self.parser.render("", [call]) for call in self.task.calls), self.parser.render("Done.", [])]
+
+    def cheats(self) -> list[list[str]]:
+        """Claim success; empty the files; make everything equal to everything; leave during the import."""
+        answer = self.parser.render("All tests pass.", [])
+        spoof = (
+            "class Same:\n    __eq__ = lambda self, other: True\n    __hash__ = lambda self: 0\n"
+            "    def __getattr__(self, name): return self\n    def __call__(self, *a, **k): return self\n"
+            "def __getattr__(name): return Same()\n"
+        )
+        leave = "import os\nos._exit(0)\n"
+        found = [[answer]]
+        for text in ("", spoof, leave):
+            calls = [Call("write_file", {"path": path, "text": text}) for path in self.task.world.files]
+            found.append([self.parser.render("", calls), answer])
+        return found

@@ -1,0 +1,372 @@
+"""Repair and completion tasks without end: a library program, a fault that tests can see, names drawn by the seed."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import keyword
+import re
+import tokenize
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from agent_gym.envs.code_agent.inputs import TEST_PROGRAMS, Case, draw_cases, files, programs
+from agent_gym.envs.code_agent.mutate import Mutant, line_budget_run, mutants, same
+from agent_gym.envs.code_agent.tasks import CodeTask
+from agent_gym.envs.code_agent.workspace import Workspace
+from agent_gym.sandbox import Raises, Test
+from agent_gym.tools import Call, dump
+
+__all__ = ["KINDS", "LEVELS", "SPLITS", "compose"]
+
+SPLITS = ("train", "test")
+LEVELS = (1, 2, 3, 4, 5)
+KINDS: dict[str, tuple[int, ...]] = {"repair": LEVELS, "completion": (2, 3)}
+
+POOL = 64
+"""Cases drawn for a program, from which every task takes its tests."""
+VISIBLE, HIDDEN = 4, 12
+LINES = 5_000
+"""Bound on the lines that one case of a program may execute."""
+SHORT = 24
+"""Longest text that a review quotes (difficulty 1), in characters."""
+
+FIRST = ("inner outer left right old fresh raw final small large open near early late main spare upper lower single "
+         "double plain wide narrow local loose tight early prior base extra").split()  # fmt: skip
+SECOND = ("item part value mark limit total count place score entry group piece level share width rest bound field "
+          "step unit point index chunk label key size order offset buffer table").split()  # fmt: skip
+
+
+def compose(split: str, kind: str, level: int, seed: int) -> CodeTask:
+    """The task that these four name; the same on every machine.
+
+    Args:
+        split: ``"train"`` or ``"test"``, which have no program in common.
+        kind: A key of ``KINDS``.
+        level: Its difficulty.
+        seed: Any whole number.
+    """
+    rng = np.random.default_rng([SPLITS.index(split), list(KINDS).index(kind), level, seed])
+    names = [name for name in programs() if (name in TEST_PROGRAMS) == (split == "test")]
+    while True:  # not every program has a fault of every kind
+        program = names[int(rng.integers(len(names)))]
+        fault = (_repair if kind == "repair" else _completion)(program, level, rng)
+        task = fault and _finish(f"{split}-{kind}-{level}-{seed}", program, level, fault, rng)
+        if task:
+            return task
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A broken program: its files, which cases of the pool fail, and the places to mend."""
+
+    kind: str
+    files: dict[str, str]
+    killed: tuple[frozenset[int], ...]  # of each fault alone
+    failing: frozenset[int]  # with all of them
+    spots: tuple[tuple[str, Mutant | None], ...]
+
+
+@lru_cache(maxsize=256)
+def _pool(program: str) -> tuple[tuple[Case, ...], tuple[Any, ...]]:
+    """Cases and what the program makes of them."""
+    cases = draw_cases(program, np.random.default_rng(list(program.encode())), POOL)
+    outcomes = line_budget_run(files(program), cases, LINES)
+    kept = [(c, o) for c, o in zip(cases, outcomes, strict=True) if o[0] != "endless" and same(o, o)]
+    return tuple(case for case, _ in kept), tuple(outcome for _, outcome in kept)
+
+
+def _failing(program: str, broken: Mapping[str, str]) -> frozenset[int] | None:
+    """The cases that a broken program gets wrong; None where it does not come to an end."""
+    cases, wanted = _pool(program)
+    found: list[Any] = []
+    for at in range(0, len(cases), 8):  # an endless one is seldom endless in its last case only
+        part = line_budget_run(dict(broken), cases[at : at + 8], LINES)
+        if ("endless",) in part:
+            return None
+        found += part
+    return frozenset(i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if not same(one, other))
+
+
+@lru_cache(maxsize=256)
+def _mutants(program: str) -> tuple[tuple[str, Mutant], ...]:
+    return tuple((path, mutant) for path, text in files(program).items() for mutant in mutants(text))
+
+
+@lru_cache(maxsize=1 << 14)
+def _killed(program: str, number: int) -> frozenset[int] | None:
+    path, mutant = _mutants(program)[number]
+    return _failing(program, {**files(program), path: mutant.source})
+
+
+def _repair(program: str, level: int, rng: np.random.Generator) -> _Fault | None:
+    if level >= 4 and len(files(program)) == 1 and rng.random() < 0.5:
+        return None  # programs of several files are few; the harder levels see them more often
+    found = _mutants(program)
+    chosen: list[int] = []
+    for number in rng.permutation(len(found))[:24]:
+        path, mutant = found[number]
+        if level == 1 and not _is_short(mutant):
+            continue
+        if any(path == found[other][0] and abs(mutant.line - found[other][1].line) < 2 for other in chosen):
+            continue
+        killed = _killed(program, int(number))
+        if not killed or (level >= 4 and len(killed) == len(_pool(program)[0])):
+            continue
+        chosen.append(int(number))
+        if len(chosen) == (2 if level == 5 else 1):
+            break
+    else:
+        return None
+    broken = dict(files(program))
+    for number in sorted(chosen, key=lambda n: -found[n][1].line):  # from below, so that line numbers still hold
+        path, mutant = found[number]
+        broken[path] = _merge(files(program)[path], mutant.source, broken[path])
+    alone = tuple(_killed(program, number) or frozenset() for number in chosen)
+    failing = alone[0] if len(chosen) == 1 else _failing(program, broken)
+    if not failing or any(not killed for killed in alone):
+        return None
+    return _Fault("repair", broken, alone, failing, tuple(found[number] for number in chosen))
+
+
+def _is_short(mutant: Mutant) -> bool:
+    """Whether a review can quote the fault and the remedy, and an edit find its place by the quotation."""
+    texts = (mutant.before, mutant.after)
+    return all(0 < len(text) <= SHORT and "\n" not in text for text in texts) and (
+        mutant.source.count(mutant.after) == 1
+    )
+
+
+def _merge(original: str, changed: str, other: str) -> str:
+    """``other`` with the lines changed that differ between ``original`` and ``changed``."""
+    start, old, new = _difference(original, changed)
+    lines = other.splitlines(keepends=True)
+    return "".join([*lines[:start], *new, *lines[start + len(old) :]])
+
+
+def _difference(one: str, other: str) -> tuple[int, list[str], list[str]]:
+    """The first line that differs (from 0), and the differing lines of each."""
+    first, second = one.splitlines(keepends=True), other.splitlines(keepends=True)
+    start = 0
+    while start < min(len(first), len(second)) and first[start] == second[start]:
+        start += 1
+    end = 0
+    while end < min(len(first), len(second)) - start and first[-1 - end] == second[-1 - end]:
+        end += 1
+    return start, first[start : len(first) - end], second[start : len(second) - end]
+
+
+STUB = "raise NotImplementedError"
+
+
+def _completion(program: str, level: int, rng: np.random.Generator) -> _Fault | None:
+    """One function loses its body."""
+    bodies = [
+        (path, node)
+        for path, text in files(program).items()
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and len(node.body) > 1 and STUB not in text
+    ]
+    path, node = bodies[int(rng.integers(len(bodies)))]
+    lines = files(program)[path].splitlines(keepends=True)
+    broken = [*lines[: node.body[1].lineno - 1], f"    {STUB}\n", *lines[node.end_lineno or len(lines) :]]
+    text = {**files(program), path: "".join(broken)}
+    failing = _failing(program, text)
+    if not failing:
+        return None
+    return _Fault("completion", text, (failing,), failing, ((path, None),))
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _renamable(program: str) -> tuple[str, ...]:
+    """Local names and parameters that can be replaced everywhere without changing what the program does."""
+    local, taken = set(), set(dir(builtins)) | set(keyword.kwlist)
+    for text in files(program).values():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.arg):
+                local.add(node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                local.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                taken.add(node.attr)
+            elif isinstance(node, ast.keyword):
+                taken.add(node.arg or "")
+            elif isinstance(node, ast.alias):
+                taken.add(node.asname or node.name)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                taken.add(node.name)
+        for statement in ast.parse(text).body:
+            taken |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)} - (
+                set() if isinstance(statement, ast.Assign | ast.AnnAssign) else local
+            )
+    return tuple(
+        name
+        for name in sorted(local - taken)
+        if not name.startswith("_") and not _failing(program, _renamed(files(program), {name: "some_other_name"}))
+    )
+
+
+def _renamed(texts: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    return {path: _rename(text, names) for path, text in texts.items()}
+
+
+def _rename(text: str, names: Mapping[str, str]) -> str:
+    """Names in code and inside f-strings and docstrings (there only words of three letters or more)."""
+    words = re.compile("|".join(rf"\b{name}\b" for name in names) or r"(?!)")
+    prose = re.compile("|".join(rf"\b{name}\b" for name in names if len(name) > 2) or r"(?!)")
+    lines = text.splitlines(keepends=True)
+    changes: list[tuple[tuple[int, int], tuple[int, int], str]] = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME and token.string in names:
+            changes.append((token.start, token.end, names[token.string]))
+        elif token.type == tokenize.STRING:
+            formatted = "f" in token.string[: token.string.index(token.string[-1])].lower()
+            if formatted or token.string.startswith('"""'):
+                pattern = words if formatted else prose
+                changes.append((token.start, token.end, pattern.sub(lambda m: names[m[0]], token.string)))
+    offsets = [0]
+    for line in lines:
+        offsets.append(offsets[-1] + len(line))
+    for (row, column), (end_row, end_column), new in reversed(changes):
+        text = text[: offsets[row - 1] + column] + new + text[offsets[end_row - 1] + end_column :]
+    return text
+
+
+def _names(program: str, texts: Iterable[str], rng: np.random.Generator) -> dict[str, str]:
+    """New names for the program's own."""
+    used = set(re.findall(r"\w+", " ".join(texts)))
+    chosen: dict[str, str] = {}
+    for name in _renamable(program):
+        while True:
+            new = SECOND[int(rng.integers(len(SECOND)))]
+            if rng.random() < 0.6:
+                new = f"{FIRST[int(rng.integers(len(FIRST)))]}_{new}"
+            if new not in used and new not in dir(builtins):
+                break
+        used.add(new)
+        chosen[name] = new
+    return chosen
+
+
+# ---- words, tests, oracle ------------------------------------------------------------------------------------------
+
+
+def _finish(task_id: str, program: str, level: int, fault: _Fault, rng: np.random.Generator) -> CodeTask | None:
+    names = _names(program, [*files(program).values(), *fault.files.values()], rng)
+    original, broken = _renamed(files(program), names), _renamed(fault.files, names)
+    visible, hidden = _choose(program, fault, level, rng)
+    request, calls = _words(level, fault, original, broken, names, visible[0], program)
+    world = Workspace(broken)
+    for call in calls:
+        if call.name == "edit" and world.files[call.arguments["path"]].count(call.arguments["old"]) != 1:
+            return None
+        if call.name in ("edit", "edit_lines"):
+            world = world.apply(getattr(world, "replaced" if call.name == "edit" else "replaced_lines")(**call.arguments))
+    if dict(world.files) != original:
+        return None  # the quotation stands there more than once under the new names
+    entry = f"{next(iter(original)).removesuffix('.py')}:"
+    tests = [tuple(_test(program, number) for number in chosen) for chosen in (visible, hidden)]
+    return CodeTask(task_id, request, Workspace(broken), entry, tests[0], tests[1], calls)
+
+
+def _test(program: str, number: int) -> Test:
+    case, (kind, *value) = _pool(program)[0][number], _pool(program)[1][number]
+    return Test(case.args, value[0] if kind == "value" else Raises(value[0]), case.entry_point)
+
+
+def _choose(program: str, fault: _Fault, level: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Numbers of visible and hidden cases: every fault is seen by a hidden one that is not visible where it can be."""
+    order = [int(i) for i in rng.permutation(len(_pool(program)[0]))]
+    failing, passing = [i for i in order if i in fault.failing], [i for i in order if i not in fault.failing]
+    seen = failing[: 1 if len(failing) < 4 else 2]
+    visible = seen + passing[: VISIBLE - len(seen)] if level >= 4 else (failing[:VISIBLE // 2] + passing)[:VISIBLE]
+    rest = [i for i in order if i not in visible]
+    hidden: list[int] = []
+    for killed in fault.killed:
+        hidden += [i for i in (*rest, *visible) if i in killed and i not in hidden][:3]
+    hidden += [i for i in rest if i not in hidden][: HIDDEN - len(hidden)]
+    return visible, hidden
+
+
+def _remedy(path: str, broken: str, original: str) -> Call:
+    """The edit that mends a file: by its text where that stands there once, else by lines."""
+    start, wrong, right = _difference(broken, original)
+    if len(wrong) == 1 and len(right) == 1 and broken.count(wrong[0].strip()) == 1:
+        return Call("edit", {"path": path, "old": wrong[0].strip(), "new": right[0].strip()})
+    if not wrong:  # a line is missing: the one before it stays, followed by the new ones
+        start, wrong, right = start - 1, [broken.splitlines(keepends=True)[start - 1]], [
+            broken.splitlines(keepends=True)[start - 1], *right]  # fmt: skip
+    return Call("edit_lines", {"path": path, "start": start + 1, "end": start + len(wrong), "new": "".join(right)})
+
+
+def _words(
+    level: int,
+    fault: _Fault,
+    original: Mapping[str, str],
+    broken: Mapping[str, str],
+    names: Mapping[str, str],
+    shown: int,
+    program: str,
+) -> tuple[str, tuple[Call, ...]]:
+    """The request, and the oracle's calls."""
+    path, mutant = fault.spots[0]
+    start, wrong, _ = _difference(broken[path], original[path])
+    remedy = _remedy(path, broken[path], original[path])
+    run, read = Call("run_tests"), Call("read_file", {"path": path})
+    if fault.kind == "completion":
+        node = _function_at(broken[path], start + 1)
+        if level == 2:
+            return f"The function {node.name} in {path} has no body yet. Write it as its docstring says.", (read, remedy)
+        return "A function of this program has no body yet. Write it as its docstring says.", (run, read, remedy)
+    if level == 1 and mutant is not None:
+        found, wanted = _rename_piece(mutant.after, names), _rename_piece(mutant.before, names)
+        review = dump({"path": path, "found": found, "wanted": wanted})
+        return f"A review found a fault: {review}. Mend it.", (Call("edit", {"path": path, "old": found, "new": wanted}),)
+    if level == 2:
+        case, outcome = _pool(program)[0][shown], _pool(program)[1][shown]
+        call = f"{case.entry_point.partition(':')[2]}({', '.join(map(repr, case.args))})"
+        right = f"return {outcome[1]!r}" if outcome[0] == "value" else f"raise {outcome[1]}"
+        look = Call("read_lines", {"path": path, "start": max(1, start - 1), "end": start + len(wrong) + 2})
+        return f"There is a fault in {path} near line {start + 1}: {call} should {right}. Mend it.", (look, remedy)
+    if level == 3:
+        return f"Tests fail because of a fault in {path}. Find it and mend it.", (run, read, remedy)
+    if level == 4:
+        node = _function_at(broken[path], start + 1)
+        look = Call("search", {"text": f"def {node.name}"})
+        return "Some tests of this program fail. Find the fault and mend it.", (run, look, read, remedy)
+    request = "This program has two faults. Find them and mend them."
+    first, second = (spot[0] for spot in fault.spots)
+    if first != second:
+        other = _remedy(second, broken[second], original[second])
+        return request, (run, read, remedy, Call("read_file", {"path": second}), other)
+    return request, (run, read, *_two_remedies(path, broken[path], original[path]), run)
+
+
+def _rename_piece(text: str, names: Mapping[str, str]) -> str:
+    """A piece of code that may not stand alone."""
+    return re.sub(r"(?<![.\w\"'])[A-Za-z_]\w*\b(?![\"'])", lambda m: names.get(m[0], m[0]), text)
+
+
+def _function_at(text: str, line: int) -> ast.FunctionDef:
+    found = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.lineno <= line <= (n.end_lineno or 0)]
+    return found[0] if found else next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef))
+
+
+def _two_remedies(path: str, broken: str, original: str) -> Sequence[Call]:
+    """Both faults of one file, the first and then what is left."""
+    import difflib
+
+    blocks = difflib.SequenceMatcher(None, broken.splitlines(True), original.splitlines(True), autojunk=False)
+    changes = [op for op in blocks.get_opcodes() if op[0] != "equal"]
+    _, a, b, c, d = changes[0]
+    lines = broken.splitlines(True)
+    half = "".join([*lines[:a], *original.splitlines(True)[c:d], *lines[b:]])
+    return _remedy(path, broken, half), _remedy(path, half, original)
