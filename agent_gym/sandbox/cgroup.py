@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import subprocess
+import signal
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -76,10 +77,14 @@ def _parents() -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=1)
-def _janitor() -> subprocess.Popen:
-    """A shell that waits for this process to die, however it does, and removes the groups it leaves behind."""
+def _janitor() -> int:
+    """A shell that waits for this process to die, however it does, and removes the groups it leaves behind. It waits
+    on a pipe; this end of it."""
+    theirs, ours = os.pipe()
     command = ["/bin/sh", "-c", _JANITOR, f"agent_gym-{owner()}", *map(str, _parents())]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    os.posix_spawn("/bin/sh", command, {"PATH": "/usr/bin:/bin"}, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)], setsid=True)
+    os.close(theirs)
+    return ours
 
 
 class Group:
@@ -131,11 +136,15 @@ class Group:
 
 
 def reap() -> int:
-    """Remove the groups of processes that are gone; how many there were."""
+    """Remove the groups of processes that are gone, with what still runs in them; how many there were."""
     count = 0
     for parent in _parents():
         for folder in parent.glob("agent_gym-*"):
-            if not is_alive(folder.name.removeprefix("agent_gym-").rpartition("-")[0]):
+            if is_alive(folder.name.removeprefix("agent_gym-").rpartition("-")[0]):
+                continue
+            with contextlib.suppress(OSError):  # another reaper, or the janitor, is at it too
+                for pid in (folder / "cgroup.procs").read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
                 folder.rmdir()
                 count += 1
     return count

