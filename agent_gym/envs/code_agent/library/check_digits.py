@@ -34,7 +34,7 @@ def luhn_check_digit(number: str) -> int:
 
 
 def isbn10_valid(isbn: str) -> bool:
-    """Return whether isbn has ten digits whose sum weighted 10, 9, ... 1 is a multiple of 11; the last may be X = 10."""
+    """Return whether there are ten digits (X = 10 as the last) whose sum weighted 10, 9, ... 1 is a multiple of 11."""
     digits = clean(isbn)
     if len(digits) != 10 or not digits[:9].isdigit() or not (digits[9].isdigit() or digits[9] == "X"):
         return False

@@ -39,7 +39,7 @@ def total_price(parcels: list[int], zone: str, insured: bool = False) -> int:
 
 
 def split_load(grams: int, limit: int) -> list[int]:
-    """Return the grams of the fewest parcels of at most limit, full ones first; raise ValueError if limit is below 1."""
+    """Return the grams of the fewest parcels of at most limit, full ones first; ValueError if limit is below 1."""
     if limit < 1:
         raise ValueError("limit must be positive")
     full, rest = divmod(grams, limit)

@@ -5,9 +5,8 @@ def check_brackets(brackets: list[tuple[int, int]]) -> None:
     """Raise ValueError unless the bounds rise strictly from 0 and every percent is within 0..100."""
     if not brackets or brackets[0][0] != 0:
         raise ValueError("the first bracket must start at 0")
-    for (low, _), (high, _) in zip(brackets, brackets[1:], strict=False):
-        if low >= high:
-            raise ValueError("bounds must rise")
+    if any(brackets[i][0] >= brackets[i + 1][0] for i in range(len(brackets) - 1)):
+        raise ValueError("bounds must rise")
     if any(not 0 <= percent <= 100 for _, percent in brackets):
         raise ValueError("not a percentage")
 

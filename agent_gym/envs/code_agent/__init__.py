@@ -1,0 +1,1 @@
+"""CodeAgent-v0: repair of small programs."""
