@@ -6,6 +6,7 @@ All bounds are inclusive.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def const(value: Any) -> Draw:
-    """Always `value`, which must be immutable."""
-    return lambda rng: value
+    """Always a copy of `value`."""
+    return lambda rng: deepcopy(value)
 
 
 def integer(low: int, high: int) -> Draw:
@@ -37,8 +38,8 @@ def flag() -> Draw:
 
 
 def choice(*options: Any) -> Draw:
-    """One of the options, which must be immutable."""
-    return lambda rng: options[int(rng.integers(0, len(options)))]
+    """A copy of one of the options."""
+    return lambda rng: deepcopy(options[int(rng.integers(0, len(options)))])
 
 
 def one_of(*draws: Draw) -> Draw:

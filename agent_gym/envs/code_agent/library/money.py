@@ -17,7 +17,7 @@ def format_amount(cents: int) -> str:
     """Return the amount with two decimals and a comma before every group of three digits."""
     whole, fraction = divmod(abs(cents), 100)
     digits = str(whole)
-    groups = []
+    groups: list[str] = []
     while len(digits) > 3:
         groups.insert(0, digits[-3:])
         digits = digits[:-3]

@@ -20,7 +20,7 @@ def total_fines(loans: list[tuple[str, int, int, int]], closed: list[int], child
 
 
 def may_borrow(open_loans: list[tuple[str, int, int]], today: int, owed: int) -> bool:
-    """Return whether another loan is allowed: owed below 500, fewer than 5 open (kind, start, extensions), none late."""
+    """Return whether owed is below 500, fewer than 5 loans (kind, start, extensions) are open and none is late."""
     if owed >= 500 or len(open_loans) >= 5:
         return False
     return all(due_day(start, kind, extensions) >= today for kind, start, extensions in open_loans)

@@ -25,7 +25,7 @@ def run(source: str, limit: int) -> list[int]:
     """
     code = assemble(source)
     stack: list[int] = []
-    printed = []
+    printed: list[int] = []
     position = 0
     for _ in range(limit):
         if position >= len(code):
