@@ -178,7 +178,7 @@ def poker_hand(rng: np.random.Generator) -> list[str]:
 brackets_table = mostly(
     then(
         pair(sorted_list(integer(1, 40), 0, 3), list_of(integer(0, 50), 4, 4)),
-        lambda drawn: list(zip([0, *dict.fromkeys(bound * 100 for bound in drawn[0])], drawn[1])),
+        lambda drawn: list(zip([0, *dict.fromkeys(bound * 100 for bound in drawn[0])], drawn[1], strict=False)),
     ),
     choice([], [(10, 5)], [(0, 10), (0, 20)], [(0, 120)]),
     0.08,
@@ -498,7 +498,7 @@ def bookings(rng: np.random.Generator) -> dict[str, list[tuple[int, int]]]:
     result = {}
     for room in ("hall", "lab"):
         marks = sorted({int(m) * 30 for m in rng.integers(16, 40, 4)})
-        pairs = list(zip(marks[::2], marks[1::2]))
+        pairs = list(zip(marks[::2], marks[1::2], strict=False))
         result[room] = pairs[: int(rng.integers(0, 3))]
     return result
 

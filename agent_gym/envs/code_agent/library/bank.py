@@ -42,3 +42,16 @@ def overdrawn(changes: list[tuple[str, int]]) -> list[str]:
         if balances[owner] < 0 and owner not in names:
             names.append(owner)
     return sorted(names)
+
+
+def transfer_all(
+    accounts: dict[str, int], orders: list[tuple[str, str, int]]
+) -> tuple[dict[str, int], list[tuple[str, str, int]]]:
+    """Return (the accounts after all (source, target, cents) orders that succeed, the orders that fail), in order."""
+    failed = []
+    for source, target, cents in orders:
+        try:
+            accounts = transfer(accounts, source, target, cents)
+        except (KeyError, ValueError):
+            failed.append((source, target, cents))
+    return (accounts, failed)

@@ -43,3 +43,14 @@ def leaf_paths(data: Any, prefix: str = "") -> list[str]:
     if isinstance(data, list):
         return [path for i, value in enumerate(data) for path in leaf_paths(value, f"{prefix}[{i}]")]
     return [prefix]
+
+
+def lookup_all(data: Any, paths: list[str], default: Any) -> list[Any]:
+    """Return the value at each path, or default where a key or an index is missing."""
+    values = []
+    for path in paths:
+        try:
+            values.append(lookup(data, path))
+        except (KeyError, IndexError):
+            values.append(default)
+    return values

@@ -47,3 +47,14 @@ def best_route(address: str, routes: list[tuple[str, str]]) -> str | None:
         if is_inside(address, network) and size > best_size:
             best_size, best_target = size, target
     return best_target
+
+
+def valid_addresses(texts: list[str]) -> list[str]:
+    """Return the texts that are addresses, by rising number."""
+    numbers = []
+    for text in texts:
+        try:
+            numbers.append(to_number(text))
+        except ValueError:
+            continue
+    return [to_address(number) for number in sorted(numbers)]

@@ -44,3 +44,14 @@ def convert(text: str, source: int, target: int) -> str:
 def digit_sum(number: int, base: int) -> int:
     """Return the sum of the digits of abs(number) in the given base."""
     return sum(DIGITS.index(char) for char in to_base(abs(number), base))
+
+
+def valid_numbers(texts: list[str], base: int) -> list[int]:
+    """Return the numbers of those texts that are numbers in the given base, in order; the others are left out."""
+    numbers = []
+    for text in texts:
+        try:
+            numbers.append(from_base(text, base))
+        except ValueError:
+            continue
+    return numbers

@@ -47,3 +47,16 @@ def is_compatible(version: str, base: str) -> bool:
     """Return whether version is at least base and has the same first number."""
     first = parse_version(version)[0][:1]
     return compare(version, base) >= 0 and first == parse_version(base)[0][:1]
+
+
+def split_valid(candidates: list[str]) -> tuple[list[str], list[str]]:
+    """Return (the candidates that are versions, those that are not), each in order."""
+    valid: list[str] = []
+    invalid: list[str] = []
+    for candidate in candidates:
+        try:
+            parse_version(candidate)
+            valid.append(candidate)
+        except ValueError:
+            invalid.append(candidate)
+    return (valid, invalid)
