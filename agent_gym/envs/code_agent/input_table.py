@@ -143,6 +143,7 @@ pack_items = then(
     lambda drawn: [("abcde"[i], w, v) for i, (w, v) in enumerate(drawn)],
 )
 capacity = mostly(integer(0, 14), const(-1), 0.05)
+rich = then(dict_of(names, integer(20, 90), 0, 1), lambda drawn: {"ann": 50, "bob": 30, **drawn})
 short_word = word(0, 6, "abcn")
 board9 = then(
     list_of(choice("X", "O", " ", "X", "O"), 9, 9), lambda cells: ["".join(cells[i : i + 3]) for i in (0, 3, 6)]
@@ -185,6 +186,7 @@ brackets_table = mostly(
 )
 income = one_of(integer(0, 5000), then(integer(0, 45), lambda hundreds: hundreds * 100))
 cinema = rows_of("x..", 1, 4, 6)
+roomy = then(rows_of("x....", 2, 4, 3), lambda rows: [row + "." for row in rows])
 seat = mostly(
     then(pair(integer(1, 4), choice(*"ABCDEa")), lambda s: f"{s[0]}{s[1]}"), choice("A1", "0A", "", "12", "3"), 0.1
 )
@@ -214,7 +216,7 @@ markup_line = one_of(
     ),
 )
 markup_text = joined(markup_line, 0, 5, "\n")
-outline_text = joined(choice("# One", "## Two", "### Three", "# Four", "text", "## Five"), 0, 6, "\n")
+outline_text = joined(choice("# One", "## Two", "## Two", "### Three", "# Four", "text", "## Five"), 0, 6, "\n")
 good_outline = then(outline_text, lambda drawn: "# Start\n" + drawn)
 bits = one_of(integer(0, 40), choice(0, 1, 2, 3, 127, 128, 255, 256, 1023, 1024))
 base = mostly(integer(2, 36), choice(0, 1, 37), 0.06)
@@ -357,7 +359,9 @@ name_text = choice(
 )
 color = pair(*[one_of(integer(0, 255), choice(0, 255, 128))] * 3)
 wide_color = pair(*[one_of(integer(0, 255), choice(-5, 0, 255, 256, 300, 15))] * 3)
-color_text = spoiled(choice("#ffffff", "#000", "#a1B2c3", "#Fa0", "#123456", "#0080ff"), "0f#g", 0.25)
+color_text = spoiled(
+    then(one_of(text("0123456789abcdefABF", 6, 6), text("0123456789abcF", 3, 3)), lambda t: "#" + t), "0f#g", 0.12
+)
 ballot = subset(["ann", "bob", "cy"], 1, 3)
 ballots = list_of(ballot, 0, 5)
 square = mostly(
@@ -468,7 +472,24 @@ corpus = list_of(corpus_text, 0, 4)
 search_terms = joined(choice("red", "fox", "sea", "the", "the sea", "Fox"), 0, 2)
 vm_source = mostly(
     then(
-        list_of(choice("push 2", "push 3", "push -1", "dup", "add", "mul", "sub", "swap", "print", "dup # x"), 1, 5),
+        list_of(
+            choice(
+                "push 2",
+                "push 3",
+                "push -1",
+                "dup",
+                "add",
+                "push 6",
+                "sub",
+                "swap",
+                "mul",
+                "print",
+                "dup # x",
+                "push 7",
+            ),
+            1,
+            5,
+        ),
         lambda drawn: "; ".join(["push 4", "push 5", *drawn, "print"]),
     ),
     choice(
@@ -589,10 +610,11 @@ INPUTS: dict[str, dict[str, Draw]] = {
     },
     "bank": {
         "deposit": args(dict_of(names, integer(0, 500), 0, 3), names, mostly(integer(1, 90), integer(-1, 0))),
-        "withdraw": args(dict_of(names, integer(0, 90), 2, 6), names, mostly(integer(1, 60), integer(-1, 0), 0.05)),
+        "withdraw": args(rich, mostly(choice("ann", "bob"), names, 0.15), mostly(integer(1, 45), integer(-1, 0), 0.05)),
         "transfer": args(
-            dict_of(names, integer(20, 90), 4, 9), names, names, mostly(integer(1, 70), integer(-1, 0), 0.05)
+            rich, mostly(choice("ann", "bob"), names, 0.1), mostly(choice("ann", "bob"), names, 0.1), integer(1, 40)
         ),
+        "transfer_all": args(rich, list_of(pair(choice("ann", "bob"), names, integer(1, 30)), 0, 2)),
         "overdrawn": args(list_of(pair(names, integer(-9, 12)), 0, 6)),
     },
     "bar_charts": {
@@ -622,7 +644,9 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "next_power_of_two": args(one_of(bits, integer(-2, 5))),
     },
     "book_loans": {
-        "loan_days.due_day": args(mostly(choice("book", "film"), const("map"), 0.08), integer(0, 60), integer(0, 3)),
+        "loan_days.due_day": args(
+            integer(0, 60), mostly(choice("book", "film"), const("map"), 0.08), mostly(integer(0, 2), const(3), 0.08)
+        ),
         "loan_days.days_late": args(integer(0, 30), integer(0, 50), distinct(integer(0, 50), 0, 5)),
         "fines.fine": args(one_of(integer(0, 12), integer(0, 40)), flag()),
         "fines.total_fines": args(list_of(returned_loan, 0, 3), closed_days, flag()),
@@ -711,10 +735,23 @@ INPUTS: dict[str, dict[str, Draw]] = {
     "data_path": {
         "split_path": args(
             spoiled(
-                choice("a", "a.b", "a[0]", "x[0][12]", "users[1].name", "", "[3]", "a.b[2].c", "[1].z"), "[].x", 0.2
+                one_of(
+                    choice("", "[3]", "users[1].name"),
+                    joined(choice("a", "b[2]", "x[0][12]", "name", "c[7]"), 1, 3, "."),
+                ),
+                "[].x",
+                0.15,
             )
         ),
         "lookup": data_args,
+        "lookup_all": then(
+            pair(data_args, list_of(choice("a", "a.c", "a.b[1]", "x[0][5]", "users[0].age", "zz"), 0, 2)),
+            lambda drawn: (
+                drawn[0][0],
+                [drawn[0][1].replace("[x]", ""), *(drawn[1] if "a" in drawn[0][0] else [])],
+                None,
+            ),
+        ),
         "leaf_paths": then(data_args, lambda drawn: (drawn[0],) if len(drawn[1]) % 2 else (drawn[0], "p")),
     },
     "dates": {
@@ -811,12 +848,17 @@ INPUTS: dict[str, dict[str, Draw]] = {
     },
     "ini_text": {
         "parse_ini": args(joined(ini_line, 0, 6, "\n")),
-        "get_flag": args(
-            mostly(
-                const({"main": {"a": "Yes", "b": "0"}, "log": {"flag": "off", "a": "ON", "b": "maybe"}}), config, 0.1
+        "get_flag": mostly(
+            then(
+                pair(
+                    choice("Yes", "no", "ON", "off", "True", "false", "1", "0", "yes", "FALSE"),
+                    choice("main", "log", ""),
+                    choice("a", "flag", "debug"),
+                ),
+                lambda drawn: ({drawn[1]: {drawn[2]: drawn[0], "x": "no"}}, drawn[1], drawn[2]),
             ),
-            choice("main", "log"),
-            choice("a", "a", "b", "flag"),
+            args(config, choice("main", "log"), choice("a", "flag")),
+            0.2,
         ),
         "to_ini": args(config),
     },
@@ -872,7 +914,7 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "strip_links": args(spoiled(text(["[a](b)", "x ", "[long one](http://y)", "(z)", "["], 0, 4), "[]()", 0.3)),
         "plain_line": args(markup_line),
         "headings": args(markup_text),
-        "outline": args(one_of(outline_text, good_outline, markup_text)),
+        "outline": args(mostly(good_outline, one_of(outline_text, markup_text), 0.2)),
     },
     "matrices": {
         "shape": args(mostly(matrix, ragged)),
@@ -925,11 +967,13 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "bounds": args(network),
         "is_inside": args(address, network),
         "best_route": args(address, routes),
+        "valid_addresses": args(list_of(one_of(address, choice("1.2.3.256", "a.b", "9.9.9.9")), 0, 4)),
     },
     "number_bases": {
         "to_base": args(one_of(integer(-40, 300), choice(0, 35, 36, 255, 1000)), base),
         "from_base": args(digit_text, mostly(base, choice(10, 16, 36), 0.6)),
-        "convert": args(digit_text, choice(2, 10, 16, 36, 16), base),
+        "convert": args(digit_text, choice(16, 36, 36), base),
+        "valid_numbers": args(list_of(digit_text, 0, 4), choice(2, 3, 10, 16)),
         "digit_sum": args(integer(-500, 5000), mostly(integer(2, 16), const(1), 0.05)),
     },
     "page_ranges": {
@@ -1027,11 +1071,11 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "attempts_within": args(list_of(integer(1, 30), 0, 5), integer(1, 20), integer(0, 150)),
         "first_success": args(
             mostly(
-                then(list_of(choice("busy", "timeout"), 0, 3), lambda d: [*d, "ok"]),
+                then(list_of(choice("busy", "timeout", "down"), 0, 4), lambda d: [*d, "ok"]),
                 list_of(choice("busy", "timeout", "ok", "fatal"), 0, 3),
-                0.3,
+                0.2,
             ),
-            mostly(const(["busy", "timeout"]), choice([], ["busy"]), 0.2),
+            mostly(const(["busy", "timeout", "down"]), choice([], ["busy"]), 0.12),
         ),
     },
     "road_costs": {
@@ -1070,7 +1114,7 @@ INPUTS: dict[str, dict[str, Draw]] = {
     },
     "seat_map": {
         "parse_seat": args(seat),
-        "book": args(cinema, seat),
+        "book": args(roomy, mostly(then(pair(integer(1, 2), choice(*"ABCa")), lambda s: f"{s[0]}{s[1]}"), seat)),
         "adjacent_seats": args(cinema, integer(1, 4)),
         "fullest_row": args(mostly(cinema, const([]), 0.06)),
     },
@@ -1108,7 +1152,13 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "machine.execute": args(
             choice("add", "sub", "mul", "dup", "swap"), mostly(list_of(signed, 2, 5), list_of(signed, 0, 1), 0.2)
         ),
-        "machine.run": args(vm_source, choice(20, 50, 60)),
+        "machine.run": args(
+            mostly(
+                vm_source,
+                choice("push 3; a:; dup; print; push 1; sub; dup; jzero b; jump a; b:", "push 6; push 7; mul; print"),
+            ),
+            choice(20, 50, 60),
+        ),
         "machine.stack_change": args(vm_source),
     },
     "subsequences": {
@@ -1214,6 +1264,7 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "compare": args(version, version),
         "newest": args(list_of(version, 0, 4)),
         "is_compatible": args(version, version),
+        "split_valid": args(list_of(one_of(version, choice("1.x", "", "v2", "2.0")), 0, 4)),
     },
     "web_shop": {
         "discounts.quantity_percent": args(one_of(integer(0, 60), choice(9, 10, 49, 50))),

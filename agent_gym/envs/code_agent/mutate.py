@@ -70,7 +70,7 @@ _SIGNS = {
     ",": ";", ";": ",", ".": ",", "-": "_", "_": "-", ":": ";", "(": "[", ")": "]", "[": "(", "]": ")", "{": "(",
     "}": ")", "=": ":", "+": "-", "*": "+", "/": "-", "#": "*", "&": "|", "|": "&", '"': "`", "%": "$", "!": "?",
 }  # fmt: skip
-_MAX_VARIABLES = 2
+_MAX_VARIABLES = 1
 
 
 @dataclass(frozen=True)
@@ -403,6 +403,9 @@ class _Function:
     def visit_ExceptHandler(self, node: ast.ExceptHandler, parent: ast.AST) -> Iterator[_Edit]:
         if isinstance(node.type, ast.Name) and node.type.id in _EXCEPTIONS:
             yield self.replace("wrong-exception", node.type, _EXCEPTIONS[node.type.id])
+        elif isinstance(node.type, ast.Tuple):
+            for name in node.type.elts:
+                yield self.replace("wrong-exception", node.type, self.text(name))
 
     def visit_Break(self, node: ast.Break, parent: ast.AST) -> Iterator[_Edit]:
         yield self.replace("loop-control", node, "continue")
