@@ -43,21 +43,26 @@ class _Tracer:
     def __init__(self, budget: int) -> None:
         self.left = budget
         self.depth = 0
+        self.lines = 0
 
     def enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
         if not frame.f_code.co_filename.startswith(_MARK):
             return None
+        # Nothing is raised here: a generator that is thrown away is entered too, and an exception in it would be
+        # ignored after it has ended the tracing, so that an endless loop would never end.
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise RecursionError
-        return self.step(frame, "line", arg)
+        self.left -= 1
+        return self.step
 
     def step(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
         if event == "return":
             self.depth -= 1
         elif event == "line":
             self.left -= 1
-            if self.left < 0 or (self.left % _LOOK_EVERY == 0 and _too_large(frame.f_locals)):
+            if self.depth > MAX_DEPTH:
+                raise RecursionError
+            self.lines += 1
+            if self.left < 0 or (self.lines % _LOOK_EVERY == 0 and _too_large(frame.f_locals)):
                 raise _Endless
         return self.step
 
