@@ -356,7 +356,8 @@ def test_every_operator_occurs() -> None:
 def test_formatting_is_kept() -> None:
     source = (
         'def f(é: int = 1, b: int = 2) -> int:\n    """Doc 1 < 2."""\n'
-        '    s = "ü"; t = (é   <  b)  # é < b\n    if not t and s:\n        return g( é,b )\n    else:\n        b  +=  1\n'
+        '    s = "ü"; t = (é   <  b)  # é < b\n    if not t and s:\n        return g( é,b )\n'
+        "    else:\n        b  +=  1\n"
         "    return b\n\n\ndef g(x: int, y: int) -> int:\n    return x-y"
     )
     found = mutants(source)

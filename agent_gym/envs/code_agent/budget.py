@@ -18,8 +18,9 @@ Outcome = tuple[Any, ...]
 # Depth of calls at which a RecursionError is raised, the same whatever stack the caller stands on.
 MAX_DEPTH = 150
 # A local value longer than this (an int: more bits) ends a case as endless, before doubling fills the memory.
-MAX_SIZE = 100_000
-_LOOK_EVERY = 32
+# The locals are looked at every few lines, as a value may be squared on each.
+MAX_SIZE = 20_000
+_LOOK_EVERY = 4
 _MARK = "<program>/"
 
 
