@@ -184,6 +184,7 @@ brackets_table = mostly(
     choice([], [(10, 5)], [(0, 10), (0, 20)], [(0, 120)]),
     0.08,
 )
+odd_brackets = list_of(pair(choice(0, 0, 10, 20, 30), choice(-1, 0, 5, 100, 101)), 1, 3)
 income = one_of(integer(0, 5000), then(integer(0, 45), lambda hundreds: hundreds * 100))
 cinema = rows_of("x..", 1, 4, 6)
 roomy = then(rows_of("x....", 2, 4, 3), lambda rows: [row + "." for row in rows])
@@ -470,7 +471,15 @@ students = dict_of(names, list_of(percents, 0, 4), 0, 4)
 corpus_text = joined(choice("red", "Red", "fox", "sea", "the", "x2", "fox-red", "the,sea", "!"), 0, 5)
 corpus = list_of(corpus_text, 0, 4)
 search_terms = joined(choice("red", "fox", "sea", "the", "the sea", "Fox"), 0, 2)
-vm_source = mostly(
+vm_branch = then(
+    pair(integer(0, 2), choice("push 2; print", "push 5; print", "push 7; dup; mul; print"), choice("end", "z")),
+    lambda drawn: f"push 8; push {drawn[0]}; jzero {drawn[2]}; {drawn[1]}; {drawn[2]}: ; print",
+)
+vm_loop = then(
+    pair(integer(1, 4), choice("top", "a")),
+    lambda drawn: f"push {drawn[0]}; {drawn[1]}:; dup; print; push 1; sub; dup; jzero b; jump {drawn[1]}; b:",
+)
+vm_line = mostly(
     then(
         list_of(
             choice(
@@ -506,6 +515,7 @@ vm_source = mostly(
     ),
     0.4,
 )
+vm_source = one_of(vm_line, vm_line, vm_branch, vm_loop)
 slot = then(interval(16, 40, 8), lambda s: (s[0] * 30, s[1] * 30))
 slot_words = mostly(
     then(slot, lambda s: f"{s[0] // 60}:{s[0] % 60:02d}-{s[1] // 60}:{s[1] % 60:02d}"),
@@ -1061,7 +1071,7 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "overlap": args(box, box),
         "bounding_box": args(list_of(box, 0, 4)),
         "union_area": args(box, box),
-        "holds_point": args(box, integer(0, 12), integer(0, 12)),
+        "holds_point": bind(box, lambda b: args(const(b), integer(b[0] - 1, b[2] + 1), integer(b[1] - 1, b[3] + 1))),
     },
     "retry_delays": {
         "exponential_delays": args(
@@ -1182,7 +1192,7 @@ INPUTS: dict[str, dict[str, Draw]] = {
         "finish_times": args(needs, dict_of(choice(*"abcdef"), integer(0, 9), 0, 5)),
     },
     "taxes": {
-        "check_brackets": args(brackets_table),
+        "check_brackets": args(mostly(brackets_table, odd_brackets, 0.4)),
         "tax_due": args(income, brackets_table),
         "marginal_percent": args(income, brackets_table),
         "joint_saving": args(income, income, brackets_table),

@@ -115,6 +115,7 @@ class _Function:
         # Where each local name outside of comprehensions and lambdas is first bound, and its annotation if any.
         self.bound: dict[str, int] = {}
         self.notes: dict[str, str] = {}
+        self.sets: set[str] = set()
         arguments = node.args
         for arg in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
             self.bound[arg.arg] = node.lineno - 1
@@ -130,6 +131,12 @@ class _Function:
                 continue
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 self.notes.setdefault(node.target.id, ast.unparse(node.annotation))
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and self.is_set(node.value.func if isinstance(node.value, ast.Call) else node.value)
+            ):
+                self.sets.add(node.targets[0].id)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 self.bound[node.id] = min(node.lineno, self.bound.get(node.id, node.lineno))
             todo.extend(ast.iter_child_nodes(node))
@@ -232,6 +239,12 @@ class _Function:
             isinstance(node, ast.Constant) and isinstance(node.value, str)
         )
 
+    def is_set(self, node: ast.AST) -> bool:
+        """Whether an expression makes a set, or names one."""
+        if isinstance(node, ast.Name):
+            return node.id == "set" or node.id in self.sets
+        return isinstance(node, ast.Set | ast.SetComp)
+
     def visit_BoolOp(self, node: ast.BoolOp, parent: ast.AST) -> Iterator[_Edit]:
         token = _TOKENS[type(node.op)]
         for left, right in zip(node.values, node.values[1:], strict=False):
@@ -311,7 +324,9 @@ class _Function:
 
     def visit_Call(self, node: ast.Call, parent: ast.AST) -> Iterator[_Edit]:
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-        if name in _METHODS:
+        # The order of a set of texts differs from process to process.
+        unordered = name == "sorted" and any(self.is_set(part) for arg in node.args for part in ast.walk(arg))
+        if name in _METHODS and not unordered:
             end = self.end(node.func)
             yield _Edit("wrong-method", end - len(name), end, _METHODS[name], (self.start(node), self.end(node)))
         if name == "pop" and len(node.args) == 1 and isinstance(node.args[0], ast.Constant):
