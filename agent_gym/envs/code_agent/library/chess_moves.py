@@ -26,7 +26,7 @@ def knight_distance(start: str, goal: str) -> int:
     reached = {start}
     moves = 0
     while goal not in reached:
-        reached |= {target for name in reached for target in knight_targets(name)}
+        reached |= {target for name in sorted(reached) for target in knight_targets(name)}
         moves += 1
     return moves
 
