@@ -200,6 +200,8 @@ class _Function:
                 continue
             if isinstance(node, ast.Raise) and field == "exc":
                 continue  # texts of errors are not part of what a program does
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift) and field == "right":
+                continue  # another exponent may ask for more memory than there is
             children = value if isinstance(value, list) else [value]
             if children and isinstance(children[0], ast.stmt):
                 yield from self.block(children)
@@ -224,6 +226,8 @@ class _Function:
         token = _TOKENS.get(type(node.op), "")
         if self.is_sequence(node.left) or self.is_sequence(node.right):
             return  # there is no other operator for texts and lists
+        if token == ">>" and not isinstance(node.right, ast.Constant):
+            return  # shifting to the left by as much may fill the memory
         for new in _ARITHMETIC.get(token, ()):
             yield from self.between("arithmetic-operator", node.left, node.right, token, new, node)
 
