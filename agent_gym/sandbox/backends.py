@@ -25,7 +25,7 @@ from agent_gym.verdict import InfraError
 
 __all__ = ["BACKENDS", "Bubblewrap", "Docker", "Limits", "Lost", "Process", "Sandbox", "SandboxUnavailable", "choose"]
 
-START_S, ANSWER_S = 60.0, 20.0
+START_S, ANSWER_S, WIPE_S = 60.0, 20.0, 5.0
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
 OVERHEAD_MB = 48
 """The zygote's own memory, beside that of its run."""
@@ -149,15 +149,20 @@ class Sandbox:
         """Kill the run with all it started, and wipe: ``status``, ``cpu_s`` and ``oom`` of the run.
 
         Raises:
-            Lost: If the zygote does not acknowledge that.
+            Lost: If the zygote does not say how it ended.
         """
         self._say({"do": "end"})
         while True:
             message = self.hear()
             if "ended" in message:
-                ended = message["ended"]
-                self.worn = self.worn or ended["oom"] or self.runs >= self.recycle_after
-                return ended
+                break
+        ended = message["ended"]
+        try:
+            self.hear(WIPE_S)
+        except Lost:  # a tree that cannot be removed, at least not in time: a reason to destroy the sandbox, no fault
+            self.worn = True
+        self.worn = self.worn or ended["oom"] or self.runs >= self.recycle_after
+        return ended
 
     def close(self) -> None:
         """Take it down. Harmless when called again."""
@@ -236,7 +241,7 @@ class Bubblewrap(_Child):
         else:
             rights += ["--unshare-user"]
         spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-        places = ["--ro-bind", str(rootfs()), "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+        places = ["--ro-bind", str(rootfs()), "/", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
         return ["/bin/sh", "-c", f'{enter}exec "$@"', "sh", "bwrap", *rights, *spaces, *places, PYTHON]
 
     def end(self) -> dict[str, Any]:
@@ -381,8 +386,10 @@ class Docker(Sandbox):
             auto_remove=True,
             network_mode="none",
             read_only=True,
-            tmpfs={"/tmp": f"size={limits.disk_mb}m,nr_inodes=4096,mode=1777,nosuid,nodev,noexec"},
-            shm_size=limits.disk_mb * megabyte,
+            tmpfs={
+                "/tmp": f"size={limits.disk_mb}m,nr_inodes=4096,mode=1777,nosuid,nodev,noexec",
+                "/dev/shm": f"size={limits.disk_mb}m,nr_inodes=256,mode=1777,nosuid,nodev,noexec",
+            },
             volumes={folder: {"bind": "/run", "mode": "ro"}},
             pids_limit=limits.processes + 8,
             mem_limit=memory,
@@ -415,7 +422,7 @@ def reap_containers() -> int:
     import docker
 
     count = 0
-    for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}):
+    for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}, ignore_removed=True):
         if not cgroup.is_alive(container.labels["agent_gym.owner"]):
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True)

@@ -27,6 +27,10 @@ from agent_gym.verdict import Verdict
 __all__ = ["Asserts", "Cases", "Raises", "Request", "Session", "Suite", "Test", "grade", "same"]
 
 ARGUMENT_BYTES = 1 << 24
+DYING_S = 0.5
+"""How long a run that has closed its channel may take to die of itself, so that its death explains it."""
+
+VERBS = {"load": "loaded", "call": "called", "finish": "finished", "unittest": "tested"}
 SHOWN = 10
 """Most failing tests a verdict describes."""
 
@@ -124,7 +128,9 @@ class Request:
         files = {"solution.py": source} if isinstance(source, str) else dict(source)
         if not files:
             raise ValueError("there is no source to check")
-        for path in files:
+        for path, text in files.items():
+            if not isinstance(text, str):
+                raise ValueError(f"source: {path!r} must be text, not {type(text).__name__}")
             parts = PurePosixPath(path)
             if not path or parts.is_absolute() or ".." in parts.parts or "\0" in path or str(parts) != path:
                 raise ValueError(f"source: {path!r} is not a relative path inside the workspace")
@@ -143,6 +149,12 @@ class Request:
                         raise ValueError(f"test {number}: {what} must be plain data without NaN, not {value!r:.200}")
         elif not (body.statements if isinstance(body, Asserts) else body.ids):
             raise ValueError("tests: there are none")
+        elif isinstance(body, Asserts):
+            for code in (body.setup, *body.statements):
+                try:
+                    compile(code, "<test>", "exec")
+                except SyntaxError as error:
+                    raise ValueError(f"tests: {code!r:.200} does not compile: {error}") from None
         return cls(files, entry_point, body, limits)
 
     def to_json(self) -> dict[str, Any]:
@@ -239,7 +251,7 @@ class Session:
         self.sandbox, self.limits = sandbox, limits
         self.deadline = time.monotonic() + limits.wall_s
         self.channel = sandbox.start(limits)
-        self.ended = False
+        self.ended: Ended | None = None
         try:
             self.channel.setblocking(False)
             first = wire.unpack(self._read, wire.REPLY_BYTES)
@@ -253,9 +265,8 @@ class Session:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Bury the run. A verdict that was reached stands even if the sandbox does not survive this."""
-        if not self.ended:
-            self.ended = True
-            self.channel.close()
+        self.channel.close()
+        if self.ended is None:
             try:
                 self.sandbox.end()
             except Lost:
@@ -265,9 +276,11 @@ class Session:
         """The run's reply.
 
         Raises:
-            Ended: If there is none, or it is not one.
+            Ended: If there is none, or it is not one; from then on, to every question.
         """
-        with contextlib.suppress(BlockingIOError):
+        if self.ended is not None:
+            raise self.ended
+        with contextlib.suppress(OSError):
             if self.channel.recv(1, socket.MSG_PEEK):
                 raise Ended("error", "the program wrote to the grader's channel without being asked")
         nonce = token_hex(16)
@@ -280,6 +293,9 @@ class Session:
             raise Ended("error", f"the program forged a reply: {error}") from None
         if not isinstance(reply, dict) or reply.get("nonce") != nonce:
             raise Ended("error", "the program forged a reply")
+        if "failed" in reply:
+            fault = _Raised.of(reply["failed"])
+            raise Ended(fault.reason, f"the program cannot be {VERBS[do]}: {fault}")
         return reply
 
     def _write(self, data: bytes) -> None:
@@ -312,39 +328,33 @@ class Session:
         """Until the channel is ready. The run's death is heard here too."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            self.ended = True
-            self.channel.close()
-            self._close_sandbox_run()
-            raise Ended("timeout", f"no answer within {self.limits.wall_s:g} s")
-        channels = [self.channel]
-        control = self.sandbox.control
-        readable, writable, _ = select.select([control, *([] if writing else channels)], channels if writing else [], [], left)
-        if control in readable and not writable and self.channel not in readable:
-            self.sandbox.hear(0.1)  # the only thing it says unasked: the run has exited
-            with contextlib.suppress(BlockingIOError):
-                if not writing and self.channel.recv(1, socket.MSG_PEEK):
-                    return  # its last words
+            self._end("timeout", f"no answer within {self.limits.wall_s:g} s")
+        control, channels = self.sandbox.control, [self.channel]
+        waiting = [control] if writing else [control, *channels]
+        readable, writable, _ = select.select(waiting, channels if writing else [], [], left)
+        if readable == [control] and not writable:
             self._bury()
-
-    def _close_sandbox_run(self) -> dict[str, Any]:
-        try:
-            return self.sandbox.end()
-        finally:
-            self.sandbox.worn = True  # after a timeout a sandbox is not used again
 
     def _bury(self) -> None:
         """The run has closed its channel or died: say why."""
-        self.ended = True
-        self.channel.close()
+        select.select([self.sandbox.control], [], [], DYING_S)  # its exit is said here, the only thing unasked
+        self._end("error", "")
+
+    def _end(self, reason: str, message: str) -> None:
+        """Kill the run. What the kernel says of its end is better than what is known here."""
+        self.ended = Ended(reason, message)
         end = self.sandbox.end()
         status = end["status"]
-        killed = status in (-signal.SIGKILL, -signal.SIGXCPU)
         if end["oom"]:
-            raise Ended("memory", f"more than {self.limits.memory_mb} MB of memory")
-        if killed and end["cpu_s"] > self.limits.cpu_s - 0.5:
-            raise Ended("timeout", f"more than {self.limits.cpu_s} s of CPU time")
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        raise Ended("error", f"the program ended before it answered ({how})")
+            self.ended = Ended("memory", f"more than {self.limits.memory_mb} MB of memory")
+        elif reason == "timeout":
+            self.sandbox.worn = True  # after a timeout a sandbox is not used again
+        elif status in (-signal.SIGKILL, -signal.SIGXCPU) and end["cpu_s"] > self.limits.cpu_s - 0.5:
+            self.ended = Ended("timeout", f"more than {self.limits.cpu_s} s of CPU time")
+        else:
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            self.ended = Ended("error", f"the program ended before it answered ({how})")
+        raise self.ended
 
     # ---- questions -----------------------------------------------------------------------------------------------
 
@@ -354,10 +364,15 @@ class Session:
         Raises:
             Ended: If that fails.
         """
-        reply = self.ask("load", files=dict(files), modules=list(modules))
-        if "raised" in reply:
-            fault = _Raised.of(reply["raised"])
-            raise Ended(fault.reason, f"the program does not load: {fault}")
+        self.ask("load", files=dict(files), modules=list(modules))
+
+    def finish(self) -> None:
+        """See that the run is still there after its last answer, and has said nothing since.
+
+        Raises:
+            Ended: If not.
+        """
+        self.ask("finish")
 
     def call(self, entry_point: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, Any]:
         """``("value", tokens)``, ``("raised", fault)`` or ``("too_large", text)``."""
@@ -366,7 +381,7 @@ class Session:
         if "raised" in reply:
             return "raised", _Raised.of(reply["raised"])
         if "too_large" in reply:
-            return "too_large", f"the result is too large: {str(reply['too_large'])[:100]}"
+            return "too_large", f"the result is too large: {reply['too_large']!r:.100}"
         return "value", reply.get("value")
 
 
@@ -382,7 +397,7 @@ class _Raised:
     def of(cls, data: Any) -> _Raised:
         try:
             names, text, place = data
-            if not names or not all(type(part) is str for part in (*names, text, place)):
+            if type(names) is not list or not names or not all(type(part) is str for part in (*names, text, place)):
                 raise TypeError
         except (TypeError, ValueError):
             raise Ended("error", "the program forged a reply") from None
@@ -413,6 +428,7 @@ def grade(sandbox: Sandbox, request: Request) -> Verdict:
                 passed += reason == "passed"
                 if reason != "passed":
                     faults.append((reason, message))
+            session.finish()
         except Ended as end:
             faults.append((end.reason, end.message))
     trust = {"trust": "weak"} if isinstance(body, Suite) else {}
@@ -531,6 +547,8 @@ def _asserts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
             exec(compile(body.setup, "<setup>", "exec"), namespace)
             namespace.update(proxies)
             exec(compile(statement, "<test>", "exec"), namespace)
+            if session.ended is not None:  # a bare except in the test has caught it
+                raise session.ended
         except Exception as error:
             remote = "remote" in getattr(error, "__notes__", ())
             if isinstance(error, ValueError) and "is not plain data" in str(error) and not remote:
@@ -545,16 +563,13 @@ def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     body: Any = request.body
     files = {path: text for path, text in request.files.items() if not _is_scrubbed(path)} | dict(body.files)
     suites = list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in body.ids))
-    reply = session.ask("unittest", files=files, modules=[], suites=suites)
-    if "raised" in reply:
-        fault = _Raised.of(reply["raised"])
-        raise Ended(fault.reason, f"the tests do not run: {fault}")
+    reply = session.ask("unittest", files=files, modules=[], suites=suites, tests=list(body.files))
     outcomes = reply.get("outcomes")
     if not isinstance(outcomes, dict):
         raise Ended("error", "the program forged a reply")
     for name in body.ids:
         outcome = outcomes.get(name, "did not run")
-        yield ("passed", "") if outcome == "passed" else ("wrong_answer", f"{name}: {str(outcome)[:300]}")
+        yield ("passed", "") if outcome == "passed" else ("wrong_answer", f"{name}: {outcome!r:.300}")
     if extra := sorted(str(name) for name in outcomes.keys() - set(body.ids)):
         yield "error", f"{extra[0][:200]} ran, which is not one of the tests"
 
@@ -562,4 +577,8 @@ def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
 def _is_scrubbed(path: str) -> bool:
     """Whether a file of the submission would change how the tests are run."""
     parts = PurePosixPath(path)
-    return parts.name in SCRUBBED or parts.suffix == ".pth" or parts.parts[0].removesuffix(".py") in sys.stdlib_module_names
+    return (
+        parts.name in SCRUBBED
+        or parts.suffix == ".pth"
+        or parts.parts[0].removesuffix(".py") in sys.stdlib_module_names
+    )
