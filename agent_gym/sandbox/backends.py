@@ -396,7 +396,7 @@ class Docker(Sandbox):
             memswap_limit=memory,
             nano_cpus=10**9,
             cap_drop=["ALL"],
-            cap_add=["SETUID", "SETGID", "KILL"],
+            cap_add=["SETUID", "SETGID", "KILL", "SETPCAP"],  # the last to drop the bounding set, and then itself
             security_opt=["no-new-privileges:true", f"seccomp={json.dumps(seccomp.docker_profile())}"],
             log_config={"Type": "none"},
             ipc_mode="private",

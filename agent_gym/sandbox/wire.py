@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from collections import Counter
 from typing import Any
@@ -27,6 +28,7 @@ COLLIDING = 64
 _SEQUENCES = {"l": list, "t": tuple, "s": set, "z": frozenset}
 _COUNTED = ("l", "t", "s", "z", "d")
 _TAGS = {kind: tag for tag, kind in _SEQUENCES.items()}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HEADER = struct.Struct(">I")
 
 
@@ -111,7 +113,11 @@ def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
             size += 48
         elif base is str:
             size += str.__len__(item)
-            token = str.__str__(item) if not mark else ["u", str.__str__(item), *mark]
+            text = str.__str__(item)
+            if not text.isascii() and _SURROGATE.search(text):  # JSON would join a pair of them
+                token = ["p", base64.b64encode(text.encode("utf-8", "surrogatepass")).decode(), *mark]
+            else:
+                token = ["u", text, *mark] if mark else text
         elif base is bytes:
             size += bytes.__len__(item) * 4 // 3
             token = ["b", base64.b64encode(item).decode() if size < limit else "", *mark]
@@ -175,6 +181,8 @@ def decode(tokens: Any, exact: bool = True) -> Any:
                 value = complex(float.fromhex(rest[0]), float.fromhex(rest[1]))
             elif tag == "u":
                 value = rest[0]
+            elif tag == "p":
+                value = base64.b64decode(rest[0], validate=True).decode("utf-8", "surrogatepass")
             elif tag == "b":
                 value = base64.b64decode(rest[0], validate=True)
             elif tag == "o":

@@ -58,6 +58,7 @@ READ_ONLY = 1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 1, 4, 22, 24, 36
 PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 38, 2
 CAPABILITY_VERSION_3 = 0x20080522
+ZYGOTE_CAPABILITIES = 1 << 5 | 1 << 6 | 1 << 7  # KILL, SETGID, SETUID: what PID 1 of a container needs
 NOBODY = 65534
 BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
@@ -121,9 +122,9 @@ def _drop_bounding_set() -> None:
         _prctl(PR_CAPBSET_DROP, capability)
 
 
-def _drop_capabilities() -> None:
+def _set_capabilities(mask: int) -> None:
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
-    _check(libc.capset(header, bytes(24)), "capset")
+    _check(libc.capset(header, struct.pack("6I", mask, mask, 0, 0, 0, 0)), "capset")
 
 
 def _filter(program: bytes) -> None:
@@ -149,7 +150,7 @@ def _enclose(isolation: str, order: dict[str, Any], owner: tuple[int, int], prog
         for target, inodes in (("/tmp", 4096), ("/dev/shm", 256)):
             _mount(target, f"{disk},nr_inodes={inodes},uid={NOBODY},gid={NOBODY}")
         _mount("/proc", "size=4k,mode=0555", MOUNT_FLAGS | READ_ONLY)
-        _drop_capabilities()
+        _set_capabilities(0)
     elif isolation == "uid":
         os.setgroups([])
         os.setresgid(order["uid"], order["uid"], order["uid"])
@@ -443,6 +444,9 @@ def main() -> None:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         _prctl(PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
+    if isolation == "uid":  # a right dropped from the bounding set can still be used, but not be got again
+        _drop_bounding_set()
+        _set_capabilities(ZYGOTE_CAPABILITIES)
     if isolation == "none":
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
