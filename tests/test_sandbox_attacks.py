@@ -3,6 +3,7 @@
 Each runs in both sandboxes, alone in its slot; right after it, in the same slot, a control program looks for anything
 the case has left behind and must pass.
 """
+# ruff: noqa: E501  # programs of one line each
 
 from __future__ import annotations
 
@@ -102,10 +103,21 @@ case("exit_faulthandler", """
         faulthandler.dump_traceback_later(0.2, exit=True)
         time.sleep(9)
     """, "error")  # fmt: skip
-case("sigstop_self", "import os, signal\ndef f(x):\n    os.kill(os.getpid(), signal.SIGSTOP)\n", "timeout", limits=SHORT)
-case("sigstop_everything", "import os\ndef f(x):\n    try: os.kill(-1, 19)\n    except OSError: pass\n    os.kill(os.getpid(), 19)\n", "timeout", limits=SHORT)
+case(
+    "sigstop_self", "import os, signal\ndef f(x):\n    os.kill(os.getpid(), signal.SIGSTOP)\n", "timeout", limits=SHORT
+)
+case(
+    "sigstop_everything",
+    "import os\ndef f(x):\n    try: os.kill(-1, 19)\n    except OSError: pass\n    os.kill(os.getpid(), 19)\n",
+    "timeout",
+    limits=SHORT,
+)
 case("kill_everything", "import os\ndef f(x):\n    os.kill(-1, 9)\n    return None\n", "error", "wrong_answer")
-case("alarm_default_action", "import signal, time\ndef f(x):\n    signal.setitimer(0, .1)\n    time.sleep(1)\n    return x + 1", "error")
+case(
+    "alarm_default_action",
+    "import signal, time\ndef f(x):\n    signal.setitimer(0, .1)\n    time.sleep(1)\n    return x + 1",
+    "error",
+)
 case("kill_then_right_answer", "import os\ndef f(x):\n    os.kill(os.getpid(), 9)\n    return x + 1\n", "error")
 case("term_then_right_answer", "import signal\ndef f(x):\n    signal.raise_signal(15)\n    return x + 1\n", "error")
 case("rlimits_of_init", """
@@ -247,7 +259,9 @@ for name, source in {
 }.items():  # fmt: skip
     case(f"raises_{name}", source, "wrong_answer", "error", tests=RAISES)
 case("raises_missing_function", "x = 1", "error", tests=[((1,), Raises("AttributeError"))])
-case("raises_missing_module", "import sys\ndel sys.modules[__name__]\nf = 1", "error", tests=[((1,), Raises("KeyError"))])
+case(
+    "raises_missing_module", "import sys\ndel sys.modules[__name__]\nf = 1", "error", tests=[((1,), Raises("KeyError"))]
+)
 case("raises_not_a_function", "f = 2", "error", tests=[((1,), Raises("TypeError"))])
 for name, body in {
     "raises": "raise OSError",
@@ -268,7 +282,12 @@ case("exception_chain", """
     """)  # fmt: skip
 honest_raises = "def f(x):\n    raise ValueError('no')"
 case("raises_honest", honest_raises, "passed", tests=RAISES)
-case("raises_honest_own", "class Empty(Exception): pass\ndef f(x): raise Empty(1)", "passed", tests=[((1,), Raises("Empty"))])
+case(
+    "raises_honest_own",
+    "class Empty(Exception): pass\ndef f(x): raise Empty(1)",
+    "passed",
+    tests=[((1,), Raises("Empty"))],
+)
 case("raises_honest_key_error", "def f(x): return {}[x]", "passed", tests=[((1,), Raises("KeyError"))])
 case("raises_honest_exit", "import sys\ndef f(x): sys.exit(3)", "passed", tests=[((1,), Raises("SystemExit"))])
 
@@ -305,7 +324,10 @@ case("patched_int_in_place", """
         ctypes.pythonapi.PyType_Modified(ctypes.py_object(int))
         return 3
     """)  # fmt: skip
-case("patched_small_int", "import ctypes\ndef f(x):\n    ctypes.c_int.from_address(id(3) + 24).value = 9\n    return x + 3")
+case(
+    "patched_small_int",
+    "import ctypes\ndef f(x):\n    ctypes.c_int.from_address(id(3) + 24).value = 9\n    return x + 3",
+)
 
 # ---- hunting for the expected value --------------------------------------------------------------------------------
 
@@ -397,7 +419,9 @@ for name, tokens in TOKENS.items():
     value = "[n * ((1 << 61) - 1) for n in range(20_000)] + [['s', 20_000]]" if name == "colliding" else repr(tokens)
     value = "[['l', 0]] + [['l', 1]] * 60_000" if name == "deep" else value
     body = f"channel.send(frame({{'nonce': nonce(), 'value': {value}}})); os._exit(0)"
-    case(f"tokens_{name}", FORGE + f"def f(x):\n    {body}\n", "wrong_answer", "error", tests=[((1,), 2)], limits=LIMITS)
+    case(
+        f"tokens_{name}", FORGE + f"def f(x):\n    {body}\n", "wrong_answer", "error", tests=[((1,), 2)], limits=LIMITS
+    )
 RAISED = {"int": 5, "none": None, "empty": [], "names": [[1], "", ""], "no_names": [[], "", ""], "text": ["ValueError", "", ""],
           "object": {"a": 1, "b": 2, "c": 3}, "deep": [[["ValueError"]], "", ""], "place": [["ValueError"], "", 5]}  # fmt: skip
 for name, value in RAISED.items():
@@ -473,7 +497,16 @@ for name, line in {
     "timers": "import time, signal\n    signal.setitimer(0, 1e-6, 1e-6); time.sleep(9)",
     "decompression": "import zlib\n    return zlib.decompress(zlib.compress(bytes(1 << 27)) ) * 99",
 }.items():  # fmt: skip
-    sleepers = ("fork_caught", "fork_detached", "memory_in_children", "memory_caught", "memory_shared", "cpu_in_children", "stdout", "files_everywhere")
+    sleepers = (
+        "fork_caught",
+        "fork_detached",
+        "memory_in_children",
+        "memory_caught",
+        "memory_shared",
+        "cpu_in_children",
+        "stdout",
+        "files_everywhere",
+    )
     case(f"bomb_{name}", f"def f(x):\n    {line}\n", limits=SHORT if name in sleepers else BUSY)
 
 # ---- timeouts swallowed --------------------------------------------------------------------------------------------
@@ -588,7 +621,10 @@ wall("names_and_connections", """
         return [n for n in ('localhost', 'example.com', '8.8.8.8', '169.254.169.254', '::1')
                 if works(socket.create_connection, (n, 80), .2) or works(socket.gethostbyname, n + '.')]
     """)  # fmt: skip
-wall("no_other_interface", "def f(x): return [n for n in os.listdir('/sys/class/net') if n != 'lo'] if os.path.isdir('/sys/class/net') else []")
+wall(
+    "no_other_interface",
+    "def f(x): return [n for n in os.listdir('/sys/class/net') if n != 'lo'] if os.path.isdir('/sys/class/net') else []",
+)
 wall("sockets_of_the_host", """
     def f(x):
         paths = ['/var/run/docker.sock', '/run/docker.sock', '/run/control', '/run/containerd/containerd.sock', '/dev/log',
@@ -672,7 +708,10 @@ wall("terminal", """
     def f(x):
         return [n for n in ('/dev/tty', '/dev/console', '/dev/tty0') if works(lambda: fcntl.ioctl(os.open(n, os.O_RDWR), termios.TIOCSTI, b'a'))]
     """)  # fmt: skip
-wall("environment", "def f(x): return [n for n in os.environ if n not in ('PYTHONHASHSEED', 'MALLOC_ARENA_MAX', 'LANG', 'HOME', 'PATH', 'HOSTNAME', 'LC_CTYPE', 'PWD')]")
+wall(
+    "environment",
+    "def f(x): return [n for n in os.environ if n not in ('PYTHONHASHSEED', 'MALLOC_ARENA_MAX', 'LANG', 'HOME', 'PATH', 'HOSTNAME', 'LC_CTYPE', 'PWD')]",
+)
 
 # ---- sources -------------------------------------------------------------------------------------------------------
 
@@ -695,7 +734,9 @@ case("source_not_a_module_name", {"a b.py": "def f(x): return x + 1"}, "passed")
 # ---- assert statements run by the grader -----------------------------------------------------------------------------
 
 ASSERTS = Asserts(("assert f(1) == 2", "assert f(41) == 42"), ("f",))
-SWALLOWING = Asserts(("try:\n    assert f(1) == 2\nexcept:\n    pass", "try:\n    f(1)\nexcept BaseException:\n    pass"), ("f",))
+SWALLOWING = Asserts(
+    ("try:\n    assert f(1) == 2\nexcept:\n    pass", "try:\n    f(1)\nexcept BaseException:\n    pass"), ("f",)
+)
 for name, source in {
     "equal_to_all": EQUAL_TO_ALL + "def f(x): return E()",
     "int_equal_to_all": EQUAL_TO_ALL.replace("object", "int") + "def f(x): return E(9)",
@@ -711,7 +752,12 @@ for name, source in {
     case(f"asserts_{name}", source, "wrong_answer", "error", tests=ASSERTS)
 case("asserts_honest", "def f(x): return x + 1", "passed", tests=ASSERTS)
 case("asserts_swallow_an_exit", "import os\ndef f(x): os._exit(0)", "error", tests=SWALLOWING)
-case("asserts_swallow_a_forgery", FORGE + "def f(x):\n    channel.send(frame([2]) * 9)\n    return 2", "error", tests=SWALLOWING)
+case(
+    "asserts_swallow_a_forgery",
+    FORGE + "def f(x):\n    channel.send(frame([2]) * 9)\n    return 2",
+    "error",
+    tests=SWALLOWING,
+)
 
 # ---- unittest files in the submission's own process ------------------------------------------------------------------
 
@@ -774,14 +820,21 @@ for path, text in {
     "sitecustomize.py": "import os; os._exit(0)",
     "a.pth": "import os; os._exit(0)",
     "pytest.ini": "[pytest]\naddopts = --co",
-    "test_f.py": "import unittest\nclass T(unittest.TestCase):\n" + "".join(f"    def test_{c}(self): pass\n" for c in "abcde"),
-    "test_f/__init__.py": "import unittest\nclass T(unittest.TestCase):\n" + "".join(f"    def test_{c}(self): pass\n" for c in "abcde"),
+    "test_f.py": "import unittest\nclass T(unittest.TestCase):\n"
+    + "".join(f"    def test_{c}(self): pass\n" for c in "abcde"),
+    "test_f/__init__.py": "import unittest\nclass T(unittest.TestCase):\n"
+    + "".join(f"    def test_{c}(self): pass\n" for c in "abcde"),
     "socket.py": "import os; os._exit(0)",
     "test_f.cpython-311-x86_64-linux-gnu.so": "import os; os._exit(0)",
 }.items():
     case(f"suite_drop_{path}", {"solution.py": WRONG, path: text}, "wrong_answer", "error", tests=SUITE)
 case("suite_honest", "def f(x): return x + 1", "passed", tests=SUITE)
-case("suite_honest_with_drops", {"solution.py": "def f(x): return x + 1", "conftest.py": "1 / 0", "setup.cfg": ""}, "passed", tests=SUITE)
+case(
+    "suite_honest_with_drops",
+    {"solution.py": "def f(x): return x + 1", "conftest.py": "1 / 0", "setup.cfg": ""},
+    "passed",
+    tests=SUITE,
+)
 
 # ---- honest programs that look like something else -------------------------------------------------------------------
 
@@ -856,13 +909,28 @@ for name, (source, expected) in {
         for _ in range(300):
             expected = [] if expected is None else [expected]
     honest(f"honest_{name}", source, expected)
-case("honest_state_between_calls", "n = []\ndef f(x):\n    n.append(x)\n    return len(n)", "passed", tests=[((5,), 1), ((5,), 2)])
-case("honest_mutable_argument", "def f(x):\n    x.sort()\n    return x", "passed", tests=[(([3, 1],), [1, 3]), (([2],), [2])])
+case(
+    "honest_state_between_calls",
+    "n = []\ndef f(x):\n    n.append(x)\n    return len(n)",
+    "passed",
+    tests=[((5,), 1), ((5,), 2)],
+)
+case(
+    "honest_mutable_argument",
+    "def f(x):\n    x.sort()\n    return x",
+    "passed",
+    tests=[(([3, 1],), [1, 3]), (([2],), [2])],
+)
 case("honest_keywords", "def f(a, *b, c=1, **d): return a + sum(b) + c + sum(d.values())", "passed",
      tests=[Test((1, 2), 16, kwargs={"c": 3, "z": 10}), Test((), 5, kwargs={"a": 4})])  # fmt: skip
 case("honest_package", {"pkg/__init__.py": "", "pkg/a.py": "from .b import g\ndef f(x): return g(x)", "pkg/b.py": "def g(x): return x + 1", "data.txt": "1"},
      "passed", tests=[Test((1,), 2, entry_point="pkg.a:f")])  # fmt: skip
-case("honest_method", "class A:\n    @staticmethod\n    def f(x): return x + 1", "passed", tests=[Test((1,), 2, entry_point="solution:A.f")])
+case(
+    "honest_method",
+    "class A:\n    @staticmethod\n    def f(x): return x + 1",
+    "passed",
+    tests=[Test((1,), 2, entry_point="solution:A.f")],
+)
 
 
 # ---- the runs ------------------------------------------------------------------------------------------------------
@@ -949,7 +1017,10 @@ def _assert_nothing_is_left(folder: Path) -> None:
     assert [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/**/agent_gym-{owner}-*")] == []
     assert "agent_gym-" not in Path("/proc/self/mounts").read_text()
     with contextlib.suppress(SandboxUnavailable):
-        assert _docker().containers.list(all=True, filters={"label": f"agent_gym.owner={owner}"}, ignore_removed=True) == []
+        assert (
+            _docker().containers.list(all=True, filters={"label": f"agent_gym.owner={owner}"}, ignore_removed=True)
+            == []
+        )
     children, names = [], []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):

@@ -17,9 +17,9 @@ import warnings
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
-from agent_gym.sandbox import cgroup, seccomp, wire
+from agent_gym.sandbox import cgroup, seccomp
 from agent_gym.sandbox.rootfs import PYTHON, ZYGOTE, image_id, image_tar, rootfs
 from agent_gym.verdict import InfraError
 
@@ -87,10 +87,11 @@ class Sandbox:
             self.control.settimeout(START_S)
             if json.loads(self.control.recv(1 << 16) or b"{}") != {"up": True}:
                 raise Lost(f"the sandbox did not start: {self._why()}")
-        except (OSError, ValueError) as error:
-            raise Lost(f"the sandbox did not start: {error} {self._why()}") from error
-        except BaseException:
+        except BaseException as error:
+            why = self._why()
             self._stop()
+            if isinstance(error, OSError | ValueError):
+                raise Lost(f"the sandbox did not start: {error} {why}") from error
             raise
 
     def _config(self) -> dict[str, Any]:
@@ -174,17 +175,18 @@ class _Child(Sandbox):
     """A zygote that is a child process of ours."""
 
     process: subprocess.Popen | None = None
+    errors: IO[bytes] | None = None
 
     def _command(self) -> list[str]:
         raise NotImplementedError
 
     def _launch(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
                 [*self._command(), "-P", "-s", "-B", self.zygote, json.dumps(self._config())],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
                 env={"PATH": "/usr/bin:/bin", **ENVIRONMENT},
@@ -196,6 +198,8 @@ class _Child(Sandbox):
     zygote = ZYGOTE
 
     def _why(self) -> str:
+        if self.errors is None:
+            return ""
         self.errors.seek(0)
         return self.errors.read(500).decode("utf-8", "replace").strip()
 
@@ -206,7 +210,9 @@ class _Child(Sandbox):
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        if self.errors is not None:
             self.errors.close()
+            self.errors = None
 
 
 class Bubblewrap(_Child):
@@ -214,10 +220,8 @@ class Bubblewrap(_Child):
 
     isolation = "namespaces"
 
-    def __init__(self, limits: Limits) -> None:
-        self.group = cgroup.Group(limits.memory_mb + OVERHEAD_MB, limits.processes + 8)
-        self.kills = 0
-        super().__init__(limits)
+    group: cgroup.Group | None = None
+    kills = 0
 
     @classmethod
     def check(cls) -> None:
@@ -233,7 +237,12 @@ class Bubblewrap(_Child):
         except Lost as error:
             raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
 
+    def _launch(self) -> socket.socket:
+        self.group = cgroup.Group(self.limits.memory_mb + OVERHEAD_MB, self.limits.processes + 8)
+        return super()._launch()
+
     def _command(self) -> list[str]:
+        assert self.group is not None
         enter = "".join(f'echo $$ > "{folder}/cgroup.procs" && ' for folder in self.group.folders)
         rights = ["--cap-drop", "ALL"]
         if os.getuid() == 0:  # the zygote gives these up for an unprivileged uid; no user namespace is between
@@ -246,6 +255,7 @@ class Bubblewrap(_Child):
 
     def end(self) -> dict[str, Any]:
         """See :meth:`Sandbox.end`."""
+        assert self.group is not None
         ended = super().end()
         kills = self.group.oom_kills()
         ended["oom"], self.kills = kills > self.kills, kills
@@ -253,7 +263,8 @@ class Bubblewrap(_Child):
 
     def _stop(self) -> None:
         super()._stop()
-        self.group.remove()
+        if self.group is not None:
+            self.group.remove()
 
 
 class Process(_Child):

@@ -9,7 +9,6 @@ import math
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -573,7 +572,8 @@ def _asserts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
 
 def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     body: Any = request.body
-    files = {path: text for path, text in request.files.items() if not _is_scrubbed(path, body.files)} | dict(body.files)
+    files = {path: text for path, text in request.files.items() if not _is_scrubbed(path, body.files)}
+    files |= body.files
     suites = list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in body.ids))
     reply = session.ask("unittest", files=files, modules=[], suites=suites, tests=list(body.files))
     outcomes = reply.get("outcomes")

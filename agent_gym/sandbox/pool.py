@@ -185,6 +185,8 @@ class Pool:
                 spare: Sandbox | Lost = self.kind(self.limits, **self._options)
             except Lost as error:
                 spare = error
+            except Exception as error:  # whatever it is, a slot waits for an answer
+                spare = Lost(f"{type(error).__name__}: {error}")
             while not self._closed:
                 with contextlib.suppress(queue.Full):
                     self._spares.put(spare, timeout=0.2)

@@ -1,4 +1,4 @@
-"""Plain data as flat tagged JSON, and frames on a socket. Both sides use this file; it needs the standard library alone.
+"""Plain data as flat tagged JSON, and frames on a socket. Both sides use this file; the standard library is enough.
 
 A value is a list of tokens in postorder, so that neither side recurses: ``[1, (2.5,)]`` is
 ``[1, ["f", "0x1.4p+1"], ["t", 1], ["l", 2]]``. A token of a subclass carries the name of its class as a third element.
@@ -91,25 +91,25 @@ def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
             depth -= 1
             continue
         kind = type(item)
-        base = kind if kind in _PLAIN else _base(kind)
+        base: Any = kind if kind in _PLAIN else _base(kind)
         mark = [] if kind is base else [type.__dict__["__name__"].__get__(kind)[:80]]
         size += 4
         if base is None:
-            token = ["o", *mark]
+            token: Any = ["o", *mark]
         elif base in (bool, type(None)):
             token = item
         elif base is int:
             if int.bit_length(item) > INT_BITS:
                 raise TooLarge(f"an integer of more than {INT_BITS} bits")
             small = int.bit_length(item) <= 53 and not mark
-            token: Any = item if small else ["i", int.__format__(item, "x"), *mark]
+            token = item if small else ["i", int.__format__(item, "x"), *mark]
             size += int.bit_length(item) // 3
         elif base is float:
             token = ["f", float.hex(item), *mark]
             size += 24
         elif base is complex:
-            parts = [complex.__dict__[part].__get__(item) for part in ("real", "imag")]  # a subclass may lie about them
-            token = ["c", *map(float.hex, parts), *mark]
+            numbers = [complex.__dict__[part].__get__(item) for part in ("real", "imag")]  # a subclass may lie
+            token = ["c", *map(float.hex, numbers), *mark]
             size += 48
         elif base is str:
             size += str.__len__(item)
@@ -166,7 +166,8 @@ def decode(tokens: Any, exact: bool = True) -> Any:
             if type(token) is not list or not token:
                 raise Malformed("an unknown token")
             tag, *rest = token
-            value, depth = None, 0
+            value: Any = None
+            depth = 0
             used = 0 if tag == "o" else 2 if tag == "c" else 1
             texts = rest[1:] if tag in _COUNTED else rest
             if len(rest) not in (used + (tag == "o"), used + 1) or not all(type(text) is str for text in texts):

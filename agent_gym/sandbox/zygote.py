@@ -320,8 +320,7 @@ class Zygote:
             waiting = [self.control] + ([self.pidfd] if self.pid and self.exited is None else [])
             ready, _, _ = select.select(waiting, [], [])
             if self.pidfd in ready:
-                self._collect()
-                self._say({"exited": self.exited})
+                self._say({"exited": self._collect()})
             if self.control not in ready:
                 continue
             data, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 1)
@@ -349,19 +348,20 @@ class Zygote:
         if self.pid == 0:
             _become_run(self.isolation, order, self.owner, self.program, channel)
 
-    def _collect(self, options: int = 0) -> None:
+    def _collect(self) -> dict[str, Any]:
         """Wait for the run itself."""
-        _, status, usage = os.wait4(self.pid, options)
+        _, status, usage = os.wait4(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         self.exited = {
             "status": code if code < 128 else 128 - code,
             "cpu_s": usage.ru_utime + usage.ru_stime,
         }
+        return self.exited
 
     def _end(self) -> dict[str, Any]:
         if self.exited is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # of namespaces, it takes every process along
-            self._collect()
+        exited = self.exited or self._collect()
         if self.isolation == "uid":
             self._kill_others()
         elif self.isolation == "none":
@@ -369,7 +369,7 @@ class Zygote:
         os.close(self.pidfd)
         self.pid = self.pidfd = 0
         before, self.kills = self.kills, self._oom_kills()
-        return {**self.exited, "oom": self.kills > before}
+        return {**exited, "oom": self.kills > before}
 
     def _kill_others(self) -> None:
         """As PID 1 of a container: kill every other process in it, and see that none is left."""
