@@ -17,15 +17,15 @@ import warnings
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
-from agent_gym.sandbox import cgroup, seccomp, wire
+from agent_gym.sandbox import cgroup, seccomp
 from agent_gym.sandbox.rootfs import PYTHON, ZYGOTE, image_id, image_tar, rootfs
 from agent_gym.verdict import InfraError
 
 __all__ = ["BACKENDS", "Bubblewrap", "Docker", "Limits", "Lost", "Process", "Sandbox", "SandboxUnavailable", "choose"]
 
-START_S, ANSWER_S = 60.0, 20.0
+START_S, ANSWER_S, WIPE_S = 60.0, 20.0, 5.0
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
 OVERHEAD_MB = 48
 """The zygote's own memory, beside that of its run."""
@@ -87,10 +87,11 @@ class Sandbox:
             self.control.settimeout(START_S)
             if json.loads(self.control.recv(1 << 16) or b"{}") != {"up": True}:
                 raise Lost(f"the sandbox did not start: {self._why()}")
-        except (OSError, ValueError) as error:
-            raise Lost(f"the sandbox did not start: {error} {self._why()}") from error
-        except BaseException:
+        except BaseException as error:
+            why = self._why()
             self._stop()
+            if isinstance(error, OSError | ValueError):
+                raise Lost(f"the sandbox did not start: {error} {why}") from error
             raise
 
     def _config(self) -> dict[str, Any]:
@@ -150,15 +151,20 @@ class Sandbox:
         """Kill the run with all it started, and wipe: ``status``, ``cpu_s`` and ``oom`` of the run.
 
         Raises:
-            Lost: If the zygote does not acknowledge that.
+            Lost: If the zygote does not say how it ended.
         """
         self._say({"do": "end"})
         while True:
             message = self.hear()
             if "ended" in message:
-                ended = message["ended"]
-                self.worn = self.worn or ended["oom"] or self.runs >= self.recycle_after
-                return ended
+                break
+        ended = message["ended"]
+        try:
+            self.hear(WIPE_S)
+        except Lost:  # a tree that cannot be removed, at least not in time: a reason to destroy the sandbox, no fault
+            self.worn = True
+        self.worn = self.worn or ended["oom"] or self.runs >= self.recycle_after
+        return ended
 
     def close(self) -> None:
         """Take it down. Harmless when called again."""
@@ -170,17 +176,18 @@ class _Child(Sandbox):
     """A zygote that is a child process of ours."""
 
     process: subprocess.Popen | None = None
+    errors: IO[bytes] | None = None
 
     def _command(self) -> list[str]:
         raise NotImplementedError
 
     def _launch(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
                 [*self._command(), "-P", "-s", "-B", self.zygote, json.dumps(self._config())],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
                 env={"PATH": "/usr/bin:/bin", **ENVIRONMENT},
@@ -192,6 +199,8 @@ class _Child(Sandbox):
     zygote = ZYGOTE
 
     def _why(self) -> str:
+        if self.errors is None:
+            return ""
         self.errors.seek(0)
         return self.errors.read(500).decode("utf-8", "replace").strip()
 
@@ -202,7 +211,9 @@ class _Child(Sandbox):
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        if self.errors is not None:
             self.errors.close()
+            self.errors = None
 
 
 class Bubblewrap(_Child):
@@ -210,10 +221,8 @@ class Bubblewrap(_Child):
 
     isolation = "namespaces"
 
-    def __init__(self, limits: Limits) -> None:
-        self.group = cgroup.Group(limits.memory_mb + OVERHEAD_MB, limits.processes + 8)
-        self.kills = 0
-        super().__init__(limits)
+    group: cgroup.Group | None = None
+    kills = 0
 
     @classmethod
     def check(cls) -> None:
@@ -232,7 +241,12 @@ class Bubblewrap(_Child):
                 if attempt == 2:
                     raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
 
+    def _launch(self) -> socket.socket:
+        self.group = cgroup.Group(self.limits.memory_mb + OVERHEAD_MB, self.limits.processes + 8)
+        return super()._launch()
+
     def _command(self) -> list[str]:
+        assert self.group is not None
         enter = "".join(f'echo $$ > "{folder}/cgroup.procs" && ' for folder in self.group.folders)
         rights = ["--cap-drop", "ALL"]
         if os.getuid() == 0:  # the zygote gives these up for an unprivileged uid; no user namespace is between
@@ -240,11 +254,12 @@ class Bubblewrap(_Child):
         else:
             rights += ["--unshare-user"]
         spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-        places = ["--ro-bind", str(rootfs()), "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+        places = ["--ro-bind", str(rootfs()), "/", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
         return ["/bin/sh", "-c", f'{enter}exec "$@"', "sh", "bwrap", *rights, *spaces, *places, PYTHON]
 
     def end(self) -> dict[str, Any]:
         """See :meth:`Sandbox.end`."""
+        assert self.group is not None
         ended = super().end()
         kills = self.group.oom_kills()
         ended["oom"], self.kills = kills > self.kills, kills
@@ -252,7 +267,8 @@ class Bubblewrap(_Child):
 
     def _stop(self) -> None:
         super()._stop()
-        self.group.remove()
+        if self.group is not None:
+            self.group.remove()
 
 
 class Process(_Child):
@@ -385,15 +401,17 @@ class Docker(Sandbox):
             auto_remove=True,
             network_mode="none",
             read_only=True,
-            tmpfs={"/tmp": f"size={limits.disk_mb}m,nr_inodes=4096,mode=1777,nosuid,nodev,noexec"},
-            shm_size=limits.disk_mb * megabyte,
+            tmpfs={
+                "/tmp": f"size={limits.disk_mb}m,nr_inodes=4096,mode=1777,nosuid,nodev,noexec",
+                "/dev/shm": f"size={limits.disk_mb}m,nr_inodes=256,mode=1777,nosuid,nodev,noexec",
+            },
             volumes={folder: {"bind": "/run", "mode": "ro"}},
             pids_limit=limits.processes + 8,
             mem_limit=memory,
             memswap_limit=memory,
             nano_cpus=10**9,
             cap_drop=["ALL"],
-            cap_add=["SETUID", "SETGID", "KILL"],
+            cap_add=["SETUID", "SETGID", "KILL", "SETPCAP"],  # the last to drop the bounding set, and then itself
             security_opt=["no-new-privileges:true", f"seccomp={json.dumps(seccomp.docker_profile())}"],
             log_config={"Type": "none"},
             ipc_mode="private",
@@ -419,7 +437,7 @@ def reap_containers() -> int:
     import docker
 
     count = 0
-    for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}):
+    for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}, ignore_removed=True):
         if not cgroup.is_alive(container.labels["agent_gym.owner"]):
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True)

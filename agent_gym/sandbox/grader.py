@@ -9,10 +9,9 @@ import math
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePosixPath
@@ -27,6 +26,10 @@ from agent_gym.verdict import Verdict
 __all__ = ["Asserts", "Cases", "Raises", "Request", "Session", "Suite", "Test", "grade", "same"]
 
 ARGUMENT_BYTES = 1 << 24
+DYING_S = 0.5
+"""How long a run that has closed its channel may take to die of itself, so that its death explains it."""
+
+VERBS = {"load": "loaded", "call": "called", "finish": "finished", "unittest": "tested"}
 SHOWN = 10
 """Most failing tests a verdict describes."""
 
@@ -56,6 +59,8 @@ class Test:
         entry_point: The function, where it is not the request's.
         kwargs: Keyword arguments, plain data.
     """
+
+    __test__ = False  # pytest would take it for one of its own
 
     args: tuple[Any, ...]
     expected: Any
@@ -124,7 +129,9 @@ class Request:
         files = {"solution.py": source} if isinstance(source, str) else dict(source)
         if not files:
             raise ValueError("there is no source to check")
-        for path in files:
+        for path, text in files.items():
+            if not isinstance(text, str):
+                raise ValueError(f"source: {path!r} must be text, not {type(text).__name__}")
             parts = PurePosixPath(path)
             if not path or parts.is_absolute() or ".." in parts.parts or "\0" in path or str(parts) != path:
                 raise ValueError(f"source: {path!r} is not a relative path inside the workspace")
@@ -143,6 +150,12 @@ class Request:
                         raise ValueError(f"test {number}: {what} must be plain data without NaN, not {value!r:.200}")
         elif not (body.statements if isinstance(body, Asserts) else body.ids):
             raise ValueError("tests: there are none")
+        elif isinstance(body, Asserts):
+            for code in (body.setup, *body.statements):
+                try:
+                    compile(code, "<test>", "exec")
+                except SyntaxError as error:
+                    raise ValueError(f"tests: {code!r:.200} does not compile: {error}") from None
         return cls(files, entry_point, body, limits)
 
     def to_json(self) -> dict[str, Any]:
@@ -224,6 +237,13 @@ class Ended(BaseException):
         self.reason, self.message = reason, message
 
 
+class Forged(Ended):
+    """The run has said what it was not asked: nothing that it said counts."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("error", message)
+
+
 class Session:
     """One run in a sandbox, seen from the grader: questions with a fresh nonce, answers under a deadline.
 
@@ -239,9 +259,10 @@ class Session:
         self.sandbox, self.limits = sandbox, limits
         self.deadline = time.monotonic() + limits.wall_s
         self.channel = sandbox.start(limits)
-        self.ended = False
+        self.ended: Ended | None = None
         try:
             self.channel.setblocking(False)
+            self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # no byte is out of sight
             first = wire.unpack(self._read, wire.REPLY_BYTES)
         except (Ended, ValueError) as error:
             raise Lost(f"the run did not start: {error}") from None
@@ -253,9 +274,8 @@ class Session:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Bury the run. A verdict that was reached stands even if the sandbox does not survive this."""
-        if not self.ended:
-            self.ended = True
-            self.channel.close()
+        self.channel.close()
+        if self.ended is None:
             try:
                 self.sandbox.end()
             except Lost:
@@ -265,11 +285,13 @@ class Session:
         """The run's reply.
 
         Raises:
-            Ended: If there is none, or it is not one.
+            Ended: If there is none, or it is not one; from then on, to every question.
         """
-        with contextlib.suppress(BlockingIOError):
+        if self.ended is not None:
+            raise self.ended
+        with contextlib.suppress(OSError):
             if self.channel.recv(1, socket.MSG_PEEK):
-                raise Ended("error", "the program wrote to the grader's channel without being asked")
+                raise Forged("the program wrote to the grader's channel without being asked")
         nonce = token_hex(16)
         self._write(wire.pack({"do": do, "nonce": nonce, **fields}))
         try:
@@ -277,9 +299,12 @@ class Session:
         except wire.TooLarge as error:
             raise Ended("output_limit", str(error)) from None
         except wire.Malformed as error:
-            raise Ended("error", f"the program forged a reply: {error}") from None
+            raise Forged(f"the program forged a reply: {error}") from None
         if not isinstance(reply, dict) or reply.get("nonce") != nonce:
-            raise Ended("error", "the program forged a reply")
+            raise Forged("the program forged a reply")
+        if "failed" in reply:
+            fault = _Raised.of(reply["failed"])
+            raise Ended(fault.reason, f"the program cannot be {VERBS[do]}: {fault}")
         return reply
 
     def _write(self, data: bytes) -> None:
@@ -312,39 +337,33 @@ class Session:
         """Until the channel is ready. The run's death is heard here too."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            self.ended = True
-            self.channel.close()
-            self._close_sandbox_run()
-            raise Ended("timeout", f"no answer within {self.limits.wall_s:g} s")
-        channels = [self.channel]
-        control = self.sandbox.control
-        readable, writable, _ = select.select([control, *([] if writing else channels)], channels if writing else [], [], left)
-        if control in readable and not writable and self.channel not in readable:
-            self.sandbox.hear(0.1)  # the only thing it says unasked: the run has exited
-            with contextlib.suppress(BlockingIOError):
-                if not writing and self.channel.recv(1, socket.MSG_PEEK):
-                    return  # its last words
+            self._end("timeout", f"no answer within {self.limits.wall_s:g} s")
+        control, channels = self.sandbox.control, [self.channel]
+        waiting = [control] if writing else [control, *channels]
+        readable, writable, _ = select.select(waiting, channels if writing else [], [], left)
+        if readable == [control] and not writable:
             self._bury()
-
-    def _close_sandbox_run(self) -> dict[str, Any]:
-        try:
-            return self.sandbox.end()
-        finally:
-            self.sandbox.worn = True  # after a timeout a sandbox is not used again
 
     def _bury(self) -> None:
         """The run has closed its channel or died: say why."""
-        self.ended = True
-        self.channel.close()
+        select.select([self.sandbox.control], [], [], DYING_S)  # its exit is said here, the only thing unasked
+        self._end("error", "")
+
+    def _end(self, reason: str, message: str) -> None:
+        """Kill the run. What the kernel says of its end is better than what is known here."""
+        self.ended = Ended(reason, message)
         end = self.sandbox.end()
         status = end["status"]
-        killed = status in (-signal.SIGKILL, -signal.SIGXCPU)
         if end["oom"]:
-            raise Ended("memory", f"more than {self.limits.memory_mb} MB of memory")
-        if killed and end["cpu_s"] > self.limits.cpu_s - 0.5:
-            raise Ended("timeout", f"more than {self.limits.cpu_s} s of CPU time")
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        raise Ended("error", f"the program ended before it answered ({how})")
+            self.ended = Ended("memory", f"more than {self.limits.memory_mb} MB of memory")
+        elif reason == "timeout":
+            self.sandbox.worn = True  # after a timeout a sandbox is not used again
+        elif status in (-signal.SIGKILL, -signal.SIGXCPU) and end["cpu_s"] > self.limits.cpu_s - 0.5:
+            self.ended = Ended("timeout", f"more than {self.limits.cpu_s} s of CPU time")
+        else:
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            self.ended = Ended("error", f"the program ended before it answered ({how})")
+        raise self.ended
 
     # ---- questions -----------------------------------------------------------------------------------------------
 
@@ -354,10 +373,15 @@ class Session:
         Raises:
             Ended: If that fails.
         """
-        reply = self.ask("load", files=dict(files), modules=list(modules))
-        if "raised" in reply:
-            fault = _Raised.of(reply["raised"])
-            raise Ended(fault.reason, f"the program does not load: {fault}")
+        self.ask("load", files=dict(files), modules=list(modules))
+
+    def finish(self) -> None:
+        """See that the run is still there after its last answer, and has said nothing since.
+
+        Raises:
+            Ended: If not.
+        """
+        self.ask("finish")
 
     def call(self, entry_point: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, Any]:
         """``("value", tokens)``, ``("raised", fault)`` or ``("too_large", text)``."""
@@ -366,7 +390,7 @@ class Session:
         if "raised" in reply:
             return "raised", _Raised.of(reply["raised"])
         if "too_large" in reply:
-            return "too_large", f"the result is too large: {str(reply['too_large'])[:100]}"
+            return "too_large", f"the result is too large: {reply['too_large']!r:.100}"
         return "value", reply.get("value")
 
 
@@ -382,10 +406,10 @@ class _Raised:
     def of(cls, data: Any) -> _Raised:
         try:
             names, text, place = data
-            if not names or not all(type(part) is str for part in (*names, text, place)):
+            if type(names) is not list or not names or not all(type(part) is str for part in (*names, text, place)):
                 raise TypeError
         except (TypeError, ValueError):
-            raise Ended("error", "the program forged a reply") from None
+            raise Forged("the program forged a reply") from None
         return cls(tuple(name[:80] for name in names[:20]), text[:300], place[:120])
 
     @property
@@ -413,8 +437,11 @@ def grade(sandbox: Sandbox, request: Request) -> Verdict:
                 passed += reason == "passed"
                 if reason != "passed":
                     faults.append((reason, message))
+            session.finish()
         except Ended as end:
             faults.append((end.reason, end.message))
+            if isinstance(end, Forged) or passed == count:
+                passed = 0
     trust = {"trust": "weak"} if isinstance(body, Suite) else {}
     if passed == count and not faults:
         return Verdict("pass", "passed", 1.0, **trust)  # type: ignore[arg-type]
@@ -531,6 +558,8 @@ def _asserts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
             exec(compile(body.setup, "<setup>", "exec"), namespace)
             namespace.update(proxies)
             exec(compile(statement, "<test>", "exec"), namespace)
+            if session.ended is not None:  # a bare except in the test has caught it
+                raise session.ended
         except Exception as error:
             remote = "remote" in getattr(error, "__notes__", ())
             if isinstance(error, ValueError) and "is not plain data" in str(error) and not remote:
@@ -543,23 +572,25 @@ def _asserts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
 
 def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     body: Any = request.body
-    files = {path: text for path, text in request.files.items() if not _is_scrubbed(path)} | dict(body.files)
-    suites = list(body.ids)
-    reply = session.ask("unittest", files=files, modules=[], suites=suites)
-    if "raised" in reply:
-        fault = _Raised.of(reply["raised"])
-        raise Ended(fault.reason, f"the tests do not run: {fault}")
+    files = {path: text for path, text in request.files.items() if not _is_scrubbed(path, body.files)}
+    files |= body.files
+    reply = session.ask("unittest", files=files, modules=[], suites=list(body.ids), tests=list(body.files))
     outcomes = reply.get("outcomes")
     if not isinstance(outcomes, dict):
-        raise Ended("error", "the program forged a reply")
+        raise Forged("the program forged a reply")
     for name in body.ids:
         outcome = outcomes.get(name, "did not run")
-        yield ("passed", "") if outcome == "passed" else ("wrong_answer", f"{name}: {str(outcome)[:300]}")
+        yield ("passed", "") if outcome == "passed" else ("wrong_answer", f"{name}: {outcome!r:.300}")
     if extra := sorted(str(name) for name in outcomes.keys() - set(body.ids)):
-        yield "error", f"{extra[0][:200]} ran, which is not one of the tests"
+        raise Forged(f"{extra[0][:200]} ran, which is not one of the tests")
 
 
-def _is_scrubbed(path: str) -> bool:
-    """Whether a file of the submission would change how the tests are run."""
-    parts = PurePosixPath(path)
-    return parts.name in SCRUBBED or parts.suffix == ".pth" or parts.parts[0].removesuffix(".py") in sys.stdlib_module_names
+def _is_scrubbed(path: str, tests: Iterable[str]) -> bool:
+    """Whether a file of the submission would change how the tests are run, or be imported in the place of one."""
+    parts = PurePosixPath(path).parts
+    stems = (*parts[:-1], parts[-1].partition(".")[0])
+    for test in tests:
+        module = PurePosixPath(test.removesuffix(".py")).parts
+        if stems[: len(module)] == module or (len(stems) < len(module) and stems == module[: len(stems)]):
+            return True
+    return parts[-1] in SCRUBBED or parts[-1].endswith(".pth") or stems[0] in sys.stdlib_module_names

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -78,8 +78,7 @@ class Pool:
         self._queue: queue.Queue[tuple[str, Request] | None] = queue.Queue(pending)
         self._spares: queue.Queue[Sandbox | Lost] = queue.Queue(1)
         self._workers: list[threading.Thread] = []
-        self._idle = 0
-        self._closed = False
+        self._closing = self._closed = False
         self._spare_maker: threading.Thread | None = None
         cgroup.reap()
 
@@ -106,7 +105,9 @@ class Pool:
         limits = limits or self.limits
         for name in ("memory_mb", "disk_mb", "processes"):
             if getattr(limits, name) > getattr(self.limits, name):
-                raise ValueError(f"limits.{name}={getattr(limits, name)} is above the pool's {getattr(self.limits, name)}")
+                raise ValueError(
+                    f"limits.{name}={getattr(limits, name)} is above the pool's {getattr(self.limits, name)}"
+                )
         return self._accept(Request.of(source, entry_point, body, limits))
 
     def check(
@@ -130,16 +131,17 @@ class Pool:
     def _accept(self, request: Request) -> Future[Verdict]:
         key = request.key
         with self._lock:
-            if self._closed:
+            if self._closing:
                 raise RuntimeError("the pool is closed")
             if key in self._asked:
                 return self._asked[key]
             future: Future[Verdict] = Future()
+            future.set_running_or_notify_cancel()  # others may wait for it: nobody can cancel it
             if key in self._answers:
                 future.set_result(self._answers[key])
                 return future
             self._asked[key] = future
-            if self._idle == 0 and len(self._workers) < self.slots:
+            if len(self._workers) < min(self.slots, len(self._asked)):
                 worker = threading.Thread(target=self._work, name="agent_gym sandbox", daemon=True)
                 self._workers.append(worker)
                 worker.start()
@@ -156,11 +158,7 @@ class Pool:
         """One slot's life."""
         slot = _Slot(self)
         while True:
-            with self._lock:
-                self._idle += 1
             item = self._queue.get()
-            with self._lock:
-                self._idle -= 1
             if item is None:
                 break
             key, request = item
@@ -187,6 +185,8 @@ class Pool:
                 spare: Sandbox | Lost = self.kind(self.limits, **self._options)
             except Lost as error:
                 spare = error
+            except Exception as error:  # whatever it is, a slot waits for an answer
+                spare = Lost(f"{type(error).__name__}: {error}")
             while not self._closed:
                 with contextlib.suppress(queue.Full):
                     self._spares.put(spare, timeout=0.2)
@@ -204,12 +204,14 @@ class Pool:
     def close(self) -> None:
         """Answer what was accepted, then take every sandbox down."""
         with self._lock:
-            if self._closed:
+            if self._closing:
                 return
-            workers = list(self._workers)
-            for _ in workers:
-                self._queue.put(None)
-        for worker in workers:
+            self._closing = True
+            accepted = list(self._asked.values())
+        wait(accepted)
+        for _ in self._workers:
+            self._queue.put(None)
+        for worker in self._workers:
             worker.join()
         self._closed = True
         if self._spare_maker is not None:
@@ -239,7 +241,9 @@ class Pool:
                     self._unanswered[entry["accepted"]] = Request.from_json(entry["request"])
                 else:
                     verdict = entry["verdict"]
-                    self._answers[entry["answered"]] = Verdict(**{**verdict, "diagnostics": tuple(verdict["diagnostics"])})
+                    self._answers[entry["answered"]] = Verdict(
+                        **{**verdict, "diagnostics": tuple(verdict["diagnostics"])}
+                    )
                     self._unanswered.pop(entry["answered"], None)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: not a line of a journal: {error}") from error

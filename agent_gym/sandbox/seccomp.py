@@ -29,12 +29,15 @@ ALLOWED = """
     rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max
     sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
     sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setitimer setpgid setpriority
-    setrlimit setsid setsockopt shutdown sigaltstack socketpair stat statfs statx symlink symlinkat sync
+    setrlimit setsid setsockopt shutdown sigaltstack stat statfs statx symlink symlinkat
     sysinfo tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create
     timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork wait4
     waitid write writev
 """.split()
-"""What CPython, threads and child processes of one's own need. ``socket``, ``bind`` ... are allowed for AF_UNIX."""
+"""What CPython, threads and child processes of one's own need."""
+
+SOCKETS = ["socket", "socketpair"]
+"""Allowed for AF_UNIX only."""
 
 LOCAL_SOCKETS = "bind listen accept accept4 connect".split()
 
@@ -83,7 +86,8 @@ def bpf() -> bytes:
 
     for name in (*ALLOWED, *LOCAL_SOCKETS):
         rule(_ALLOW, name)
-    rule(_ALLOW, "socket", _Comparison(0, _EQUAL, AF_UNIX, 0))
+    for name in SOCKETS:
+        rule(_ALLOW, name, _Comparison(0, _EQUAL, AF_UNIX, 0))
     rule(_ALLOW, "clone", _Comparison(0, _MASKED_EQUAL, NEW_NAMESPACES, 0))
     for name in ABSENT:
         rule(_errno(errno.ENOSYS), name)
@@ -107,7 +111,7 @@ def docker_profile() -> dict[str, Any]:
         "syscalls": [
             {"names": [*ALLOWED, *LOCAL_SOCKETS, *ZYGOTE], "action": "SCMP_ACT_ALLOW"},
             {
-                "names": ["socket"],
+                "names": SOCKETS,
                 "action": "SCMP_ACT_ALLOW",
                 "args": [{"index": 0, "value": AF_UNIX, "op": "SCMP_CMP_EQ"}],
             },

@@ -1,4 +1,4 @@
-"""Plain data as flat tagged JSON, and frames on a socket. Both sides use this file; it needs the standard library alone.
+"""Plain data as flat tagged JSON, and frames on a socket. Both sides use this file; the standard library is enough.
 
 A value is a list of tokens in postorder, so that neither side recurses: ``[1, (2.5,)]`` is
 ``[1, ["f", "0x1.4p+1"], ["t", 1], ["l", 2]]``. A token of a subclass carries the name of its class as a third element.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from collections import Counter
 from typing import Any
@@ -25,7 +26,9 @@ INT_BITS = 14_000  # what int() and str() convert without a word
 COLLIDING = 64
 
 _SEQUENCES = {"l": list, "t": tuple, "s": set, "z": frozenset}
+_COUNTED = ("l", "t", "s", "z", "d")
 _TAGS = {kind: tag for tag, kind in _SEQUENCES.items()}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HEADER = struct.Struct(">I")
 
 
@@ -88,7 +91,7 @@ def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
             depth -= 1
             continue
         kind = type(item)
-        base = kind if kind in _PLAIN else _base(kind)
+        base: Any = kind if kind in _PLAIN else _base(kind)
         mark = [] if kind is base else [type.__dict__["__name__"].__get__(kind)[:80]]
         size += 4
         if base is None:
@@ -98,18 +101,23 @@ def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
         elif base is int:
             if int.bit_length(item) > INT_BITS:
                 raise TooLarge(f"an integer of more than {INT_BITS} bits")
-            small = -(1 << 53) < int(item) < 1 << 53 and not mark
+            small = int.bit_length(item) <= 53 and not mark
             token = item if small else ["i", int.__format__(item, "x"), *mark]
             size += int.bit_length(item) // 3
         elif base is float:
             token = ["f", float.hex(item), *mark]
             size += 24
         elif base is complex:
-            token = ["c", float.hex(item.real), float.hex(item.imag), *mark]
+            numbers = [complex.__dict__[part].__get__(item) for part in ("real", "imag")]  # a subclass may lie
+            token = ["c", *map(float.hex, numbers), *mark]
             size += 48
         elif base is str:
             size += str.__len__(item)
-            token = str.__str__(item) if not mark else ["u", str.__str__(item), *mark]
+            text = str.__str__(item)
+            if not text.isascii() and _SURROGATE.search(text):  # JSON would join a pair of them
+                token = ["p", base64.b64encode(text.encode("utf-8", "surrogatepass")).decode(), *mark]
+            else:
+                token = ["u", text, *mark] if mark else text
         elif base is bytes:
             size += bytes.__len__(item) * 4 // 3
             token = ["b", base64.b64encode(item).decode() if size < limit else "", *mark]
@@ -117,16 +125,15 @@ def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
             depth += 1
             if depth > DEPTH:
                 raise TooLarge(f"nested more than {DEPTH} deep, or a cycle")
-            count = base.__len__(item)
             size += 8
-            if size + 2 * count > limit:
+            if size + 2 * base.__len__(item) > limit:
                 raise TooLarge(f"more than {limit} bytes")
-            if base is dict:
-                parts = [part for pair in list(dict.items(item)) for part in pair]
-                stack.append((True, ["d", count, *mark]))
-            else:
-                parts = list(base.__iter__(item))
-                stack.append((True, [_TAGS[base], count, *mark]))
+            parts = (
+                [part for pair in list(dict.items(item)) for part in pair]
+                if base is dict
+                else list(base.__iter__(item))
+            )
+            stack.append((True, ["d", len(parts) // 2, *mark] if base is dict else [_TAGS[base], len(parts), *mark]))
             stack.extend([(False, part) for part in reversed(parts)])
             continue
         if size > limit:
@@ -156,22 +163,32 @@ def decode(tokens: Any, exact: bool = True) -> Any:
                     raise Malformed("an integer of too many bits")
                 stack.append((token, 0))
                 continue
+            if type(token) is not list or not token:
+                raise Malformed("an unknown token")
             tag, *rest = token
-            value, depth = None, 0
-            used = 1
+            value: Any = None
+            depth = 0
+            used = 0 if tag == "o" else 2 if tag == "c" else 1
+            texts = rest[1:] if tag in _COUNTED else rest
+            if len(rest) not in (used + (tag == "o"), used + 1) or not all(type(text) is str for text in texts):
+                raise Malformed("a token of the wrong shape")
             if tag == "i":
-                value = int(rest[0][: INT_BITS // 4 + 1], 16)
+                value = int(rest[0], 16)
+                if value.bit_length() > INT_BITS:
+                    raise Malformed("an integer of too many bits")
             elif tag == "f":
                 value = float.fromhex(rest[0])
             elif tag == "c":
-                value, used = complex(float.fromhex(rest[0]), float.fromhex(rest[1])), 2
+                value = complex(float.fromhex(rest[0]), float.fromhex(rest[1]))
             elif tag == "u":
-                value = str(rest[0])
+                value = rest[0]
+            elif tag == "p":
+                value = base64.b64decode(rest[0], validate=True).decode("utf-8", "surrogatepass")
             elif tag == "b":
                 value = base64.b64decode(rest[0], validate=True)
             elif tag == "o":
                 value = Foreign(str(rest[0]))
-            elif tag == "d" or tag in _SEQUENCES:
+            elif tag in _COUNTED:
                 count = rest[0] * 2 if tag == "d" else rest[0]
                 if type(count) is not int or not 0 <= count <= len(stack):
                     raise Malformed("a container of items that are not there")
@@ -187,9 +204,9 @@ def decode(tokens: Any, exact: bool = True) -> Any:
                         raise Malformed("keys that collide on purpose")
                 value = dict(zip(items[::2], items[1::2], strict=True)) if tag == "d" else _SEQUENCES[tag](items)
             else:
-                raise Malformed(f"unknown tag {tag!r}")
+                raise Malformed("an unknown tag")
             if exact and len(rest) > used:
-                value, depth = Foreign(str(rest[used])), 0
+                value, depth = Foreign(rest[used]), 0
             stack.append((value, depth))
     except Malformed:
         raise

@@ -13,6 +13,7 @@ Nothing here knows a test, an expected value or a verdict.
 from __future__ import annotations
 
 import base64
+import builtins
 import contextlib
 import ctypes
 import gc
@@ -57,7 +58,9 @@ READ_ONLY = 1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 1, 4, 22, 24, 36
 PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 38, 2
 CAPABILITY_VERSION_3 = 0x20080522
+ZYGOTE_CAPABILITIES = 1 << 5 | 1 << 6 | 1 << 7  # KILL, SETGID, SETUID: what PID 1 of a container needs
 NOBODY = 65534
+BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 SHARED = ("/tmp", "/dev/shm", "/dev/mqueue")
 """Where a container lets a run write."""
@@ -119,9 +122,9 @@ def _drop_bounding_set() -> None:
         _prctl(PR_CAPBSET_DROP, capability)
 
 
-def _drop_capabilities() -> None:
+def _set_capabilities(mask: int) -> None:
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
-    _check(libc.capset(header, bytes(24)), "capset")
+    _check(libc.capset(header, struct.pack("6I", mask, mask, 0, 0, 0, 0)), "capset")
 
 
 def _filter(program: bytes) -> None:
@@ -147,7 +150,7 @@ def _enclose(isolation: str, order: dict[str, Any], owner: tuple[int, int], prog
         for target, inodes in (("/tmp", 4096), ("/dev/shm", 256)):
             _mount(target, f"{disk},nr_inodes={inodes},uid={NOBODY},gid={NOBODY}")
         _mount("/proc", "size=4k,mode=0555", MOUNT_FLAGS | READ_ONLY)
-        _drop_capabilities()
+        _set_capabilities(0)
     elif isolation == "uid":
         os.setgroups([])
         os.setresgid(order["uid"], order["uid"], order["uid"])
@@ -178,21 +181,22 @@ class _Run:
         while True:
             message = wire.unpack(self._read)
             reply = {"nonce": message["nonce"]}
+            status = 0
             try:
                 reply.update(getattr(self, "_" + message["do"])(message))
             except wire.TooLarge as error:
                 reply["too_large"] = str(error)
             except BaseException as error:
-                reply["raised"] = self._describe(error)
+                reply["failed"], status = self._describe(error), _exit_status(error)
             if os.getpid() != self.pid:
-                os._exit(0)  # a process that the submission forked and that came back here
+                os._exit(status)  # a process that the submission forked and that came back here
             self.channel.sendall(wire.pack(reply))
 
     def _describe(self, error: BaseException) -> list[Any]:
         """The names of the exception's classes, its own first; its text; where in the submission it was raised."""
-        names = [base.__name__ for base in type.__dict__["__mro__"].__get__(type(error)) if base is not object]
+        names = [_name(base) for base in type.__dict__["__mro__"].__get__(type(error)) if base is not object]
         try:
-            text = str(error)[:500]
+            text = str.__str__(str(error))[:500]
         except BaseException:
             text = ""
         place, trace = "", error.__traceback__
@@ -221,11 +225,46 @@ class _Run:
         target: Any = sys.modules[module]
         for part in name.split("."):
             target = getattr(target, part)
-        value = target(*wire.decode(message["args"]), **wire.decode(message["kwargs"]))
+        if not callable(target):
+            raise TypeError(f"{message['entry_point']} is not a function")
+        args, kwargs = wire.decode(message["args"]), wire.decode(message["kwargs"])
+        try:
+            value = target(*args, **kwargs)
+        except BaseException as error:
+            if os.getpid() != self.pid:
+                raise
+            return {"raised": self._describe(error)}  # what is raised before or after is no answer
         return {"value": wire.encode(value)}
 
+    def _finish(self, message: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
     def _unittest(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"outcomes": suite.run(lambda: self._load(message), message["suites"])}
+        return {"outcomes": suite.run(lambda: self._load(message), message["suites"], message["tests"])}
+
+
+def _name(kind: type) -> str:
+    """What an exception's class is called; a builtin one's name is taken."""
+    name = type.__dict__["__name__"].__get__(kind)
+    return name if BUILTIN.get(name, kind) is kind else f"solution.{name}"
+
+
+def _exit_status(error: BaseException) -> int:
+    """As the interpreter would have ended with it."""
+    if type(error) is not SystemExit:
+        return 1
+    return error.code & 255 if type(error.code) is int else int(error.code is not None)
+
+
+def _watch(pid: int) -> None:
+    """As PID 1 of a run's namespace: end with the run. The run itself is not PID 1: no signal of its own would kill it
+    then."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    while True:
+        found, status = os.wait()
+        if found == pid:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 
 
 def _become_run(isolation: str, order: dict[str, Any], owner: tuple[int, int], program: bytes, channel: int) -> None:
@@ -244,6 +283,10 @@ def _become_run(isolation: str, order: dict[str, Any], owner: tuple[int, int], p
     except BaseException as error:
         run.channel.sendall(wire.pack({"fault": f"{type(error).__name__}: {error}"}))
         os._exit(1)
+    if isolation == "namespaces" and (pid := os.fork()):
+        os.close(3)
+        _watch(pid)
+    run.pid = os.getpid()
     run.channel.sendall(wire.pack({"ready": True}))
     try:
         run.serve()
@@ -277,8 +320,7 @@ class Zygote:
             waiting = [self.control] + ([self.pidfd] if self.pid and self.exited is None else [])
             ready, _, _ = select.select(waiting, [], [])
             if self.pidfd in ready:
-                self._collect()
-                self._say({"exited": self.exited})
+                self._say({"exited": self._collect()})
             if self.control not in ready:
                 continue
             data, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 1)
@@ -289,9 +331,12 @@ class Zygote:
                 self._start(order, fds[0])
                 os.close(fds[0])
             elif order["do"] == "end":
-                self._say({"ended": self._end()})
+                self._say({"ended": self._end()})  # the verdict does not hang on the wiping
+                self._wipe()
+                self._say({"wiped": True})
         if self.pid:
             self._end()
+            self._wipe()
 
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the end of file is seen next
@@ -303,28 +348,28 @@ class Zygote:
         if self.pid == 0:
             _become_run(self.isolation, order, self.owner, self.program, channel)
 
-    def _collect(self, options: int = 0) -> None:
+    def _collect(self) -> dict[str, Any]:
         """Wait for the run itself."""
-        _, status, usage = os.wait4(self.pid, options)
+        _, status, usage = os.wait4(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
         self.exited = {
-            "status": os.waitstatus_to_exitcode(status),
+            "status": code if code < 128 else 128 - code,
             "cpu_s": usage.ru_utime + usage.ru_stime,
         }
+        return self.exited
 
     def _end(self) -> dict[str, Any]:
         if self.exited is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # of namespaces, it takes every process along
-            self._collect()
+        exited = self.exited or self._collect()
         if self.isolation == "uid":
             self._kill_others()
-            self._wipe()
         elif self.isolation == "none":
             self._kill_children()
-            shutil.rmtree(self.order["folder"], ignore_errors=True)
         os.close(self.pidfd)
         self.pid = self.pidfd = 0
         before, self.kills = self.kills, self._oom_kills()
-        return {**self.exited, "oom": self.kills > before}
+        return {**exited, "oom": self.kills > before}
 
     def _kill_others(self) -> None:
         """As PID 1 of a container: kill every other process in it, and see that none is left."""
@@ -337,7 +382,12 @@ class Zygote:
                 return
 
     def _wipe(self) -> None:
-        """Remove what the run's uid wrote, as that uid: this process has no right to another's files."""
+        """Remove what the run wrote. An error is the end of this process, and so of its container."""
+        if self.isolation == "none":
+            shutil.rmtree(self.order["folder"], ignore_errors=True)
+        if self.isolation != "uid":
+            return  # the kernel did, with the namespace
+        # as the run's uid: this process has no right to another's files
         os.setresuid(-1, self.order["uid"], -1)
         try:
             for folder in SHARED:
@@ -347,7 +397,7 @@ class Zygote:
             os.setresuid(-1, 0, -1)
         left = [path for folder in SHARED if os.path.isdir(folder) for path in os.listdir(folder)]
         if left:
-            raise RuntimeError(f"{len(left)} files could not be removed")  # the end of this container
+            raise RuntimeError(f"{len(left)} files could not be removed")
 
     def _kill_children(self) -> None:
         """Without namespaces: whatever the run started is a child of this subreaper by now, or of such a child."""
@@ -394,6 +444,9 @@ def main() -> None:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         _prctl(PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
+    if isolation == "uid":  # a right dropped from the bounding set can still be used, but not be got again
+        _drop_bounding_set()
+        _set_capabilities(ZYGOTE_CAPABILITIES)
     if isolation == "none":
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
