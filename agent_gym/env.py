@@ -281,7 +281,7 @@ class ToolEnv(gym.Env[str, str]):
         return replace(self.parser.parse(""), calls=(Call("", error=error),))
 
     def _run(self, call: Call) -> tuple[dict[str, Any], float]:
-        """Execute one call, through the cache where there is one, and price it: its result, and the tokens it charges."""
+        """Execute one call, through the cache where there is one, and price it: its result, and tokens it charges."""
         tools, started = self._tools(), time.perf_counter() if self.latency == "wall" else 0.0
         tool = SUBMIT if call.name == "submit" else tools.get(call.name)
         model = REFUSED

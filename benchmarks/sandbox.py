@@ -115,10 +115,14 @@ def measure(ways: dict[str, Callable[[], None]], rounds: int, seconds: float) ->
 
 def show(rates: dict[str, list[float]], cores: int) -> None:
     """One line a way: median and range over the rounds, and the median ratio to the floor of the same round."""
-    print(f"one client, {len(TESTS)} calls a check, {cores} cores; median [least, most] over {len(rates['floor'])} rounds")
+    print(
+        f"one client, {len(TESTS)} calls a check, {cores} cores; median [least, most] over {len(rates['floor'])} rounds"
+    )
     for name, found in rates.items():
         ratio = statistics.median(a / b for a, b in zip(found, rates["floor"], strict=True))
-        print(f"{name:<16} {statistics.median(found):7.1f}/s [{min(found):.1f}, {max(found):.1f}]  {ratio:5.2f} x floor")
+        print(
+            f"{name:<16} {statistics.median(found):7.1f}/s [{min(found):.1f}, {max(found):.1f}]  {ratio:5.2f} x floor"
+        )
 
 
 if __name__ == "__main__":

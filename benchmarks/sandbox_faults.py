@@ -28,11 +28,12 @@ from agent_gym.sandbox import Limits, Pool, cgroup
 from agent_gym.sandbox.grader import Cases, Request, Test
 
 LIMITS = Limits(cpu_s=1, wall_s=20.0, memory_mb=128, disk_mb=8, processes=32)
+DAEMON = "import os\n    if os.fork() == 0:\n        os.setsid()\n        while True: pass\n    return x + 1"
 KINDS: list[tuple[str, str, set[str]]] = [
     # name, body of f(x) where the test wants x + 1, allowed reasons
     ("right", "return x + 1", {"passed"}),
     ("right, many calls", "return sum([1] * x) + 1", {"passed"}),
-    ("right with a child", "import os\n    if os.fork() == 0: os._exit(0)\n    os.wait()\n    return x + 1", {"passed"}),
+    ("right, forks", "import os\n    if os.fork() == 0: os._exit(0)\n    os.wait()\n    return x + 1", {"passed"}),
     ("right, prints much", "print('x' * 100000)\n    return x + 1", {"passed"}),
     ("wrong", "return x + 2", {"wrong_answer"}),
     ("wrong type", "return float(x + 1)", {"wrong_answer"}),
@@ -42,7 +43,7 @@ KINDS: list[tuple[str, str, set[str]]] = [
     ("endless", "while True: pass", {"timeout"}),
     ("memory", "return len([0] * (1 << 28))", {"memory"}),
     ("large", "return 'x' * (1 << 21)", {"output_limit"}),
-    ("daemon", "import os\n    if os.fork() == 0:\n        os.setsid()\n        while True: pass\n    return x + 1", {"passed"}),
+    ("daemon", DAEMON, {"passed"}),
 ]  # fmt: skip
 WEIGHTS = [8, 4, 3, 3, 4, 3, 3, 3, 3, 1, 2, 2, 1]
 
@@ -166,7 +167,7 @@ def _run(
         process = caller()
         while time.monotonic() < deadline:
             time.sleep(rng.uniform(0.5, 1.5) * every)
-            kind = rng.choice(kinds)
+            kind = kinds[sum(kills.values()) % len(kinds)]
             kills[kind] += 1
             if kind == "caller":
                 process.kill()
@@ -206,7 +207,9 @@ def _entries(journal: str) -> list[dict[str, Any]]:
 def unanswered(journal: str) -> int:
     """Requests without a verdict."""
     entries = _entries(journal)
-    return len({e["accepted"] for e in entries if "accepted" in e} - {e["answered"] for e in entries if "answered" in e})
+    return len(
+        {e["accepted"] for e in entries if "accepted" in e} - {e["answered"] for e in entries if "answered" in e}
+    )
 
 
 def judge(journal: str) -> dict[str, Any]:

@@ -70,9 +70,14 @@ class Budget:
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
 
 
-PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, demonstrations of the warm start
-    "APIAgent-v0": ('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2.0, 48.0, 200.0), 6000),
-    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48.0, 60.0), 2000),
+PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, demonstrations and updates of the warm start
+    "APIAgent-v0": (
+        '{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}',
+        Budget(2.0, 48.0, 200.0),
+        6000,
+        900,
+    ),
+    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48.0, 60.0), 3000, 1500),
 }
 
 
@@ -127,7 +132,8 @@ class Dual:
 @dataclass
 class WarmStart:
     updates: int = -1
-    """supervised updates on demonstrations; -1 is 900 for the tiny model and 0 for a pretrained one"""
+    """supervised updates on demonstrations; -1 is the number in PRESETS (900 for another environment) for the tiny model
+    and 0 for a pretrained one"""
     batch_size: int = 16
     """demonstrations an update"""
     demonstrations: int = -1
@@ -1595,7 +1601,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def settle(args: Args, device: torch.device) -> None:
     """Fill in what depends on the environment, the model and the device."""
     tiny = args.model == "tiny"
-    kwargs, budget, count = PRESETS.get(args.env_id, ("{}", Budget(math.inf, math.inf, math.inf), 6000))
+    kwargs, budget, count, updates = PRESETS.get(args.env_id, ("{}", Budget(math.inf, math.inf, math.inf), 6000, 900))
     args.env_kwargs = kwargs if args.env_kwargs is None else args.env_kwargs
     for k in CHANNELS:
         if getattr(args.budget, k) is None:
@@ -1603,7 +1609,7 @@ def settle(args: Args, device: torch.device) -> None:
     if args.warm.demonstrations < 0:
         args.warm.demonstrations = count
     if args.warm.updates < 0:
-        args.warm.updates = 900 if tiny else 0
+        args.warm.updates = updates if tiny else 0
     if args.max_context < 0:
         args.max_context = 512 if tiny else 4096
     if args.eval_episodes < 0:

@@ -102,7 +102,7 @@ def test_vector_environments(kind, mode):
     kwargs = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": mode}, "sandbox": "bubblewrap"}
     envs = gym.make_vec("CodeAgent-v0", num_envs=2, difficulty=1, **kwargs)
     try:
-        observations, info = envs.reset(seed=3)
+        observations, _ = envs.reset(seed=3)
         alone = [make(difficulty=1).reset(seed=3 + i) for i in range(2)]
         assert list(observations) == [observation for observation, _ in alone]
         _, rewards, terminations, _, _ = envs.step(("Done.", call("list_files")))
@@ -182,7 +182,10 @@ def test_costs_differ(tasks):
         play(env, *actions)
         return env.unwrapped.cost_total
 
-    whole, some = cost(call("read_file", path="numbers_.py")), cost(call("read_lines", path="numbers_.py", start=1, end=2))
+    whole, some = (
+        cost(call("read_file", path="numbers_.py")),
+        cost(call("read_lines", path="numbers_.py", start=1, end=2)),
+    )
     assert whole["output_tokens"] > some["output_tokens"] + 20
     suite, single = cost(call("run_tests")), cost(call("run_test", number=1))
     assert suite["latency_ms"] > single["latency_ms"] > 5 * some["latency_ms"]
@@ -224,7 +227,7 @@ def test_hidden_tests_decide(tasks):
 def test_a_program_that_does_not_end_is_a_timeout(tasks):
     endless = "def clamp(x, low, high):\n    while True: pass\n"
     env = make(tasks=tasks)
-    observation, reward, info = play(env, call("write_file", path="numbers_.py", text=endless), "Done.")
+    _, reward, info = play(env, call("write_file", path="numbers_.py", text=endless), "Done.")
     assert (reward, info["verdict"]["status"], info["verdict"]["reason"]) == (0.0, "fail", "timeout")
 
 
@@ -310,7 +313,7 @@ def test_edit_of_a_text_that_only_a_read_showed_is_ungrounded(tasks):
     env, trajectory = record(tasks, read, change, "Done.")
     deleted, cut = counterfactuals(env, trajectory, [Delete(0), Truncate(0)])
     assert deleted.validity == ("ungrounded", "executed")
-    assert deleted.reward == 0.0
+    assert deleted.reward == cut.reward == 0.0
     (literal,) = counterfactuals(env, trajectory, [Delete(0)], grounding=False)
     assert literal.reward == 1.0
 
@@ -368,7 +371,7 @@ def test_one_remedy_of_two_faults_is_not_enough():
         actions = env.unwrapped.oracle()
         edits = [a for a in actions if '"name":"edit' in a]
         assert len(edits) == 2
-        _, reward, info = play(env, *[a for a in actions if a != edits[1]], seed=seed)
+        _, reward, _ = play(env, *[a for a in actions if a != edits[1]], seed=seed)
         assert reward == 0.0
 
 
@@ -388,14 +391,15 @@ def test_splits_share_no_program_and_tasks_do_not_run_out():
 def test_task_id_names_its_task():
     env = make()
     _, info = env.reset(seed=5)
-    again, other = make(split="test").reset(options={"task": info["task_id"]})
+    _, other = make(split="test").reset(options={"task": info["task_id"]})
     assert other["state_hash"] == info["state_hash"]
 
 
 # ---- given tasks ---------------------------------------------------------------------------------------------------
 
-MBPP = {"task_id": 7, "prompt": "Write a function to double.", "code": "import math\r\ndef double(x):\r\n  return x * 2",
-        "test_imports": [], "test_list": ["assert double(2) == 4", "assert double(math.pi) == 2 * math.pi"]}  # fmt: skip
+MBPP = {"task_id": 7, "prompt": "Double it.", "code": "import math\r\ndef double(x):\r\n  return x * 2",
+        "test_imports": [],
+        "test_list": ["assert double(2) == 4", "assert double(math.pi) == 2 * math.pi"]}  # fmt: skip
 HUMAN = {"task_id": "Own/1", "prompt": 'def half(x: int) -> int:\n    """Half of x, rounded down."""\n',
          "entry_point": "half", "canonical_solution": "    return x // 2\n",
          "test": "def check(candidate):\n    assert candidate(5) == 2\n    assert candidate(-1) == -1\n"}  # fmt: skip

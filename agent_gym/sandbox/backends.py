@@ -23,7 +23,18 @@ from agent_gym.sandbox import cgroup, seccomp
 from agent_gym.sandbox.rootfs import PYTHON, ZYGOTE, image_id, image_tar, rootfs
 from agent_gym.verdict import InfraError
 
-__all__ = ["BACKENDS", "Bubblewrap", "Docker", "Limits", "Lost", "Process", "Sandbox", "SandboxUnavailable", "choose"]
+__all__ = [
+    "BACKENDS",
+    "Bubblewrap",
+    "Docker",
+    "Killed",
+    "Limits",
+    "Lost",
+    "Process",
+    "Sandbox",
+    "SandboxUnavailable",
+    "choose",
+]
 
 START_S, ANSWER_S, WIPE_S = 60.0, 20.0, 5.0
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
@@ -33,6 +44,11 @@ OVERHEAD_MB = 48
 
 class Lost(InfraError):
     """The sandbox itself is gone or does not answer: nothing that a submission could say."""
+
+
+class Killed(Lost):
+    """The run was killed, by itself or from outside, e.g. because the whole machine is out of memory: only asking again
+    tells the one from the other. Its sandbox is as good as before."""
 
 
 class SandboxUnavailable(RuntimeError):

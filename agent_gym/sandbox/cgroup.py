@@ -82,7 +82,9 @@ def _janitor() -> int:
     on a pipe; this end of it."""
     theirs, ours = os.pipe()
     command = ["/bin/sh", "-c", _JANITOR, f"agent_gym-{owner()}", *map(str, _parents())]
-    os.posix_spawn("/bin/sh", command, {"PATH": "/usr/bin:/bin"}, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)], setsid=True)
+    os.posix_spawn(
+        "/bin/sh", command, {"PATH": "/usr/bin:/bin"}, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)], setsid=True
+    )
     os.close(theirs)
     return ours
 

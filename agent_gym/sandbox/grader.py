@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from agent_gym.sandbox import wire
-from agent_gym.sandbox.backends import Limits, Lost, Sandbox
+from agent_gym.sandbox.backends import Killed, Limits, Lost, Sandbox
 from agent_gym.verdict import Verdict
 
 __all__ = ["Asserts", "Cases", "Raises", "Request", "Session", "Suite", "Test", "grade", "same"]
@@ -346,8 +346,8 @@ class Session:
 
     def _bury(self) -> None:
         """The run has closed its channel or died: say why."""
-        select.select([self.sandbox.control], [], [], DYING_S)  # its exit is said here, the only thing unasked
-        self._end("error", "")
+        exited, _, _ = select.select([self.sandbox.control], [], [], DYING_S)  # its exit is said here, unasked
+        self._end("exited" if exited else "error", "")
 
     def _end(self, reason: str, message: str) -> None:
         """Kill the run. What the kernel says of its end is better than what is known here."""
@@ -360,6 +360,8 @@ class Session:
             self.sandbox.worn = True  # after a timeout a sandbox is not used again
         elif status in (-signal.SIGKILL, -signal.SIGXCPU) and end["cpu_s"] > self.limits.cpu_s - 0.5:
             self.ended = Ended("timeout", f"more than {self.limits.cpu_s} s of CPU time")
+        elif status == -signal.SIGKILL and reason == "exited":
+            raise Killed("something killed the run that was neither its limits nor this process")
         else:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
             self.ended = Ended("error", f"the program ended before it answered ({how})")

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from agent_gym.sandbox import cgroup
-from agent_gym.sandbox.backends import Docker, Limits, Lost, Sandbox, choose
+from agent_gym.sandbox.backends import Docker, Killed, Limits, Lost, Sandbox, choose
 from agent_gym.sandbox.grader import Asserts, Cases, Request, Suite, Test, grade
 from agent_gym.verdict import Verdict
 
@@ -183,10 +183,8 @@ class Pool:
         while not self._closed:
             try:
                 spare: Sandbox | Lost = self.kind(self.limits, **self._options)
-            except Lost as error:
-                spare = error
-            except Exception as error:  # whatever it is, a slot waits for an answer
-                spare = Lost(f"{type(error).__name__}: {error}")
+            except Exception as error:  # whatever it is, a slot waits for an answer, and this thread has to live on
+                spare = error if isinstance(error, Lost) else Lost(f"no sandbox: {type(error).__name__}: {error}")
             while not self._closed:
                 with contextlib.suppress(queue.Full):
                     self._spares.put(spare, timeout=0.2)
@@ -279,8 +277,9 @@ class _Slot:
             self.sandbox = self.pool._fresh()
         try:
             verdict = grade(self.sandbox, request)
-        except Lost:
-            self.discard()
+        except Lost as error:
+            if not isinstance(error, Killed) or self.sandbox.worn:
+                self.discard()
             raise
         if self.sandbox.worn:
             self.discard()
@@ -298,7 +297,9 @@ class _Slot:
                     last = str(error)
                     continue
                 if convictions == 2:
-                    return Verdict("fail", "error", 0.0, ("the program takes its sandbox down",))
+                    return Verdict(
+                        "fail", "error", 0.0, ("the program, or the sandbox under it, is killed every time it runs",)
+                    )
             try:
                 return self.grade(request)
             except Lost as error:

@@ -149,7 +149,7 @@ class CodeAgentEnv(ToolEnv):
         *,
         split: str = "train",
         difficulty: int | Sequence[int] | None = None,
-        kinds: Sequence[str] = KINDS,
+        kinds: Sequence[str] = tuple(KINDS),
         tasks: str | None = None,
         sandbox: str = "auto",
         **kwargs: Any,
@@ -164,13 +164,14 @@ class CodeAgentEnv(ToolEnv):
             raise ValueError(f"difficulty={difficulty!r}: a whole number from 1 to {LEVELS[-1]}, or [least, most]")
         if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"kinds={kinds!r}: a list of {' and '.join(map(repr, KINDS))}")
-        self.split, self.levels, self.kinds, self.sandbox = split, range(bounds[0], bounds[1] + 1), tuple(kinds), sandbox
-        self.levels = tuple(level for level in self.levels if any(level in KINDS[kind] for kind in self.kinds))
+        self.split, self.kinds, self.sandbox = split, tuple(kinds), sandbox
+        asked = range(bounds[0], bounds[1] + 1)
+        self.levels = tuple(level for level in asked if any(level in KINDS[kind] for kind in self.kinds))
         if not self.levels:
             raise ValueError(f"difficulty={difficulty!r}: there is no {self.kinds[0]} task of that difficulty")
         self._given = {task.id: task for task in load_tasks(tasks)} if tasks else {}
         self.task_ids = tuple(self._given) or None
-        self._verdicts: dict[Any, Verdict] = {}
+        self._verdicts: dict[tuple[str, str, str | int | None], Verdict] = {}
         shared_pool(sandbox, LIMITS)  # now, so that a machine without a sandbox says so before the first episode
 
     def _make_task(self, task_id: str | None) -> CodeTask:
@@ -190,7 +191,9 @@ class CodeAgentEnv(ToolEnv):
             level, seed = int(parts[2]), int(parts[3])
             if level in KINDS[parts[1]]:
                 return compose(parts[0], parts[1], level, seed)
-        raise ValueError(f"unknown task id {task_id!r}: it reads split-kind-difficulty-seed, such as 'train-repair-2-7'")
+        raise ValueError(
+            f"unknown task id {task_id!r}: it reads split-kind-difficulty-seed, such as 'train-repair-2-7'"
+        )
 
     def _tools(self) -> Mapping[str, Tool]:
         return TOOLS
@@ -218,7 +221,7 @@ class CodeAgentEnv(ToolEnv):
         content = "\n".join(lines)
         return Outcome(content, units=ran, tokens=float(self.token_counter(content)))
 
-    def _judged(self, number: int | None | str) -> Verdict:
+    def _judged(self, number: str | int | None) -> Verdict:
         """The verdict of all visible tests (None), of one, or of the ``"hidden"`` ones, on the workspace as it is.
 
         Raises:
@@ -226,10 +229,9 @@ class CodeAgentEnv(ToolEnv):
         """
         task, key = self.task, (self.task.id, self._world.hash, number)
         if key not in self._verdicts:
-            if number == "hidden":
-                checks = task.hidden
-            else:
-                checks = task.visible if number is None else subset(task.visible, number)
+            checks = task.hidden if number == "hidden" else task.visible
+            if isinstance(number, int):
+                checks = subset(checks, number)
             verdict = shared_pool(self.sandbox, LIMITS).check(dict(self._world.files), task.entry_point, checks)
             if verdict.status == "infra":
                 raise InfraError(verdict.diagnostics[0])

@@ -292,7 +292,9 @@ def _finish(task_id: str, program: str, level: int, fault: _Fault, rng: np.rando
         if call.name == "edit" and world.files[call.arguments["path"]].count(call.arguments["old"]) != 1:
             return None
         if call.name in ("edit", "edit_lines"):
-            world = world.apply(getattr(world, "replaced" if call.name == "edit" else "replaced_lines")(**call.arguments))
+            world = world.apply(
+                getattr(world, "replaced" if call.name == "edit" else "replaced_lines")(**call.arguments)
+            )
     if dict(world.files) != original:
         return None  # the quotation stands there more than once under the new names
     entry = f"{next(iter(original)).removesuffix('.py')}:"
@@ -310,7 +312,7 @@ def _choose(program: str, fault: _Fault, level: int, rng: np.random.Generator) -
     order = [int(i) for i in rng.permutation(len(_pool(program)[0]))]
     failing, passing = [i for i in order if i in fault.failing], [i for i in order if i not in fault.failing]
     seen = failing[: 1 if len(failing) < 4 else 2]
-    visible = seen + passing[: VISIBLE - len(seen)] if level >= 4 else (failing[:VISIBLE // 2] + passing)[:VISIBLE]
+    visible = seen + passing[: VISIBLE - len(seen)] if level >= 4 else (failing[: VISIBLE // 2] + passing)[:VISIBLE]
     rest = [i for i in order if i not in visible]
     hidden: list[int] = []
     for killed in fault.killed:
@@ -346,12 +348,17 @@ def _words(
     if fault.kind == "completion":
         node = _function_at(broken[path], start + 1)
         if level == 2:
-            return f"The function {node.name} in {path} has no body yet. Write it as its docstring says.", (read, remedy)
+            return f"The function {node.name} in {path} has no body yet. Write it as its docstring says.", (
+                read,
+                remedy,
+            )
         return "A function of this program has no body yet. Write it as its docstring says.", (run, read, remedy)
     if level == 1 and mutant is not None:
         found, wanted = _rename_piece(mutant.after, names), _rename_piece(mutant.before, names)
         review = dump({"path": path, "found": found, "wanted": wanted})
-        return f"A review found a fault: {review}. Mend it.", (Call("edit", {"path": path, "old": found, "new": wanted}),)
+        return f"A review found a fault: {review}. Mend it.", (
+            Call("edit", {"path": path, "old": found, "new": wanted}),
+        )
     if level == 2:
         call = f"{str(shown.entry_point).partition(':')[2]}({', '.join(map(repr, shown.args))})"
         wanted = shown.expected
@@ -378,7 +385,9 @@ def _rename_piece(text: str, names: Mapping[str, str]) -> str:
 
 
 def _function_at(text: str, line: int) -> ast.FunctionDef:
-    found = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.lineno <= line <= (n.end_lineno or 0)]
+    found = [
+        n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.lineno <= line <= (n.end_lineno or 0)
+    ]
     return found[0] if found else next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef))
 
 

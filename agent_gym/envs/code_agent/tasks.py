@@ -63,7 +63,9 @@ def count(checks: Checks | None) -> int:
     """How many tests there are."""
     if checks is None:
         return 0
-    return len(checks.statements if isinstance(checks, Asserts) else checks.ids if isinstance(checks, Suite) else checks)
+    return len(
+        checks.statements if isinstance(checks, Asserts) else checks.ids if isinstance(checks, Suite) else checks
+    )
 
 
 def load_tasks(source: str) -> list[CodeTask]:
