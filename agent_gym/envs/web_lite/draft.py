@@ -1,0 +1,166 @@
+"""What goals write a task into: names, records, words, and the steps of a solution."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass, field
+
+from agent_gym.envs.api_agent.world import Record
+from agent_gym.envs.web_lite.site import Goal
+
+__all__ = ["SPLITS", "Clash", "Draft", "Step", "split_of"]
+
+SPLITS = ("train", "test")
+
+Step = tuple[str, str, str]
+"""A tool; the name of an element, or the address to go to; what is written there."""
+
+
+class Clash(Exception):
+    """These goals do not go together, or there is no room for them."""
+
+
+def split_of(entity: str) -> str:
+    """The split an entity belongs to: a quarter of all strings is kept for test."""
+    return SPLITS[zlib.crc32(f"web {entity}".encode()) % 4 == 0]
+
+
+_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "st")
+_VOWELS = ("a", "e", "i", "o", "u")
+
+
+@dataclass
+class Draft:
+    """A task in the making: a goal writes records, words and the steps of a solution into it.
+
+    Args:
+        rng: Source of all chance.
+        split: Names drawn here belong to this split.
+        rows: Rows of a page. The list is one row longer than a page, or five pages long where something is far away.
+        far: Whether anything is.
+        namesakes: Whether traps get names that begin as the right one does.
+    """
+
+    rng: random.Random
+    split: str
+    rows: int
+    far: bool
+    namesakes: bool
+    tables: dict[str, dict[str, Record]] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    traps: list[tuple[Step, ...]] = field(default_factory=list)
+    lies: list[str] = field(default_factory=list)
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        self._names: set[str] = set()
+        total = 5 * self.rows if self.far else self.rows + 1
+        self._slots = {
+            "here": list(range(self.rows)),
+            "far": list(range(3 * self.rows, total)),
+            "any": list(range(self.rows, min(3 * self.rows, total))),
+        }
+        for slots in self._slots.values():
+            self.rng.shuffle(slots)
+        self._goals = 0
+
+    # ---- names ----
+
+    def word(self, like: str = "") -> str:
+        """A new name of two or three syllables; ``like`` another one and a word more, where namesakes are wanted."""
+        begin = f"{like} " if like and self.namesakes else ""
+        while True:
+            syllables = range(2 + (self.rng.random() < 0.5))
+            word = "".join(self.rng.choice(_ONSETS) + self.rng.choice(_VOWELS) for _ in syllables).capitalize()
+            if split_of(word) == self.split and word not in self._names:
+                self._names.add(word)
+                return begin + word
+
+    def code(self, prefix: str) -> str:
+        """A new code such as ``C4821``."""
+        while True:
+            code = f"{prefix}{self.rng.randrange(1000, 10_000)}"
+            if split_of(code) == self.split and code not in self._names:
+                self._names.add(code)
+                return code
+
+    # ---- records ----
+
+    def place(self, where: str = "any") -> str:
+        """A free place in the site's long list: ``here`` on its first page, ``far`` on its last but one or last.
+
+        Returns:
+            The key of the record that goes there.
+
+        Raises:
+            Clash: If that part of the list is full.
+        """
+        for part in (where,) if where != "any" else ("any", "far", "here"):
+            if self._slots[part]:
+                return f"{self._slots[part].pop():02}"
+        raise Clash("the list is full")
+
+    @property
+    def room(self) -> bool:
+        """Whether the list has free places."""
+        return any(self._slots.values())
+
+    def new(self, table: str, record: Record) -> None:
+        """Add a record."""
+        if record.key in self.tables[table]:
+            raise Clash(f"{table} has {record.key!r}")
+        self.tables[table][record.key] = record
+
+    # ---- words and steps ----
+
+    def alone(self) -> None:
+        """This goal goes with no other.
+
+        Raises:
+            Clash: If there is another.
+        """
+        if self._goals > 1:
+            raise Clash("alone")
+
+    def say(self, *wordings: str) -> None:
+        """A sentence of the request, in one of these wordings."""
+        self.words.append(self.rng.choice(wordings))
+
+    def find(self, where: str, name: str) -> None:
+        """Search for a name, if it is far away."""
+        if where == "far":
+            self.fill("Search", name)
+            self.click("Search")
+
+    def click(self, name: str) -> None:
+        """Click a link, a button or a box."""
+        self.steps.append(("click", name, ""))
+
+    def fill(self, name: str, text: str) -> None:
+        """Write into a field."""
+        self.steps.append(("fill", name, text))
+
+    def select(self, name: str, option: str) -> None:
+        """Choose an option."""
+        self.steps.append(("select", name, option))
+
+    def trap(self, path: str, *names: str) -> None:
+        """Clicks that are tempting and wrong, on the page at ``path``."""
+        self.traps.append((("go_to", path, ""), *(("click", name, "") for name in names)))
+
+    def expect(self, answer: str, *lies: str) -> None:
+        """What must be answered, and what it might be mistaken for.
+
+        Raises:
+            Clash: If another goal asks something too.
+        """
+        if self.answer is not None:
+            raise Clash("two questions")
+        self.answer, self.lies = answer, list(lies)
+
+    def build(self, goal: Goal, way: str) -> None:
+        """Add a goal."""
+        self._goals += 1
+        goal.build(self, way)
