@@ -257,7 +257,8 @@ class ChromiumBackend:
         try:
             self._server = _Server(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
-            raise ValueError(f"port={port}: cannot be served on: {getattr(error, 'strerror', None) or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"port={port}: cannot be served on: {reason}") from error
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         self._page: Any = None
         self._in = ""  # hash of the world that the browser is in
@@ -279,13 +280,13 @@ class ChromiumBackend:
         """Open an address of the site."""
         self._enter(world)
         with self._working():
-            self._page.goto(self.address + path)
+            self._page.goto(self.address + path, wait_until="domcontentloaded")
             return self._read(world)
 
     def press(self, world: World, element: Element) -> Move:
         """Follow a link or send a form, by a click."""
         self._enter(world)
-        with self._working(), self._page.expect_navigation():
+        with self._working(), self._page.expect_navigation(wait_until="domcontentloaded"):
             self._handle(element.index).click()
         with self._working():
             return self._read(world)
@@ -318,7 +319,7 @@ class ChromiumBackend:
             self._page = open_page(viewport=SIZE)
         self._server.world = (world.site, world.tables)
         with self._working():
-            self._page.goto(self.address + world.path)
+            self._page.goto(self.address + world.path, wait_until="domcontentloaded")
             self._read(world)
             controls = [part for line in self._lines for part in line if isinstance(part, Control)]
             typed = dict(world.fields)

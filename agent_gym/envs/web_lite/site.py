@@ -14,8 +14,8 @@ from agent_gym.envs.web_lite.world import Tables
 from agent_gym.tools import ToolError
 
 __all__ = [
-    "STYLE", "Goal", "Request", "Response", "Setting", "Site", "address", "button", "checkbox", "form", "link", "listing", "select",
-    "textbox",
+    "STYLE", "Goal", "Request", "Response", "Setting", "Site", "address", "button", "checkbox", "form", "link",
+    "listing", "select", "textbox",
 ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ class Site:
         return register
 
     def page(self, pattern: str) -> Callable[[View], View]:
-        """Register ``fn(tables, query, *parts) -> HTML``; each ``*`` of the pattern gives a part. None is "not found"."""
+        """Register ``fn(tables, query, *parts) -> HTML``, None for "not found"; each ``*`` of the pattern is a part."""
         return self._route("GET", pattern)
 
     def action(self, pattern: str) -> Callable[[Callable[..., str]], Callable[..., str]]:

@@ -62,9 +62,7 @@ def sure(tables: Tables, query: Mapping[str, str], key: str) -> str | None:
     if not isinstance(u, User):
         return None
     name = escape(u.name)
-    return (
-        f"<h1>Delete {name}?</h1><div>{form(f'/delete/{key}', button('Yes'))} {link('No', f'/user/{key}')}</div>"
-    )
+    return f"<h1>Delete {name}?</h1><div>{form(f'/delete/{key}', button('Yes'))} {link('No', f'/user/{key}')}</div>"
 
 
 @admin.page("/new")

@@ -41,9 +41,7 @@ class Asked(Record):
     status: str = "open"
 
 
-booking = Site(
-    "booking", "Rooms", {"Rooms": "/", "My bookings": "/mine"}, rooms=Room, bookings=Booking, requests=Asked
-)
+booking = Site("booking", "Rooms", {"Rooms": "/", "My bookings": "/mine"}, rooms=Room, bookings=Booking, requests=Asked)
 
 
 def _bookings(tables: Tables) -> list[Booking]:

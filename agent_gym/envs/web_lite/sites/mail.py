@@ -182,7 +182,7 @@ def code(g: Draft, where: str) -> None:
     g.expect(m.code, other.code, m.subject)
 
 
-@mail.goal(sender=4)
+@mail.goal(far=4)
 def star_both(g: Draft, where: str) -> None:
     first, other = _new(g, "far"), _new(g)
     second = _new(g, "far", sender=first.sender)

@@ -1,0 +1,775 @@
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import agent_gym
+from agent_gym import Call, Delete, ToolCache, counterfactuals, restore, snapshot, state_hash
+from agent_gym.envs.web_lite import chromium
+from agent_gym.envs.web_lite.page import Control, canonical_path, number_elements
+from agent_gym.envs.web_lite.site import Request
+from agent_gym.envs.web_lite.sites import SITES
+from agent_gym.envs.web_lite.tasks import compose, composition_split
+from agent_gym.gate import gate_task
+from agent_gym.tools import HermesParser, ToolError
+from agent_gym.wrappers import RecordTrajectory
+
+pytest.importorskip("selectolax", reason="WebLite-v0 reads pages with selectolax: pip install 'agent-gym[web]'")
+
+try:
+    chromium.find_chromium()
+    MISSING = ""
+except (ImportError, chromium.BrowserUnavailable) as error:
+    if os.environ.get("AGENT_GYM_REQUIRE_BROWSER"):
+        raise
+    MISSING = str(error)
+browser = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+def call(name, **arguments):
+    return HermesParser().render("", [Call(name, arguments)])
+
+
+def make(**kwargs):
+    return gym.make("WebLite-v0", disable_env_checker=True, **kwargs)
+
+
+def page(env):
+    base = env.unwrapped
+    return base._backend.show(base._world)
+
+
+def number(env, name, role=""):
+    """The number of the element of that name on the shown page."""
+    found = [e.number for e in page(env).elements.values() if e.control.name == name and role in ("", e.control.role)]
+    return found[0]
+
+
+def click(env, name):
+    return env.step(call("click", element=number(env, name)))
+
+
+def search(env, text):
+    env.step(call("fill", element=number(env, "Search", "textbox"), text=text))
+    return env.step(call("click", element=number(env, "Search", "button")))
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_check_env_without_a_warning(wrapped):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*render.*|.*different from the unwrapped.*")
+        env = make()
+        check_env(env if wrapped else env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_vector_environments(kind, mode):
+    kwargs = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": mode}}
+    envs = gym.make_vec("WebLite-v0", num_envs=2, difficulty=1, **kwargs)
+    try:
+        observations, _ = envs.reset(seed=3)
+        alone = [make(difficulty=1).reset(seed=3 + i)[0] for i in range(2)]
+        assert list(observations) == alone
+        _, rewards, terminations, _, _ = envs.step(("Done.", call("look")))
+        assert list(rewards) == [0.0, 0.0]
+        assert list(terminations) == [True, False]
+    finally:
+        envs.close()
+
+
+def test_spec_round_trip():
+    env = make(split="test", difficulty=[2, 3], sites=["mail"])
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.reset(seed=4)[0] == env.reset(seed=4)[0]
+
+
+def test_same_seed_same_bytes():
+    texts = []
+    for _ in range(2):
+        env = make()
+        trail = []
+        for seed in range(12):
+            trail.append(env.reset(seed=seed))
+            trail += [env.step(action) for action in env.unwrapped.oracle()]
+        texts.append(repr(trail))
+    assert texts[0] == texts[1]
+
+
+# ---- sites and pages -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(SITES))
+def test_a_site_is_a_pure_function(name):
+    site, tables = SITES[name], compose("train", 2, 0, (name,)).world.tables
+    before = (tables.hash, pickle.dumps(tables))
+    addresses = ["/", "/?page=2", "/?q=a&page=9999999", "/nowhere", *site.nav.values()]
+    for address in addresses:
+        first, second = (site.respond(tables, Request(address)) for _ in range(2))
+        assert first == second
+        assert first[0] is tables
+    actions = ["/star/00", "/add/00", "/order", "/switch/00", "/accept/none", "/create", "/none"]
+    for action in actions:
+        first, second = (site.respond(tables, Request(action, "POST", {"name": "X", "role": "owner"})) for _ in (0, 1))
+        assert first[0].hash == second[0].hash
+        assert first[1] == second[1]
+    assert (tables.hash, pickle.dumps(tables)) == before
+
+
+def test_user_text_is_shown_and_never_read_as_markup():
+    env = make(sites=["mail"], difficulty=1)
+    env.reset(seed=0)
+    evil = '<b>x</b> & "y" <script>'
+    observation, *_ = search(env, evil)
+    assert f'textbox "Search" value "{evil}"' in observation
+    assert "Nothing found." in observation
+    env.step(call("go_to", path="/mail/00"))
+    env.step(call("fill", element=number(env, "Reply"), text=evil))
+    observation, *_ = click(env, "Send")
+    assert f"You replied: {evil}" in observation
+
+
+def test_numbers_differ_between_elements_and_tasks_but_not_between_pages():
+    controls = [Control("link", str(i), "/") for i in range(500)]
+    numbers = number_elements(controls, 0)
+    assert len(set(numbers)) == 500
+    assert all(1000 <= n <= 9999 for n in numbers)
+    assert number_elements(controls, 1) != numbers
+    env = make(sites=["shop"], difficulty=1)
+    env.reset(seed=0)
+    cart = number(env, "Cart")
+    env.step(call("go_to", path="/?page=2"))
+    assert number(env, "Cart") == cart
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "//a/../b", "/a%2e%2e/%zz?q=a+b&q=%00&c", "/x y?ü=%FF#frag", "/..//.", "/?a=~*'()"]
+)
+def test_an_address_has_one_spelling(path):
+    assert canonical_path(canonical_path(path)) == canonical_path(path)
+    assert canonical_path(path).startswith("/")
+
+
+def test_tools_do_what_a_browser_does():
+    env = make(sites=["admin"], difficulty=8)
+    env.reset(seed=0)
+    first = page(env).text
+    click(env, "Next page")
+    second = page(env).text
+    assert "page 2 of" in second
+    assert env.step(call("back"))[0] == first
+    name = next(e.control.name for e in page(env).elements.values() if e.control.target.startswith("/user/"))
+    before = state_hash(env)
+    click(env, name)
+    click(env, "Newsletter")
+    assert 'checkbox "Newsletter" on' in page(env).text
+    observation, *_ = env.step(call("select", element=number(env, "Role"), option="owner"))
+    assert 'select "Role" value "owner"' in observation
+    click(env, "Users")  # what was not saved is gone
+    assert state_hash(env) == before
+    assert env.step(call("look"))[0] == page(env).text
+
+
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [
+        (("click", {"element": 77}), "the page that is shown has no element 77"),
+        (("click", {"element": "Search:textbox"}), "is a textbox: use fill"),
+        (("click", {"element": "Role:select"}), "is a select: use select"),
+        (("fill", {"element": "Search:button", "text": "a"}), "is a button: use click"),
+        (("fill", {"element": "Search:textbox", "text": "a\nb"}), "one line of at most 500 characters"),
+        (("fill", {"element": "Search:textbox", "text": "a" * 501}), "one line of at most 500 characters"),
+        (("select", {"element": "Role:select", "option": "king"}), "offers reader, editor, owner, not 'king'"),
+        (("go_to", {"path": "http://elsewhere"}), "is no address of this site: it starts with '/'"),
+        (("go_to", {"path": "/" + "a" * 600}), "the address is 601 characters long; at most 500"),
+        (("back", {}), "there is no page before this one"),
+    ],
+)
+def test_tool_errors_say_what_would_be_right(action, says):
+    env = make(sites=["admin"], difficulty=1)
+    env.reset(seed=0)
+    name, arguments = action
+    target = arguments.get("element")
+    if isinstance(target, str):
+        label, _, role = target.partition(":")
+        if label == "Role":
+            env.step(call("go_to", path="/new"))
+        arguments = {**arguments, "element": number(env, label, role)}
+    before = state_hash(env)
+    observation, _, _, _, info = env.step(call(name, **arguments))
+    assert says in json.loads(observation)["message"]
+    assert info["state_hash"] == before
+    assert info["cost"]["tool_calls"] == 1.0
+
+
+def test_an_element_of_a_page_that_is_gone_is_refused():
+    for seed in range(20):
+        env = make(sites=["mail"], difficulty=4)
+        env.reset(seed=seed)
+        shown = set(page(env).elements)
+        env.step(call("go_to", path="/archive"))
+        for gone in shown - set(page(env).elements):
+            observation, *_ = env.step(call("click", element=gone))
+            if not observation.startswith("{"):
+                pytest.fail(f"element {gone} of another page was clicked")
+            break
+
+
+# ---- tasks ---------------------------------------------------------------------------------------------------------
+
+WAYS = [(site.name, goal, way) for site in SITES.values() for goal in site.goals for way in goal.ways]
+
+
+def test_every_site_has_four_templates_and_more():
+    assert len(SITES) >= 4
+    assert min(len(site.goals) for site in SITES.values()) >= 4
+    assert sum(len(site.goals) for site in SITES.values()) >= 16
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("site", "goal", "way"), WAYS, ids=lambda x: x if isinstance(x, str) else x.build.__name__)
+def test_every_template_is_sound(split, site, goal, way):
+    env, level = make(split=split), goal.ways[way]
+    wanted, found = (goal.name(way),), 0
+    for seed in range(400):
+        task = compose(split, level, seed, (site,))
+        if task.composition == wanted:
+            env = make(split=split, sites=[site])
+            assert gate_task(env, task.id, seed) == []
+            found += 1
+        if found == 2:
+            return
+    pytest.fail(f"no {split} task of {wanted[0]} in 400 seeds")
+
+
+def test_compositions_and_names_of_the_splits_are_disjoint():
+    names, compositions = {}, {}
+    for split in ("train", "test"):
+        tasks = [compose(split, 2 + seed % 7, seed, tuple(SITES)) for seed in range(90)]
+        compositions[split] = {task.composition for task in tasks if len(task.composition) > 1}
+        names[split] = {
+            word
+            for task in tasks
+            for table in task.world.tables.tables.values()
+            for record in table.values()
+            for key, value in record.model_dump().items()
+            if key in ("name", "subject", "sender", "title", "code")
+            for word in [str(value).split()[-1]]
+            if word not in ("rows", "Me")
+        }
+    assert not names["train"] & names["test"]
+    assert not compositions["train"] & compositions["test"]
+    assert min(map(len, compositions.values())) > 10
+
+
+def test_a_single_goal_belongs_to_both_splits():
+    assert composition_split([(SITES["mail"].goals[0], "here")]) is None
+
+
+def test_difficulty_one_is_short():
+    for site in SITES:
+        for seed in range(10):
+            task = compose("train", 1, seed, (site,))
+            assert len(task.request) < 600
+
+
+@pytest.mark.parametrize("level", range(1, 9))
+def test_the_oracle_makes_as_many_calls_as_asked(level):
+    env = make(difficulty=level)
+    for seed in range(5):
+        env.reset(seed=seed)
+        assert len(env.unwrapped.oracle()) == level + 1
+
+
+def test_search_is_cheaper_than_paging():
+    cheaper = 0
+    for seed in range(300):
+        task = compose("train", 3, seed, ("mail",))
+        if task.composition != ("mail.star:far",):
+            continue
+        env = make(sites=["mail"])
+        env.reset(options={"task": task.id})
+        for action in env.unwrapped.oracle():
+            *_, info = env.step(action)
+        searched = info["cost_total"]
+        assert info["verdict"]["status"] == "pass"
+        button = task.steps[-1][1]
+        env.reset(options={"task": task.id})
+        while all(e.control.name != button for e in page(env).elements.values()):
+            click(env, "Next page")
+        click(env, button)
+        *_, info = env.step("Done.")
+        assert info["verdict"]["status"] == "pass"
+        paged = info["cost_total"]
+        assert paged["latency_ms"] > 1.5 * searched["latency_ms"]
+        assert paged["tool_calls"] > searched["tool_calls"]
+        cheaper += 1
+    assert cheaper > 3
+
+
+def test_a_page_costs_by_what_it_shows():
+    env = make(sites=["admin"], difficulty=8)
+    env.reset(seed=0)
+    long = env.step(call("go_to", path="/"))[4]["cost"]["latency_ms"]
+    short = env.step(call("go_to", path="/nowhere"))[4]["cost"]["latency_ms"]
+    typed = (
+        env.step(call("go_to", path="/"))[4]
+        and env.step(call("fill", element=number(env, "Search", "textbox"), text="a"))[4]["cost"]["latency_ms"]
+    )
+    assert long > 2 * short > typed
+
+
+# ---- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def task_of(composition, split="train", site="mail", level=1):
+    return next(t for s in range(999) if (t := compose(split, level, s, (site,))).composition == (composition,))
+
+
+def test_collateral_damage_is_found():
+    task = task_of("mail.star:here")
+    env = make(sites=["mail"])
+    env.reset(options={"task": task.id})
+    wanted = task.steps[0][1]
+    other = next(e.control.name for e in page(env).elements.values() if e.control.name.startswith("Archive "))
+    click(env, other)
+    if any(e.control.name == wanted for e in page(env).elements.values()):
+        click(env, wanted)
+    _, reward, _, _, info = env.step("Done.")
+    assert reward == 0.0
+    assert info["verdict"]["reason"] == "wrong_state"
+    assert "changed though nothing asked for it" in " ".join(info["verdict"]["diagnostics"])
+
+
+def test_the_answer_counts_where_one_is_asked_for():
+    task = task_of("mail.code:here")
+    env = make(sites=["mail"])
+    for answer, reason in ((task.answer, "passed"), (f'"{task.answer}".', "passed"), ("C0000", "wrong_answer")):
+        env.reset(options={"task": task.id})
+        _, reward, _, _, info = env.step(call("submit", answer=answer))
+        assert info["verdict"]["reason"] == reason
+        assert reward == float(reason == "passed")
+
+
+# ---- snapshots -----------------------------------------------------------------------------------------------------
+
+
+def random_action(rng, env, seen):
+    """Mostly something that the page offers, now and then something odd."""
+    element = rng.choice(list(page(env).elements.values()))
+    draw = rng.random()
+    if draw < 0.06:
+        return call("back")
+    if draw < 0.1:
+        return call("look")
+    if draw < 0.16:
+        paths = [
+            "/",
+            "/cart",
+            "/mine",
+            "/new",
+            "/nowhere",
+            "/?q=a",
+            "/?page=2",
+            '//x/../?q=<b>&q=é "',
+            "/a%2fb/..//c?x",
+        ]
+        return call("go_to", path=rng.choice([*paths, "relative", "/?q=a+b%20c&z=~*'"]))
+    if draw < 0.2:
+        return call("click", element=rng.choice(seen or [1]))
+    if draw < 0.21:
+        return call("submit", answer="x")
+    if element.control.role == "textbox":
+        texts = ["", "a", "Ve lo", "3", ' <i>"x"&amp; ', "漢字 \u2028 \ufeff", "a\nb", "2031-03-09"]
+        return call("fill", element=element.number, text=rng.choice(texts))
+    if element.control.role == "select":
+        return call("select", element=element.number, option=rng.choice([*element.control.options, "none"]))
+    return call("click", element=element.number)
+
+
+def advance(env, seed, steps):
+    """A random walk of that seed; everything that it sees."""
+    rng, trail, seen = random.Random(seed), [], []
+    for _ in range(steps):
+        action = random_action(rng, env, seen)
+        seen += page(env).elements
+        *found, info = env.step(action)
+        trail.append(repr((action, found, info)))
+        if found[2] or found[3]:
+            trail.append(repr(env.reset()))
+    return trail
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), before=st.integers(0, 12), after=st.integers(1, 12))
+def test_after_a_restore_everything_is_the_same(seed, before, after):
+    env = make()
+    env.reset(seed=seed)
+    advance(env, seed, before)
+    snap = pickle.loads(pickle.dumps(snapshot(env)))
+    first = advance(env, seed + 1, after)
+    restore(env, snap)
+    assert advance(env, seed + 1, after) == first
+    other = make()
+    other.reset(seed=9)
+    restore(other, snap)
+    assert advance(other, seed + 1, after) == first
+
+
+def elsewhere(data, queue):
+    env = make()
+    env.reset(seed=9)
+    restore(env, pickle.loads(data))
+    queue.put(advance(env, 5, 20))
+
+
+def test_a_snapshot_goes_on_in_another_process():
+    env = make()
+    env.reset(seed=3)
+    advance(env, 4, 6)
+    data = pickle.dumps(snapshot(env))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=elsewhere, args=(data, queue))
+    process.start()
+    there = queue.get(timeout=60)
+    process.join()
+    assert there == advance(env, 5, 20)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_state_hash_is_of_the_content_alone(seed):
+    env = make(sites=["mail"], difficulty=1)
+    env.reset(seed=seed)
+    start = state_hash(env)
+    name = next(e.control.name for e in page(env).elements.values() if e.control.name.startswith("Star "))
+    click(env, name)
+    assert state_hash(env) != start
+    click(env, f"Un{name[0].lower()}{name[1:]}")
+    assert state_hash(env) == start
+    search(env, "a")
+    assert state_hash(env) != start  # another page
+    env.step(call("go_to", path="/"))
+    assert state_hash(env) == start
+    env.step(call("fill", element=number(env, "Search", "textbox"), text="x"))
+    assert state_hash(env) != start  # another text in the field
+    env.step(call("fill", element=number(env, "Search", "textbox"), text=""))
+    assert state_hash(env) == start
+
+
+def test_snapshots_share_the_tables():
+    env = make(sites=["admin"], difficulty=8)
+    env.reset(seed=0)
+    before = env.unwrapped._world
+    env.step(call("go_to", path="/?page=2"))
+    assert env.unwrapped._world.tables is before.tables
+
+
+# ---- replay --------------------------------------------------------------------------------------------------------
+
+
+def record(task, names):
+    env = RecordTrajectory(make(sites=[task.world.site]))
+    env.reset(options={"task": task.id})
+    for name in names:
+        click(env, name)
+    env.step("Done." if task.answer is None else task.answer)
+    return env, env.last
+
+
+def test_a_number_that_only_a_removed_page_showed_is_ungrounded():
+    task = task_of("mail.delete:here", level=2)
+    env, trajectory = record(task, [name for _, name, _ in task.steps])
+    assert trajectory.reward == 1.0
+    (deleted,) = counterfactuals(env, trajectory, [Delete(0)])
+    assert deleted.validity == ("ungrounded", "executed")
+    assert deleted.reward == 0.0
+
+
+def test_a_needless_page_costs_and_brings_nothing():
+    task = task_of("mail.star:here")
+    env, trajectory = record(task, ["Archive", "Inbox", task.steps[0][1]])
+    assert trajectory.reward == 1.0
+    (deleted,) = counterfactuals(env, trajectory, [Delete(0, length=2)], cache=ToolCache())
+    assert deleted.reward == 1.0
+    assert deleted.validity == ("executed", "executed")
+    assert deleted.cost_credit["latency_ms"] > 50
+
+
+def test_the_cache_changes_nothing():
+    task = task_of("mail.delete:here", level=2)
+    env, trajectory = record(task, ["Archive", "Inbox", *(name for _, name, _ in task.steps)])
+    interventions = [Delete(t) for t in range(len(trajectory.steps))]
+    cache = ToolCache()
+    assert counterfactuals(env, trajectory, interventions, cache=cache) == counterfactuals(
+        env, trajectory, interventions
+    )
+    assert cache.hits > 0
+
+
+def test_trajectory_file(tmp_path):
+    task = task_of("mail.star:here")
+    _, trajectory = record(task, [task.steps[0][1]])
+    agent_gym.write_trajectories(tmp_path / "t.jsonl", [trajectory])
+    assert list(agent_gym.read_trajectories(tmp_path / "t.jsonl")) == [trajectory]
+
+
+# ---- wrong input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"split": "dev"}, "choose 'train' or 'test'"),
+        ({"difficulty": 0}, "a whole number of actions from 1 to 8"),
+        ({"difficulty": [3, 2]}, "or \\[least, most\\]"),
+        ({"difficulty": "hard"}, "a whole number of actions"),
+        ({"sites": ["bank"]}, "there is no 'bank'; there are shop, mail"),
+        ({"sites": []}, "there is no '\\(none\\)'"),
+        ({"backend": "firefox"}, "choose one of 'dom', 'chromium'"),
+        ({"tasks": "other"}, "the only source beside the generator is 'miniwob'"),
+        ({"render_mode": "rgb_array"}, "needs backend='chromium'"),
+        ({"render_mode": "depth"}, "render_mode='depth'"),
+        ({"port": -1}, "a whole number from 0"),
+    ],
+)
+def test_arguments_that_cannot_be(kwargs, says):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=says):
+            make(**kwargs)
+
+
+@pytest.mark.parametrize("task", ["x", "train-0-1", "train-9-1", "dev-1-1", "train-1-x", 7])
+def test_unknown_task_ids(task):
+    env = make()
+    with pytest.raises(ValueError, match="it reads split-difficulty-seed"):
+        env.reset(options={"task": task})
+    env.reset(seed=0)
+
+
+def test_a_missing_parser_names_the_extra(monkeypatch):
+    from agent_gym.envs.web_lite import dom
+
+    monkeypatch.setitem(sys.modules, "selectolax.lexbor", None)
+    with pytest.raises(ImportError, match=r"selectolax.*pip install 'agent-gym\[web\]'"):
+        dom._parser()
+
+
+def test_a_missing_playwright_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
+    with pytest.raises(ImportError, match=r"Playwright.*pip install 'agent-gym\[web\]'"):
+        make(backend="chromium")
+
+
+def test_a_missing_browser_says_what_to_install(monkeypatch):
+    pytest.importorskip("playwright")
+    monkeypatch.setenv("AGENT_GYM_CHROMIUM", "/no/such/browser")
+    with pytest.raises(chromium.BrowserUnavailable, match="apt install chromium"):
+        make(backend="chromium")
+    monkeypatch.delenv("AGENT_GYM_CHROMIUM")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(chromium.BrowserUnavailable, match="none of chromium"):
+        make(backend="chromium")
+
+
+# ---- Chromium ------------------------------------------------------------------------------------------------------
+
+
+@browser
+def test_both_backends_do_the_same():
+    dom, real = make(max_turns=30), make(max_turns=30, backend="chromium")
+    rng, steps, seed = random.Random(1), 0, 0
+    try:
+        while steps < 60:
+            assert dom.reset(seed=seed) == real.reset(seed=seed)
+            seen, done = [], False
+            assert page(real).text == page(dom).text
+            while not done:
+                action = random_action(rng, dom, seen)
+                seen += page(dom).elements
+                ours, theirs = dom.step(action), real.step(action)
+                assert repr(ours) == repr(theirs)
+                done, steps = ours[2] or ours[3], steps + 1
+            seed += 1
+    finally:
+        real.close()
+
+
+@browser
+def test_the_browser_comes_back_to_a_snapshot_of_either_backend():
+    dom, real = make(sites=["admin"], difficulty=5), make(sites=["admin"], difficulty=5, backend="chromium")
+    try:
+        for env in (dom, real):
+            env.reset(seed=0)
+            env.step(call("go_to", path="/new"))
+            env.step(call("fill", element=number(env, "Name"), text="Zoe"))
+        snap = snapshot(dom)
+        assert pickle.dumps(snap) == pickle.dumps(snapshot(real))
+        observation = click(real, "Create")[0]
+        restore(real, snap)
+        assert 'textbox "Name" value "Zoe"' in page(real).text
+        assert click(real, "Create")[0] == observation
+    finally:
+        real.close()
+
+
+@browser
+def test_a_picture_of_the_page():
+    env = make(sites=["shop"], backend="chromium", render_mode="rgb_array", difficulty=1)
+    try:
+        env.reset(seed=0)
+        picture = env.render()
+        assert picture.shape == (540, 720, 3)
+        assert picture.dtype == np.uint8
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+        env.step(call("go_to", path="/cart"))
+        assert not np.array_equal(env.render(), picture)
+    finally:
+        env.close()
+
+
+@browser
+def test_a_dead_browser_is_no_verdict_and_the_next_episode_works():
+    env = make(sites=["mail"], backend="chromium", difficulty=1)
+    try:
+        env.reset(seed=0)
+        env.step(call("look"))
+        chromium._local.browser.close()
+        _, reward, terminated, truncated, info = env.step(call("go_to", path="/archive"))
+        assert (terminated, truncated) == (False, True)
+        assert np.isnan(reward)
+        assert info["verdict"]["status"] == "infra"
+        assert "the browser failed" in info["verdict"]["diagnostics"][0]
+        env.reset(seed=0)
+        for action in env.unwrapped.oracle():
+            _, reward, *_ = env.step(action)
+        assert reward == 1.0
+    finally:
+        env.close()
+
+
+@browser
+def test_a_port_in_use_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port={port}: cannot be served on: Address already in use"):
+            make(backend="chromium", port=port)
+
+
+# ---- MiniWoB++ -----------------------------------------------------------------------------------------------------
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def wob():
+    if MISSING:
+        pytest.skip(MISSING)
+    try:
+        env = make(tasks="miniwob")
+    except ImportError as error:
+        if os.environ.get("AGENT_GYM_REQUIRE_BROWSER"):
+            raise
+        pytest.skip(str(error))
+    yield env
+    env.close()
+
+
+def test_the_package_has_more_than_a_hundred_tasks(wob):
+    assert len(wob.unwrapped.sites) >= 100
+
+
+@pytest.mark.parametrize("name", ["click-button", "enter-text", "click-checkboxes"])
+def test_a_script_solves_it(wob, name):
+    from miniwob_solvers import solve
+
+    for seed in range(2):
+        assert solve(wob, name, seed) == {
+            "status": "pass", "reason": "passed", "score": 1.0, "diagnostics": [], "trust": "strong",
+        }  # fmt: skip
+
+
+def test_miniwob_is_seeded(wob):
+    first, other, again = (wob.reset(options={"task": f"click-link-{seed}"})[0] for seed in (1, 2, 1))
+    assert first == again != other
+
+
+def test_miniwob_gives_the_pages_own_reward(wob):
+    wob.reset(options={"task": "click-test-2-0"})
+    wrong = next(line for line in wob.unwrapped.task.world.text.splitlines() if '"TWO"' in line)
+    observation, *_ = wob.step(call("click", element=int(wrong[1 : wrong.index("]")])))
+    assert observation == "The page has ended the task."
+    observation, *_ = wob.step(call("wait"))
+    assert "give the final answer" in observation
+    _, reward, _, _, info = wob.step("Done.")
+    assert reward == 0.0
+    assert info["verdict"]["diagnostics"] == ["the page's reward is -1"]
+
+
+def test_miniwob_says_that_it_has_no_snapshot_and_plays_again_instead(wob):
+    from agent_gym.envs.web_lite.miniwob import reexecute
+
+    env = RecordTrajectory(make(tasks="miniwob", sites=["enter-text"]))
+    env.reset(seed=5)
+    env.step(call("fill", element=1, text="abc"))
+    with pytest.raises(NotImplementedError, match="it has no snapshot"):
+        snapshot(env)
+    shown = env.step(call("wait"))[0]
+    env.step("Done.")
+    other = make(tasks="miniwob", sites=["enter-text"])
+    observation, info = reexecute(other, env.last, steps=2)
+    assert observation == shown
+    assert info["state_hash"] == env.last.steps[1].state_hash
+    with pytest.raises(ValueError, match="the trajectory has 3"):
+        reexecute(other, env.last, steps=4)
+    env.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"sites": ["no-such"]}, "MiniWoB\\+\\+ has no task 'no-such'"),
+        ({"backend": "dom"}, "they need 'chromium'"),
+        ({"threshold": 0}, "a reward above 0"),
+    ],
+)
+def test_miniwob_arguments_that_cannot_be(wob, kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        make(tasks="miniwob", **kwargs)
+    with pytest.raises(ValueError, match="it reads name-seed"):
+        wob.reset(options={"task": "click-test"})
+
+
+def test_an_element_that_miniwob_does_not_show_is_refused(wob):
+    wob.reset(options={"task": "enter-text-0"})
+    for action in (call("click", element=99), call("fill", element=99, text="x")):
+        assert "has no element 99" in wob.step(action)[0]
+    assert "takes no text" in wob.step(call("fill", element=2, text="x"))[0]
+    assert "there is no key" in wob.step(call("press", key="Nonsense"))[0]
+
+
+def test_addresses_are_checked_before_they_are_opened():
+    with pytest.raises(ToolError, match="starts with '/'"):
+        canonical_path("elsewhere")
