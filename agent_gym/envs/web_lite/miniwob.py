@@ -46,7 +46,7 @@ SEEDED = """(() => {
 })();"""
 START = """([seed, time]) => { core.EPISODE_MAX_TIME = time; Math.seedrandom(seed); core.startEpisodeReal(); }"""
 READER = """() => {
-  const numbers = window.numbers = window.numbers || new Map();
+  const mark = Symbol.for('agent_gym'), numbers = window[mark] = window[mark] || new Map();
   const outside = new Set(['reward-display', 'click-canvas', 'sync-task-cover', 'query']);
   const squeeze = text => text.replace(/\\s+/g, ' ').trim();
   const shown = node => {
@@ -99,7 +99,7 @@ READER = """() => {
   };
 }"""
 FIND = """number => {
-  for (const [node, n] of window.numbers || []) {
+  for (const [node, n] of window[Symbol.for('agent_gym')] || []) {
     if (n !== number || !node.isConnected) continue;
     const box = node.getBoundingClientRect();
     if (box.width > 0 || box.height > 0) return node;
