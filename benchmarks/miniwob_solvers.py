@@ -185,16 +185,15 @@ def login(p: Play) -> None:
 
 @solver("click-option")
 def option(p: Play) -> None:
-    labels = p.asked(r"Select (.*) and click")
-    p.click(labels, "label") if not _radio_before(p, labels) else p.act("click", element=_radio_before(p, labels))
+    label = p.asked(r"Select (.*) and click")
+    p.act("click", element=_box_of(p, label))
     p.submit()
 
 
-def _radio_before(p: Play, text: str) -> int:
-    """The box that belongs to a label: the one after it in the text, inside it on the page."""
+def _box_of(p: Play, text: str) -> int:
+    """The box that belongs to a label: inside it on the page, after it in the text."""
     nodes = p.nodes
-    at = next(i for i, n in enumerate(nodes) if n.text == text)
-    return nodes[at + 1].number if nodes[at + 1].tag == "input" else 0
+    return nodes[next(i for i, n in enumerate(nodes) if n.text == text) + 1].number
 
 
 @solver("click-checkboxes", "click-checkboxes-transfer", "click-checkboxes-large")
@@ -202,7 +201,7 @@ def boxes(p: Play) -> None:
     wanted = p.asked(r"Select (.*) and click").split(", ")
     for text in wanted:
         if text != "nothing":
-            p.act("click", element=_radio_before(p, text))
+            p.act("click", element=_box_of(p, text))
     p.submit()
 
 
@@ -284,12 +283,11 @@ def arithmetic(p: Play) -> None:
 @solver("find-greatest")
 def greatest(p: Play) -> None:
     cards = [n for n in p.nodes if ".card" in n.marks]
-    numbers: dict[int, int] = {}
-    for at, _ in enumerate(cards):
-        p.click(mark=".card", at=at)
-        shown = [n for n in p.nodes if n.text.isdecimal()]
-        numbers[at] = int(shown[0].text) if shown else 0
-    p.click(mark=".card", at=max(numbers, key=numbers.__getitem__))
+    numbers = []
+    for card in cards:
+        p.act("click", element=card.number)
+        numbers.append(next(int(n.text) for n in p.nodes if n.text.isdecimal()))
+    p.act("click", element=cards[numbers.index(max(numbers))].number)
     p.submit()
 
 
@@ -303,7 +301,9 @@ def odd_or_even(p: Play) -> None:
 
 @solver("use-spinner")
 def spinner(p: Play) -> None:
-    p.fill(p.asked(r"(-?\d+)"))
+    wanted = int(p.asked(r"(-?\d+)"))
+    for _ in range(abs(wanted)):
+        p.click(mark=".ui-spinner-up" if wanted > 0 else ".ui-spinner-down")
     p.submit()
 
 
@@ -358,12 +358,6 @@ def guess(p: Play) -> None:
             low = middle + 1
         elif "lower than" in p.page:
             high = middle - 1
-
-
-@solver("click-color")
-def color(p: Play) -> None:
-    wanted = p.asked(r"\(color (rgb\([^)]*\))\)")
-    p.act("click", element=next(n.number for n in p.nodes if wanted in n.rest))
 
 
 @solver("use-autocomplete-nodelay", "use-autocomplete")

@@ -37,15 +37,15 @@ class Draft:
     Args:
         rng: Source of all chance.
         split: Names drawn here belong to this split.
-        rows: Rows of a page. The list is one row longer than a page, or five pages long where something is far away.
-        far: Whether anything is.
+        rows: Rows of a page.
+        total: Rows of the whole list. It is five pages long where something is far away.
         namesakes: Whether traps get names that begin as the right one does.
     """
 
     rng: random.Random
     split: str
     rows: int
-    far: bool
+    total: int
     namesakes: bool
     tables: dict[str, dict[str, Record]] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
@@ -56,11 +56,11 @@ class Draft:
 
     def __post_init__(self) -> None:
         self._names: set[str] = set()
-        total = 5 * self.rows if self.far else self.rows + 1
+        rows, total = self.rows, self.total
         self._slots = {
-            "here": list(range(self.rows)),
-            "far": list(range(3 * self.rows, total)),
-            "any": list(range(self.rows, min(3 * self.rows, total))),
+            "here": list(range(rows)),
+            "far": list(range(3 * rows, total)),
+            "any": list(range(rows, min(3 * rows, total))),
         }
         for slots in self._slots.values():
             self.rng.shuffle(slots)

@@ -85,8 +85,10 @@ READER = """() => {
       const texts = Array.from(child.childNodes).filter(n => n.nodeType === Node.TEXT_NODE).map(n => n.data);
       const own = squeeze(texts.join(' '));
       const control = ['INPUT', 'SELECT', 'TEXTAREA', 'BUTTON', 'A'].includes(child.tagName);
-      if (shown(child) && (own || control || !child.children.length) && child.tagName !== 'svg') describe(child, own);
+      if (shown(child) && (own || control)) describe(child, own);
+      const before = lines.length;
       if (child.tagName !== 'SELECT') walk(child);
+      if (lines.length === before && !own && !control && shown(child)) describe(child, own);  // nothing in it is shown
     }
   };
   walk(document.body);

@@ -70,7 +70,7 @@ class Goal:
         return f"{self.site}.{self.build.__name__}:{way}"
 
 
-View = Callable[..., str]
+View = Callable[..., "str | None"]
 
 
 class Site:

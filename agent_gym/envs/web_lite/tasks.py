@@ -147,7 +147,9 @@ def _draw(rng: random.Random, site: Site, calls: int) -> list[Part]:
 
 def _try(rng: random.Random, site: Site, parts: Sequence[Part], split: str, calls: int, seed: int) -> WebTask | None:
     far = any(way == "far" for _, way in parts)
-    draft = Draft(rng, split, 3 if calls == 1 else 4 if calls < 4 else 5, far, calls > 2)
+    rows = 3 if calls == 1 else 4 if calls < 4 else 5
+    total = 5 * rows if far else rows + (calls > 1)  # a single page where one action is enough
+    draft = Draft(rng, split, rows, total, namesakes=calls > 2)
     draft.tables = {name: {} for name in site.tables}
     draft.new("settings", Setting(name="rows", value=draft.rows))
     try:
