@@ -371,7 +371,7 @@ def autocomplete(p: Play) -> None:
 
 @solver("phone-book")
 def phone_book(p: Play) -> None:
-    name = p.asked(r"Find (\w+)")
+    name = p.asked(r"Find (\S+) in")
     for _ in range(12):
         if any(n.text == name for n in p.nodes):
             break

@@ -20,6 +20,8 @@ HEAVY = (
     "peft",
     "docker",
     "playwright",
+    "selectolax",
+    "PIL",
     "bfcl_eval",
     "mpmath",
     "pandas",

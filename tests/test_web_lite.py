@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import agent_gym
 from agent_gym import Call, Delete, ToolCache, counterfactuals, restore, snapshot, state_hash
 from agent_gym.envs.web_lite import chromium
+from agent_gym.envs.web_lite.env import TOOLS
 from agent_gym.envs.web_lite.page import Control, canonical_path, number_elements
 from agent_gym.envs.web_lite.site import Request
 from agent_gym.envs.web_lite.sites import SITES
@@ -773,3 +774,13 @@ def test_an_element_that_miniwob_does_not_show_is_refused(wob):
 def test_addresses_are_checked_before_they_are_opened():
     with pytest.raises(ToolError, match="starts with '/'"):
         canonical_path("elsewhere")
+
+
+def test_the_page_lists_every_goal_and_every_tool():
+    text = (Path(__file__).parents[1] / "docs" / "web_lite.md").read_text(encoding="utf-8")
+    for site in SITES.values():
+        goals = (f"`{g.build.__name__}` ({', '.join(f'{w} {n}' for w, n in g.ways.items())})" for g in site.goals)
+        assert f"| {site.name} | {'; '.join(goals)} |" in text
+    for tool in TOOLS.values():
+        latency = f"{tool.latency.base_ms:.0f} + {tool.latency.per_unit_ms:.0f}"
+        assert f"| `{tool.name}({', '.join(tool.parameters)})` | {latency} |" in text

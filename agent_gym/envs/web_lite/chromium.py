@@ -80,6 +80,13 @@ READER = """() => {
   return {lines: lines, path: location.pathname + location.search};
 }"""
 
+CENTRE = """node => {
+  node.scrollIntoView({block: 'nearest', inline: 'nearest', behavior: 'instant'});
+  const box = node.getClientRects()[0] || node.getBoundingClientRect();
+  return [box.x + box.width / 2, box.y + box.height / 2];
+}"""
+"""Where the mouse clicks a node, once it is in view."""
+
 
 class BrowserUnavailable(RuntimeError):
     """There is no browser to drive on this machine; the message says what to install."""
@@ -287,7 +294,7 @@ class ChromiumBackend:
         """Follow a link or send a form, by a click."""
         self._enter(world)
         with self._working(), self._page.expect_navigation(wait_until="domcontentloaded"):
-            self._handle(element.index).click()
+            self._page.mouse.click(*self._handle(element.index).evaluate(CENTRE))
         with self._working():
             return self._read(world)
 

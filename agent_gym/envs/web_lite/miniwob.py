@@ -19,7 +19,7 @@ import gymnasium as gym
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv
-from agent_gym.envs.web_lite.chromium import find_chromium, guarded, open_page, pixels
+from agent_gym.envs.web_lite.chromium import CENTRE, find_chromium, guarded, open_page, pixels
 from agent_gym.replay import Drift
 from agent_gym.tools import Tool, ToolError
 from agent_gym.trajectory import Trajectory
@@ -108,12 +108,6 @@ FIND = """number => {
   }
   return null;
 }"""
-CENTRE = """node => {
-  node.scrollIntoView({block: 'nearest', inline: 'nearest', behavior: 'instant'});
-  const box = node.getClientRects()[0] || node.getBoundingClientRect();
-  return [box.x + box.width / 2, box.y + box.height / 2];
-}"""
-
 LATENCY = Latency(30.0, 8.0)
 
 
