@@ -199,7 +199,7 @@ def test_tools_do_what_a_browser_does():
         (("fill", {"element": "Search:textbox", "text": "a" * 501}), "one line of at most 500 characters"),
         (("select", {"element": "Role:select", "option": "king"}), "offers reader, editor, owner, not 'king'"),
         (("go_to", {"path": "http://elsewhere"}), "is no address of this site: it starts with '/'"),
-        (("go_to", {"path": "/" + "a" * 600}), "the address is 601 characters long; at most 500"),
+        (("go_to", {"path": "/" + "a" * 600}), "the address is 601 characters long, more than 500"),
         (("back", {}), "there is no page before this one"),
     ],
 )
@@ -398,7 +398,7 @@ def random_action(rng, env, seen):
     if draw < 0.21:
         return call("submit", answer="x")
     if element.control.role == "textbox":
-        texts = ["", "a", "Ve lo", "3", ' <i>"x"&amp; ', "漢字 \u2028 \ufeff", "a\nb", "2031-03-09"]
+        texts = ["é" * 500, "", "a", "Ve lo", "3", ' <i>"x"&amp; ', "漢字 \u2028 \ufeff", "a\nb", "2031-03-09"]
         return call("fill", element=element.number, text=rng.choice(texts))
     if element.control.role == "select":
         return call("select", element=element.number, option=rng.choice([*element.control.options, "none"]))
@@ -597,10 +597,10 @@ def test_a_missing_browser_says_what_to_install(monkeypatch):
 
 @browser
 def test_both_backends_do_the_same():
-    dom, real = make(max_turns=30), make(max_turns=30, backend="chromium")
+    dom, real = make(max_turns=20), make(max_turns=20, backend="chromium")
     rng, steps, seed = random.Random(1), 0, 0
     try:
-        while steps < 60:
+        while steps < 40:
             assert dom.reset(seed=seed) == real.reset(seed=seed)
             seen, done = [], False
             assert page(real).text == page(dom).text

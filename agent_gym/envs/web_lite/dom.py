@@ -15,6 +15,9 @@ from agent_gym.envs.web_lite.world import Fields, Move, World
 
 __all__ = ["DomBackend", "change", "read_html"]
 
+MOST_PAGES = 4096
+"""So many are remembered."""
+
 _SPACE = re.compile(r"[ \t\n\f\r]+")
 LINE_TAGS = frozenset({"h1", "p", "div", "tr", "nav"})
 """Each of these is a line of the text."""
@@ -39,7 +42,7 @@ class Document:
 
 
 class _Reader:
-    """One walk over a document, in its order. ``reader.js`` is the same walk in a browser."""
+    """One walk over a document, in its order. ``chromium.READER`` is the same walk in a browser."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -103,7 +106,7 @@ def _squeeze(text: str | None) -> str:
     return _SPACE.sub(" ", text or "").strip(" ")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MOST_PAGES)
 def read_html(html: str) -> Document:
     """Lines and forms of a page.
 
@@ -135,7 +138,7 @@ class DomBackend:
 
     def show(self, world: World) -> Page:
         """The page that the world shows."""
-        return _page(self._html(world), world.fields, world.salt)
+        return _page(_html(world), world.fields, world.salt)
 
     def visit(self, world: World, path: str) -> Move:
         """Open an address of the site."""
@@ -146,7 +149,7 @@ class DomBackend:
         control = element.control
         if control.role == "link":
             return Move(world.tables, canonical_path(control.target))
-        document = read_html(self._html(world))
+        document = read_html(_html(world))
         form, typed = document.forms[control.form], dict(world.fields)
         sent = dict(form.hidden)
         for line in document.lines:
@@ -158,7 +161,7 @@ class DomBackend:
         if form.method == "post":
             tables, path = SITES[world.site].act(world.tables, canonical_path(form.action), sent)
             return Move(tables, canonical_path(path))
-        return Move(world.tables, canonical_path(form.action) + (f"?{urlencode(sent)}" if sent else ""))
+        return Move(world.tables, canonical_path(f"{form.action}?{urlencode(sent)}"))
 
     def write(self, world: World, element: Element, value: str) -> Move:
         """Put a value into a field."""
@@ -167,18 +170,15 @@ class DomBackend:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _html(self, world: World) -> str:
-        return _html(world.site, world.tables.hash, world.path, world.tables)
-
 
 _pages: dict[tuple[str, str, str], str] = {}
 
 
-def _html(site: str, state: str, path: str, tables: Any) -> str:
+def _html(world: World) -> str:
     """A page is a function of the tables and the address, so it is made once."""
-    key = (site, state, path)
+    key = (world.site, world.tables.hash, world.path)
     if key not in _pages:
-        if len(_pages) >= 4096:
+        if len(_pages) >= MOST_PAGES:
             _pages.clear()
-        _pages[key] = SITES[site].view(tables, path)
+        _pages[key] = SITES[world.site].view(world.tables, world.path)
     return _pages[key]

@@ -206,7 +206,10 @@ class WebLiteEnv(ToolEnv):
         if tool == "look":
             return None
         if tool == "go_to":
-            return backend.visit(world, canonical_path(arguments["path"]))
+            path = arguments["path"]
+            if len(path) > MOST_CHARACTERS:
+                raise ToolError("invalid", f"the address is {len(path)} characters long, more than {MOST_CHARACTERS}")
+            return backend.visit(world, canonical_path(path))
         if tool == "back":
             if not world.history:
                 raise ToolError("conflict", "there is no page before this one")

@@ -156,8 +156,6 @@ def canonical_path(path: str) -> str:
     path = path.strip(" \t\n\f\r")
     if not path.startswith("/"):
         raise ToolError("invalid", f"{path!r} is no address of this site: it starts with '/'")
-    if len(path) > MOST_CHARACTERS:
-        raise ToolError("invalid", f"the address is {len(path)} characters long; at most {MOST_CHARACTERS} are read")
     parts = urlsplit(f"http://site/{path.lstrip('/')}")
     clean = posixpath.normpath("/" + one_line(unquote(parts.path)).replace("\\", "/"))
     query = urlencode([(key, one_line(value)) for key, value in parse_qsl(parts.query, keep_blank_values=True)])
