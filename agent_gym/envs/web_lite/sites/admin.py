@@ -136,7 +136,7 @@ def fill(g: Draft) -> None:
 def suspend(g: Draft, where: str) -> None:
     u = _new(g, where)
     other = _new(g, like=u.name)
-    g.say(f'Suspend the user "{u.name}".', f'Lock the user "{u.name}" out: suspend.')
+    g.say(f'Suspend the user "{u.name}".', f'Suspend "{u.name}".')
     g.find(where, u.name)
     g.click(f"Suspend {u.name}")
     g.trap(f"/?q={other.name}", f"Suspend {other.name}")
