@@ -32,7 +32,8 @@ STEP_MS = 1000
 """What the page's clock goes on by after each action."""
 NO_TIMEOUT_MS = 2_000_000_000
 """An episode's time by the page's clock: the turn limit comes first."""
-EPOCH_MS = 1_600_000_000_000
+TODAY = 1_481_760_000
+"""When every episode starts by the page's clock, in seconds: 15 December 2016, among the dates that the tasks name."""
 
 # Some pages draw before the episode starts, so Math.random is seeded from the very first script on.
 SEEDED = """(() => {
@@ -321,8 +322,7 @@ class MiniWoBEnv(ToolEnv):
         self._page = open_page(viewport=SIZE)
         page = self._page
         with self._working():
-            page.clock.install(time=EPOCH_MS)
-            page.clock.pause_at(EPOCH_MS + 1000)
+            page.clock.pause_at(TODAY)  # not installed before: until the pause, its time would flow
             page.add_init_script(SEEDED % (seed % 2**31))
             page.goto((_pages() / f"{name}.html").as_uri())
             page.evaluate(START, [str(seed), NO_TIMEOUT_MS])
