@@ -218,6 +218,7 @@ def test_hidden_tests_decide(tasks):
     _, reward, info = play(env, "It all works.")
     assert (reward, info["verdict"]["reason"], info["verdict"]["score"]) == (0.0, "wrong_answer", 0.75)
     assert info["verdict"]["diagnostics"] == ["clamp(9, 2, 4): expected 4, found 2"]
+    assert info["verifier_info"] == {"tests": 4, "fraction": 0.75}
     hack = "def clamp(x, low, high):\n    return {5: 3, 1: 1}[x]\ndef middle(values): return 2\n"
     _, reward, info = play(env, call("write_file", path="numbers_.py", text=hack), call("run_tests"), "Done.")
     assert info["tool_results"] == []
