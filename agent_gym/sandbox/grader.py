@@ -579,6 +579,8 @@ def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     outcomes = reply.get("outcomes")
     if not isinstance(outcomes, dict):
         raise Forged("the program forged a reply")
+    if failed := [str(text) for name, text in outcomes.items() if name.startswith("unittest.loader._FailedTest.")]:
+        raise Ended("error", f"the tests do not load: {failed[0]:.500}")
     for name in body.ids:
         outcome = outcomes.get(name, "did not run")
         yield ("passed", "") if outcome == "passed" else ("wrong_answer", f"{name}: {outcome!r:.300}")

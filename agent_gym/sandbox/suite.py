@@ -58,11 +58,11 @@ STRICT = (
 class _Strict:
     """An assertion of equality in which plain data equals plain data only."""
 
-    def __init__(self, loose: Callable[..., None]) -> None:
-        self.loose = loose
+    def __init__(self, name: str, loose: Callable[..., None]) -> None:
+        self.name, self.loose = name, loose
 
     def __call__(self, first: Any, second: Any, *args: Any, **kwargs: Any) -> None:
-        if self.loose.__name__ == "assertIn":
+        if self.name == "assertIn":
             if type(second) in PLAIN and type(second) not in (str, bytes):
                 for item in second:
                     _refuse_liars(first, item)
@@ -107,7 +107,18 @@ def run(load: Callable[[], Any], suites: list[str], files: list[str]) -> dict[st
     tests = [path.removesuffix(".py").replace("/", ".") for path in files]
     outcomes: dict[str, str] = {}
 
+    tampered: list[str] = []
+
+    def look() -> None:
+        tampered.extend(_differences(before, _fingerprint()))
+
     class Result(unittest.TestResult):
+        def startTest(self, test: unittest.TestCase) -> None:
+            look()
+
+        def stopTest(self, test: unittest.TestCase) -> None:
+            look()
+
         def addSuccess(self, test: unittest.TestCase) -> None:
             outcomes.setdefault(test.id(), "passed")
 
@@ -131,19 +142,17 @@ def run(load: Callable[[], Any], suites: list[str], files: list[str]) -> dict[st
 
     load()
     loaded = [unittest.defaultTestLoader.loadTestsFromName(name) for name in suites]
-    result = Result()
-    tampered: list[str] = []
     for case in _cases(loaded):
-        tampered = tampered or _differences(before, _fingerprint())
         if _is_foreign_case(case, tests):
-            tampered = [f"a base class of {case.id()}"]
-            outcomes[case.id()] = ""
-            break
+            tampered.append(f"a base class of {case.id()}")
         for name in STRICT:
             if hasattr(case, name):
-                setattr(case, name, _Strict(getattr(case, name)))
-        case(result)
-        tampered = tampered or _differences(before, _fingerprint())
+                setattr(case, name, _Strict(name, getattr(case, name)))
+    look()
+    outcomes.update((case.id(), "") for case in _cases(loaded) if tampered)
+    if not tampered:
+        unittest.TestSuite(loaded).run(Result())
+        look()
     if tampered:
         return dict.fromkeys(outcomes, f"{tampered[0]} was changed")
     return outcomes
