@@ -143,12 +143,25 @@ def test_suite_is_weak_and_wants_exactly_its_tests(pool):
 
 def test_suite_honest_comparisons():
     require("bubblewrap")
-    source = ("import collections, enum\nP = collections.namedtuple('P', 'a b')\nclass N(enum.IntEnum):\n    ONE = 1\n"
-              "class V:\n    def __init__(s, n): s.n = n\n    def __eq__(s, o): return isinstance(o, V) and s.n == o.n\n")  # fmt: skip
-    tests = ("import unittest\nfrom solution import *\nclass Base(unittest.TestCase): pass\nclass T(Base):\n"
-             "    def test_a(self):\n        self.assertEqual(P(1, 2), (1, 2)); self.assertEqual(N.ONE, 1)\n"
-             "        self.assertEqual(V(1), V(1)); self.assertNotEqual(V(1), V(2)); self.assertEqual({1: 2}.keys(), {1})\n"
-             "        self.assertEqual([V(1)], [V(1)]); self.assertIn(V(1), [V(2), V(1)])\n")  # fmt: skip
+    source = """
+import collections, enum
+P = collections.namedtuple('P', 'a b')
+class N(enum.IntEnum):
+    ONE = 1
+class V:
+    def __init__(self, n): self.n = n
+    def __eq__(self, other): return isinstance(other, V) and self.n == other.n
+"""
+    tests = """
+import unittest
+from solution import *
+class Base(unittest.TestCase): pass
+class T(Base):
+    def test_a(self):
+        self.assertEqual(P(1, 2), (1, 2)); self.assertEqual(N.ONE, 1)
+        self.assertEqual(V(1), V(1)); self.assertNotEqual(V(1), V(2)); self.assertEqual({1: 2}.keys(), {1})
+        self.assertEqual([V(1)], [V(1)]); self.assertIn(V(1), [V(2), V(1)])
+"""
     verdict = check(source, "", Suite({"test_v.py": tests}, ("test_v.T.test_a",)), "bubblewrap", LIMITS)
     assert verdict.status == "pass", verdict
 
@@ -156,7 +169,7 @@ def test_suite_honest_comparisons():
 def test_suite_fixtures_run_and_an_import_error_is_told():
     require("bubblewrap")
     tests = (
-        "import unittest\nfrom solution import f\nmade = []\ndef setUpModule(): made.append(1)\n"
+        "import unittest\nfrom unittest.mock import patch\nfrom solution import f\nmade = []\ndef setUpModule(): made.append(1)\n"
         "class T(unittest.IsolatedAsyncioTestCase):\n    @classmethod\n    def setUpClass(cls): made.append(2)\n"
         "    def setUp(self): self.x = 1\n    async def test_a(self): self.assertEqual([f(self.x), *made], [2, 1, 2])\n"
     )

@@ -23,28 +23,29 @@ WATCHED = (builtins, unittest, unittest.case, unittest.loader, unittest.result, 
 PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type(None))
 
 
-def _fingerprint() -> dict[str, Any]:
+def _fingerprint() -> dict[tuple[str, ...], Any]:
     """What every name in the watched modules is bound to, down to the code of functions and the bodies of classes."""
-    found: dict[str, Any] = {}
+    found: dict[tuple[str, ...], Any] = {}
     for module in WATCHED:
-        found[f"sys.modules[{module.__name__!r}]"] = sys.modules.get(module.__name__)
+        found["sys.modules", module.__name__] = sys.modules.get(module.__name__)
         for name, value in vars(module).items():
-            if name == "_":
-                continue
-            found[f"{module.__name__}.{name}"] = value
+            place = (module.__name__, name)
+            found[place] = value
             members = vars(value).items() if isinstance(value, type) and value.__module__.startswith("unittest") else ()
             for key, member in (*members, ("", value)):
+                found[*place, key] = member
                 if isinstance(member, types.FunctionType):
-                    found[f"{module.__name__}.{name}.{key}"] = member
-                    found[f"{module.__name__}.{name}.{key}()"] = (member.__code__, member.__defaults__)
+                    found[*place, key, "code"] = member.__code__
+                    found[*place, key, "defaults"] = member.__defaults__
     return found
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    names = before.keys() | after.keys()
-    return sorted(name for name in names if before.get(name, names) is not after.get(name, names)
-                  and not (name.endswith("()") and name in before and name in after
-                           and all(a is b for a, b in zip(before[name], after[name], strict=True))))  # fmt: skip
+def _differences(before: dict[tuple[str, ...], Any], after: dict[tuple[str, ...], Any]) -> list[str]:
+    """What was rebound or removed, and what was added to a class. A new name in a module is not: unittest itself loads
+    some of its parts late."""
+    changed = [place for place, value in before.items() if after.get(place, before) is not value]
+    added = [place for place in after.keys() - before.keys() if place[:2] in before]
+    return sorted(".".join(place) for place in changed + added if place != ("builtins", "_"))
 
 
 HEAP_TYPE = 1 << 9  # what a class statement makes
