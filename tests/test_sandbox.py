@@ -137,6 +137,11 @@ def test_suite_is_weak_and_wants_exactly_its_tests(pool):
     assert pool.check("def f(x): return 2", "", SUITE).score == 0.5
     missing = Suite(SUITE.files, (*SUITE.ids, "test_f.T.test_c"))
     assert pool.check(PLUS_ONE, "", missing).diagnostics == ("test_f.T.test_c: 'did not run'",)
+    skipped = {
+        "test_f.py": SUITE.files["test_f.py"].replace("    def test_b", "    @unittest.skip('')\n    def test_b")
+    }
+    assert pool.check(PLUS_ONE, "", Suite(skipped, SUITE.ids)).score == 0.5
+    assert pool.check(PLUS_ONE, "", Suite(skipped, SUITE.ids[:1])).status == "pass"
     extra = pool.check(PLUS_ONE, "", Suite(SUITE.files, SUITE.ids[:1]))
     assert (extra.status, extra.score) == ("fail", 0.0)
 
@@ -169,7 +174,8 @@ class T(Base):
 def test_suite_fixtures_run_and_an_import_error_is_told():
     require("bubblewrap")
     tests = (
-        "import unittest\nfrom unittest.mock import patch\nfrom solution import f\nmade = []\ndef setUpModule(): made.append(1)\n"
+        "import unittest\nfrom unittest.mock import patch\nfrom solution import f\n"
+        "made = []\ndef setUpModule(): made.append(1)\n"
         "class T(unittest.IsolatedAsyncioTestCase):\n    @classmethod\n    def setUpClass(cls): made.append(2)\n"
         "    def setUp(self): self.x = 1\n    async def test_a(self): self.assertEqual([f(self.x), *made], [2, 1, 2])\n"
     )
