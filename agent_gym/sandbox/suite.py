@@ -44,10 +44,11 @@ def _differences(before: dict[tuple[str, ...], Any], after: dict[tuple[str, ...]
     """What was rebound or removed, and what was added to a class. A new name in a module is not: unittest itself loads
     some of its parts late."""
     changed = [place for place, value in before.items() if after.get(place, before) is not value]
-    added = [place for place in after.keys() - before.keys() if place[:2] in before]
+    added = [place for place in after.keys() - before.keys() if place[:2] in before and place[2] not in NOTED]
     return sorted(".".join(place) for place in changed + added if place != ("builtins", "_"))
 
 
+NOTED = ("_classSetupFailed", "tearDown_exceptions")  # what unittest notes on the class of a test
 HEAP_TYPE = 1 << 9  # what a class statement makes
 
 STRICT = (
@@ -166,7 +167,8 @@ def _is_foreign(kind: type) -> bool:
     name = type.__dict__["__name__"].__get__(kind)
     module = sys.modules.get(kind.__module__) if isinstance(kind.__module__, str) else None
     path = getattr(module, "__file__", "") or ""
-    return getattr(module, name, None) is not kind or "/work/" in path or kind.__module__ == "__main__"
+    own = getattr(module, name, None) is not kind or "/work/" in path or kind.__module__ == "__main__"
+    return own or kind.__module__ == "unittest.mock"  # its ANY is equal to everything
 
 
 def _is_foreign_case(case: unittest.TestCase, tests: list[str]) -> bool:
