@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sandbox_backends import require
 
 from agent_gym.sandbox import Asserts, Limits, Pool, Raises, SandboxUnavailable, Suite, Test, cgroup
-from agent_gym.sandbox.backends import _docker, choose
+from agent_gym.sandbox.backends import _docker
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="system call numbers are x86_64's")
 
@@ -710,7 +711,7 @@ wall("terminal", """
     """)  # fmt: skip
 wall(
     "environment",
-    "def f(x): return [n for n in os.environ if n not in ('PYTHONHASHSEED', 'MALLOC_ARENA_MAX', 'LANG', 'HOME', 'PATH', 'HOSTNAME', 'LC_CTYPE', 'PWD')]",
+    "def f(x): return [n for n in os.environ if n not in ('PYTHONHASHSEED', 'MALLOC_ARENA_MAX', 'LANG', 'PYTHONUTF8', 'HOME', 'PATH', 'HOSTNAME', 'LC_CTYPE', 'PWD')]",
 )
 
 # ---- sources -------------------------------------------------------------------------------------------------------
@@ -958,15 +959,6 @@ def f(x):
 """
 
 
-def _get(backend: str) -> None:
-    try:
-        choose(backend)
-    except SandboxUnavailable as error:
-        if os.environ.get("AGENT_GYM_REQUIRE_SANDBOXES") == "1":
-            pytest.fail(f"{backend} is required: {error}")
-        pytest.skip(str(error))
-
-
 class Runs:
     """Every selected case on one backend, each followed by a control in the same slot."""
 
@@ -998,7 +990,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
 def runs(request: pytest.FixtureRequest, folder: Path) -> Iterator[Runs]:
-    _get(request.param)
+    require(request.param)
     chosen = [
         item.callspec.params["name"]
         for item in request.session.items

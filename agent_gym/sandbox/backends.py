@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 START_S, ANSWER_S, WIPE_S = 60.0, 20.0, 5.0
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C", "PYTHONUTF8": "1", "HOME": "/tmp"}
 OVERHEAD_MB = 48
 """The zygote's own memory, beside that of its run."""
 
