@@ -512,7 +512,10 @@ class _Proxy:
         self.__name__ = entry_point.partition(":")[2]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not same(wire.decode(wire.encode((args, kwargs), ARGUMENT_BYTES)), (args, kwargs)):
+        tokens = wire.encode((args, kwargs), ARGUMENT_BYTES)
+        if ["o", wire.Foreign.__name__] in tokens:  # an earlier result, handed on
+            raise Ended("wrong_answer", f"{self.__name__}: the test goes on with a result that is not plain data")
+        if not same(wire.decode(tokens), (args, kwargs)):
             raise ValueError(f"the test calls {self.__name__} with something that is not plain data")
         kind, value = self._session.call(self._entry_point, args, kwargs)
         if kind == "too_large":
@@ -581,7 +584,7 @@ def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     if not isinstance(outcomes, dict):
         raise Forged("the program forged a reply")
     if failed := [str(text) for name, text in outcomes.items() if name.startswith("unittest.loader._FailedTest.")]:
-        raise Ended("error", f"the tests do not load: {failed[0]:.500}")
+        raise Ended("error", f"the tests do not load: {failed[0].strip().splitlines()[-1]:.500}")
     for name in body.ids:
         outcome = outcomes.get(name, "did not run")
         yield ("passed", "") if outcome == "passed" else ("wrong_answer", f"{name}: {outcome!r:.300}")

@@ -183,7 +183,8 @@ def _human_eval(record: Mapping[str, Any]) -> CodeTask:
     """HumanEval (Chen et al. 2021, arXiv:2107.03374): complete the last function of the prompt."""
     name, prompt = record["entry_point"], record["prompt"]
     files = {"solution.py": f"{prompt}    raise NotImplementedError\n"}
-    hidden = Asserts((f"check({name})",), tuple(_functions(files["solution.py"])), record["test"])
+    setup = files["solution.py"] + record["test"]  # some tests call the prompt's own helpers, which are ours to run
+    hidden = Asserts((f"check({name})",), (name,), setup)
     number = str(record["task_id"]).replace("/", "-")
     return CodeTask(
         number, f"Complete the function {name} in solution.py.", Workspace(files), f"solution:{name}", None, hidden,
