@@ -420,7 +420,10 @@ def test_a_sandbox_lost_once_is_no_fault_and_one_lost_always_is(monkeypatch, qui
     with Pool(quick, slots=1, limits=LIMITS) as pool:
         assert pool.check(PLUS_ONE, "f", TESTS).status == "pass"
         verdict = pool.check("# always\n" + PLUS_ONE, "f", TESTS)
-        assert (verdict.reason, verdict.diagnostics) == ("error", ("the program takes its sandbox down",))
+        assert (verdict.reason, verdict.diagnostics) == (
+            "error",
+            ("the program, or the sandbox under it, is killed every time it runs",),
+        )
         assert pool.check("# after\n" + PLUS_ONE, "f", TESTS).status == "pass"
 
 

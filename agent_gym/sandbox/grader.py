@@ -97,10 +97,12 @@ class Suite:
     Args:
         files: Test files by path; they replace the submission's of the same name.
         ids: Every test that must run and pass, as ``module.Class.method``; no more and no fewer.
+        skipped: Tests of the files that are not to run.
     """
 
     files: Mapping[str, str]
     ids: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Request:
         elif isinstance(self.body, Asserts):
             body = {"asserts": [list(self.body.statements), list(self.body.names), self.body.setup]}
         else:
-            body = {"suite": [dict(self.body.files), list(self.body.ids)]}
+            body = {"suite": [dict(self.body.files), list(self.body.ids), list(self.body.skipped)]}
         limits = [getattr(self.limits, name) for name in Limits.__slots__]  # type: ignore[attr-defined]
         return {"files": dict(self.files), "entry_point": self.entry_point, "body": body, "limits": limits}
 
@@ -180,7 +182,7 @@ class Request:
         elif kind == "asserts":
             body = Asserts(tuple(value[0]), tuple(value[1]), value[2])
         else:
-            body = Suite(value[0], tuple(value[1]))
+            body = Suite(value[0], tuple(value[1]), tuple(value[2]))
         return cls(data["files"], data["entry_point"], body, Limits(*data["limits"]))
 
     @property
@@ -580,7 +582,9 @@ def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     body: Any = request.body
     files = {path: text for path, text in request.files.items() if not _is_scrubbed(path, body.files)}
     files |= body.files
-    reply = session.ask("unittest", files=files, modules=[], suites=list(body.ids), tests=list(body.files))
+    suites = list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in body.ids))
+    tests = {"suites": suites, "tests": list(body.files), "skipped": list(body.skipped)}
+    reply = session.ask("unittest", files=files, modules=[], **tests)
     outcomes = reply.get("outcomes")
     if not isinstance(outcomes, dict):
         raise Forged("the program forged a reply")

@@ -94,13 +94,14 @@ def _lies(kind: type) -> bool:
     return _is_foreign(next(base for base in mro if "__eq__" in type.__dict__["__dict__"].__get__(base)))
 
 
-def run(load: Callable[[], Any], suites: list[str], files: list[str]) -> dict[str, str]:
+def run(load: Callable[[], Any], suites: list[str], files: list[str], skipped: list[str]) -> dict[str, str]:
     """Load the workspace, then run the test modules.
 
     Args:
         load: Writes the files and puts them on the path.
         suites: Names of test modules.
         files: Paths of the test files.
+        skipped: Ids of tests that are left out.
 
     Returns:
         Outcome by test id; ``"passed"`` for a pass.
@@ -144,16 +145,17 @@ def run(load: Callable[[], Any], suites: list[str], files: list[str]) -> dict[st
 
     load()
     loaded = [unittest.defaultTestLoader.loadTestsFromName(name) for name in suites]
-    for case in _cases(loaded):
+    cases = [case for case in _cases(loaded) if case.id() not in skipped]
+    for case in cases:
         if _is_foreign_case(case, tests):
             tampered.append(f"a base class of {case.id()}")
         for name in STRICT:
             if hasattr(case, name):
                 setattr(case, name, _Strict(name, getattr(case, name)))
     look()
-    outcomes.update((case.id(), "") for case in _cases(loaded) if tampered)
+    outcomes.update((case.id(), "") for case in cases if tampered)
     if not tampered:
-        unittest.TestSuite(loaded).run(Result())
+        unittest.TestSuite(cases).run(Result())
         look()
     if tampered:
         return dict.fromkeys(outcomes, f"{tampered[0]} was changed")

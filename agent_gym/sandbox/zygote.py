@@ -240,7 +240,8 @@ class _Run:
         return {}
 
     def _unittest(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"outcomes": suite.run(lambda: self._load(message), message["suites"], message["tests"])}
+        names = (message["suites"], message["tests"], message["skipped"])
+        return {"outcomes": suite.run(lambda: self._load(message), *names)}
 
 
 def _name(kind: type) -> str:
