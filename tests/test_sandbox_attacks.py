@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from sandbox_backends import require
 
-from agent_gym.sandbox import Asserts, Limits, Pool, Raises, SandboxUnavailable, Suite, Test, cgroup
+from agent_gym.sandbox import Asserts, Limits, Pool, Raises, SandboxUnavailable, Suite, Test, owned
 from agent_gym.sandbox.backends import _docker
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="system call numbers are x86_64's")
@@ -1007,7 +1007,7 @@ def runs(request: pytest.FixtureRequest, folder: Path) -> Iterator[Runs]:
 
 def _ours(folder: Path) -> set[str]:
     """What this process has made outside of itself and not taken down yet, and any daemon of a program's."""
-    owner = cgroup.owner()
+    owner = owned.owner()
     found = {str(path) for path in folder.iterdir()}
     found |= {str(path) for path in Path("/sys/fs/cgroup").glob(f"*/**/agent_gym-{owner}-*")}
     found |= {line for line in Path("/proc/self/mounts").read_text().splitlines() if "agent_gym-" in line}

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from agent_gym.sandbox import cgroup, seccomp
+from agent_gym.sandbox import owned, seccomp
 from agent_gym.sandbox.rootfs import PYTHON, ZYGOTE, image_id, image_tar, rootfs
 from agent_gym.verdict import InfraError
 
@@ -112,7 +112,7 @@ class Sandbox:
 
     def _config(self) -> dict[str, Any]:
         program = base64.b64encode(seccomp.bpf()).decode()
-        return {"isolation": self.isolation, "filter": program, "owner": cgroup.owner()}  # the owner is for ps
+        return {"isolation": self.isolation, "filter": program, "owner": owned.owner()}  # the owner is for ps
 
     def _launch(self) -> socket.socket:
         """Start the zygote; the control socket."""
@@ -237,7 +237,7 @@ class Bubblewrap(_Child):
 
     isolation = "namespaces"
 
-    group: cgroup.Group | None = None
+    group: owned.Group | None = None
     kills = 0
 
     @classmethod
@@ -258,7 +258,7 @@ class Bubblewrap(_Child):
                     raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
 
     def _launch(self) -> socket.socket:
-        self.group = cgroup.Group(self.limits.memory_mb + OVERHEAD_MB, self.limits.processes + 8)
+        self.group = owned.Group(self.limits.memory_mb + OVERHEAD_MB, self.limits.processes + 8)
         return super()._launch()
 
     def _command(self) -> list[str]:
@@ -312,7 +312,7 @@ class Process(_Child):
         return {**super()._config(), "filter": ""}
 
     def _place(self) -> dict[str, Any]:
-        self.folder = tempfile.mkdtemp(prefix=f"agent_gym-{os.getpid()}-")
+        self.folder = owned.folder()
         return {"folder": self.folder}
 
     def end(self) -> dict[str, Any]:
@@ -388,7 +388,7 @@ class Docker(Sandbox):
     def _launch(self) -> socket.socket:
         import docker
 
-        folder = tempfile.mkdtemp(prefix=f"agent_gym-{os.getpid()}-")
+        folder = owned.folder()
         try:
             if not _reaped.is_set():
                 _reaped.set()
@@ -433,7 +433,7 @@ class Docker(Sandbox):
             ipc_mode="private",
             hostname="sandbox",
             environment=ENVIRONMENT,
-            labels={"agent_gym.owner": cgroup.owner()},
+            labels={"agent_gym.owner": owned.owner()},
             runtime=self.runtime,
         )
 
@@ -454,7 +454,7 @@ def reap_containers() -> int:
 
     count = 0
     for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}, ignore_removed=True):
-        if not cgroup.is_alive(container.labels["agent_gym.owner"]):
+        if not owned.is_alive(container.labels["agent_gym.owner"]):
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True)
                 count += 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agent_gym.sandbox import cgroup
+from agent_gym.sandbox import owned
 from agent_gym.sandbox.backends import Docker, Killed, Limits, Lost, Sandbox, choose
 from agent_gym.sandbox.grader import Asserts, Cases, Request, Suite, Test, grade
 from agent_gym.verdict import Verdict
@@ -80,7 +80,7 @@ class Pool:
         self._workers: list[threading.Thread] = []
         self._closing = self._closed = False
         self._spare_maker: threading.Thread | None = None
-        cgroup.reap()
+        owned.reap()
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
