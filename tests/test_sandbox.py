@@ -546,7 +546,7 @@ def test_commands(tmp_path, capsys):
     assert run.returncode == 0, run.stderr
     assert "bubblewrap: works" in run.stdout.splitlines()
     assert command.main(["reap"]) == 0
-    assert "control groups removed: 0" in capsys.readouterr().out
+    assert "control groups and folders removed: 0" in capsys.readouterr().out
     assert command.main(["build", "--output", str(tmp_path / "image.tar")]) == 0
     assert rootfs.image_id() in capsys.readouterr().out
     assert (tmp_path / "image.tar").read_bytes() == rootfs.image_tar()[1]
