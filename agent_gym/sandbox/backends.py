@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -82,7 +83,7 @@ class Limits:
                 raise ValueError(f"Limits.{field.name} must be a {kind} above 0, not {value!r}")
 
 
-class Sandbox:
+class Sandbox(ABC):
     """A zygote and the control socket to it. Not shared between threads.
 
     Args:
@@ -114,13 +115,13 @@ class Sandbox:
         program = base64.b64encode(seccomp.bpf()).decode()
         return {"isolation": self.isolation, "filter": program, "owner": owned.owner()}  # the owner is for ps
 
+    @abstractmethod
     def _launch(self) -> socket.socket:
         """Start the zygote; the control socket."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stop(self) -> None:
         """Make sure that nothing of it is left."""
-        raise NotImplementedError
 
     def _why(self) -> str:
         """What the backend knows about a failed start."""
@@ -194,8 +195,9 @@ class _Child(Sandbox):
     process: subprocess.Popen | None = None
     errors: IO[bytes] | None = None
 
+    @abstractmethod
     def _command(self) -> list[str]:
-        raise NotImplementedError
+        """The command line up to the interpreter."""
 
     def _launch(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

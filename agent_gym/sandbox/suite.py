@@ -169,7 +169,7 @@ def _is_foreign(kind: type) -> bool:
     name = type.__dict__["__name__"].__get__(kind)
     module = sys.modules.get(kind.__module__) if isinstance(kind.__module__, str) else None
     path = getattr(module, "__file__", "") or ""
-    own = getattr(module, name, None) is not kind or "/work/" in path or kind.__module__ == "__main__"
+    own = getattr(module, name, None) is not kind or "/workspace/" in path or kind.__module__ == "__main__"
     return own or kind.__module__ == "unittest.mock"  # its ANY is equal to everything
 
 

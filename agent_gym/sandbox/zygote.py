@@ -279,7 +279,7 @@ def _become_run(isolation: str, order: dict[str, Any], owner: tuple[int, int], p
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if isolation == "namespaces" and (pid := os.fork()):
         _watch(pid)
-    folder = os.path.join(order["folder"], "work")
+    folder = os.path.join(order["folder"], "workspace")
     run = _Run(socket.socket(fileno=3), folder)
     try:
         _enclose(isolation, order, owner, program)

@@ -157,13 +157,6 @@ def _functions(source: str) -> list[str]:
     return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
 
 
-def _stub(source: str, name: str, body: str = "    raise NotImplementedError\n") -> str:
-    """``source`` up to the line of the function's signature, then a body that does nothing."""
-    node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name)
-    lines = source.splitlines(keepends=True)
-    return "".join(lines[: node.body[0].lineno - 1]) + body
-
-
 def _mbpp(record: Mapping[str, Any]) -> CodeTask:
     """Mostly Basic Python Problems, sanitized (Austin et al. 2021, arXiv:2108.07732)."""
     tests = tuple(record["test_list"])
