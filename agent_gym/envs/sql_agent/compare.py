@@ -91,7 +91,7 @@ def _orders(expected: Sequence[Row], found: Sequence[Row], width: int) -> Iterat
         if i == width:
             yield tuple(chosen)
             return
-        tried = []
+        tried: list[int] = []
         # the column that stands at this place is tried first
         for j in sorted(fits[i], key=lambda j: j != i):
             if j in chosen or any(have[j] == have[k] for k in tried):  # equal columns stand in for each other

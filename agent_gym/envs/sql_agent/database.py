@@ -141,6 +141,7 @@ class Result:
         more: Whether there are more.
         units: Work in hundreds of instructions.
         changes: Rows changed by the statement, before and after.
+        reads: Whether it looked into any table.
     """
 
     columns: tuple[str, ...]
@@ -148,6 +149,7 @@ class Result:
     more: bool
     units: float
     changes: Delta
+    reads: bool = True
 
 
 def shown(value: Any) -> Any:
@@ -176,7 +178,7 @@ class Session:
 
     def __init__(self, database: Database, writable: bool) -> None:
         self.database, self.writable = database, writable
-        self._mode, self._denied = "free", ""
+        self._mode, self._denied, self._reads = "free", "", False
         self._ticks, self._most, self._until = 0, 0, 0.0
         self._at: Delta = {}
         self._db = _open(database, writable)
@@ -216,14 +218,10 @@ class Session:
         db.execute("PRAGMA recursive_triggers=ON")  # or REPLACE deletes without a trace
         db.execute(f"CREATE TEMP TABLE {LOG} (place TEXT, row INTEGER)")
         for number, table in enumerate(sorted(tables)):
-            for event, places in (("INSERT", "N"), ("UPDATE", "ON"), ("DELETE", "O")):
-                adds = " ".join(
-                    f"INSERT INTO {LOG} VALUES ('{table.replace(chr(39), chr(39) * 2)}', {'OLD' if p == 'O' else 'NEW'}.rowid);"
-                    for p in places
-                )
-                db.execute(
-                    f"CREATE TEMP TRIGGER {LOG}_{number}_{event} AFTER {event} ON main.{_quoted(table)} BEGIN {adds} END"
-                )
+            place, on = "'" + table.replace("'", "''") + "'", f"main.{_quoted(table)}"
+            for event, sides in (("INSERT", ["NEW"]), ("UPDATE", ["OLD", "NEW"]), ("DELETE", ["OLD"])):
+                adds = " ".join(f"INSERT INTO {LOG} VALUES ({place}, {side}.rowid);" for side in sides)
+                db.execute(f"CREATE TEMP TRIGGER {LOG}_{number}_{event} AFTER {event} ON {on} BEGIN {adds} END")
 
     # ---- what SQLite asks --------------------------------------------------------------------------------------------
 
@@ -241,6 +239,7 @@ class Session:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
             return True
         if action == sqlite3.SQLITE_READ:
+            self._reads |= first in self.tables
             return schema != "temp" and first in self._readable
         if action == sqlite3.SQLITE_FUNCTION:
             return str(second).lower() in FUNCTIONS
@@ -328,7 +327,7 @@ class Session:
         if write:
             with self._free() as db:
                 db.execute("BEGIN")
-        self._mode, self._denied = "write" if write else "read", ""
+        self._mode, self._denied, self._reads = "write" if write else "read", "", False
         self._ticks, self._most, self._until = 0, instructions // TICK, time.monotonic() + MOST_SECONDS
         changes: dict[Key, tuple[Row | None, Row | None]] = {}
         try:
@@ -344,7 +343,7 @@ class Session:
             self._mode = "free"
             if write and self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        return Result(columns, rows, more, units, changes)
+        return Result(columns, rows, more, units, changes, self._reads)
 
     def _fetch(self, query: str, most_rows: int) -> tuple[tuple[str, ...], list[Row], bool]:
         cursor = self._db.cursor()
@@ -368,7 +367,7 @@ class Session:
             what = "this task only reads" if self._mode == "read" and self._denied.split()[0] in (
                 "INSERT", "UPDATE", "DELETE") else "it is not allowed here"  # fmt: skip
             return ToolError("not_permitted", f"{self._denied}: {what}")
-        if "malformed" in text and "image" in text or "not a database" in text or "disk I/O" in text:
+        if "disk image is malformed" in text or "not a database" in text or "disk I/O" in text:
             return InfraError(f"the database cannot be read: {text}")
         return ToolError("sql", text)
 

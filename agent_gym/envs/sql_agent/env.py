@@ -239,6 +239,9 @@ class SQLEnv(ToolEnv):
                 reason = error.kind if error.kind in ("timeout", "memory") else "error"
                 faults.append(str(error))
                 break
+            if not found.reads and all(gold.reads for _, gold in golds):  # right by accident, if at all
+                faults.append("the query reads no table")
+                break
             wrong = [differences(gold, found, order) for order, gold in golds]
             if [] in wrong:
                 held += 1
@@ -295,7 +298,7 @@ class SQLEnv(ToolEnv):
         return actions
 
     def cheats(self) -> list[list[str]]:
-        """Answer 1; copy the visible result; claim; write where nothing may; make the change and one more; near misses."""
+        """Answer 1; claim; near misses; copy the visible result; write where one may not; change too much."""
         task: SQLTask = self.task
         found = [[self._submission("SELECT 1")], [self.parser.render("Done.", [])]]
         found += [[self._submission(query)] for query in task.wrong]

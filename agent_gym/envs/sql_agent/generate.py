@@ -43,20 +43,22 @@ class _Again(Exception):
 
 # ---- names and rows --------------------------------------------------------------------------------------------------
 
-_ONSETS = "b br d dr f g gl k kl kr l m n p pl r s st t tr v z".split()
-_VOWELS = "aeiou"
+_SYLLABLES = [
+    onset + vowel for onset in "b br d dr f g gl k kl kr l m n p pl r s st t tr v z".split() for vowel in "aeiou"
+]
 
 
-def _word(rng: np.random.Generator, split: str, syllables: int) -> str:
-    """A made-up word; a quarter of all words is kept for the test split."""
-    while True:
-        parts = [
-            _ONSETS[int(rng.integers(len(_ONSETS)))] + _VOWELS[int(rng.integers(len(_VOWELS)))]
-            for _ in range(syllables)
-        ]
-        word = "".join(parts).capitalize()
-        if (crc32(word.encode()) % 4 == 0) == (split == "test"):
-            return word
+def _words(rng: np.random.Generator, split: str, syllables: int, count: int) -> list[str]:
+    """Different made-up words; a quarter of all words is kept for the test split."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        for numbers in rng.integers(len(_SYLLABLES), size=(4 * count, syllables)).tolist():
+            word = "".join([_SYLLABLES[n] for n in numbers]).capitalize()
+            if (crc32(word.encode()) % 4 == 0) == (split == "test"):
+                found[word] = None
+                if len(found) == count:
+                    break
+    return list(found)
 
 
 @dataclass
@@ -98,10 +100,7 @@ def _name(rng: np.random.Generator, split: str, level: int) -> _Names:
             other_columns[t, c] = other.replace("_", " ")
             if column.kind in ("name", "place", "kind"):
                 size, syllables = {"name": (24, 3), "place": (4, 2), "kind": (3, 2)}[column.kind]
-                pool: dict[str, None] = {}
-                while len(pool) < size:
-                    pool[_word(rng, split, syllables)] = None
-                pools[t, c] = list(pool)
+                pools[t, c] = _words(rng, split, syllables, size)
     first_ids = [int(rng.integers(1, 900)) for _ in schema.tables]
     return _Names(schema, tables, columns, others, other_columns, pools, first_ids)
 
@@ -223,7 +222,7 @@ class _Writer:
         self, rng: np.random.Generator, names: _Names, path: Sequence[int], level: int, known: bool, database: Database
     ) -> None:
         self.rng, self.names, self.path, self.level, self.known = rng, names, tuple(path), level, known
-        self.database, self.asked = database, {} if level > 1 else None
+        self.database = database
         self.joined = len(path) > 1
         self.spelled: Ref | None = None  # a column whose values the request spells otherwise than the table
 
@@ -391,7 +390,8 @@ def _project(w: _Writer) -> _Draft:
         raise _Again
     where, words, kinds = w.conditions(asked)
     ordered = w.chance(0.35 if w.level == 1 else 0.45)
-    limit, key, tail, form = 0, "", "", ("plain",)
+    limit, key, tail = 0, "", ""
+    form: tuple[str, ...] = ("plain",)
     descending = False
     if ordered:
         ref = w.pick(w.refs("int", "money", "date", table=w.pick(w.path), nullable=False))
@@ -439,7 +439,7 @@ def _group(w: _Writer) -> _Draft:
     """A number for each group, maybe only of some groups, maybe in order."""
     far = w.path[-1]
     by = w.pick(w.refs("place", "kind", *(["name"] if w.joined else []), table=far))
-    numbers = [ref for ref in w.refs("int", "money", table=w.path[0])]
+    numbers = w.refs("int", "money", table=w.path[0])
     function = w.pick(["COUNT", *_AGGREGATES])
     ref = w.pick(numbers)
     what = "COUNT(*)" if function == "COUNT" else f"{function}({w.sql(ref)})"
@@ -474,8 +474,11 @@ def _rest(w: _Writer, used: set[int]) -> list[Ref]:
     return [w.pick(w.refs(table=t)) for t in w.path if t not in middle and t not in used][:1]
 
 
-_SETS = {"INTERSECT": "that stand both in rows where {a} and in rows where {b}", "EXCEPT": "of the rows where {a}, but "
-         "not those that also stand in rows where {b}", "UNION": "of the rows where {a} or where {b}, each only once"}  # fmt: skip
+_SETS = {
+    "INTERSECT": "that stand both in rows where {a} and in rows where {b}",
+    "EXCEPT": "of the rows where {a}, but not those that also stand in rows where {b}",
+    "UNION": "of the rows where {a} or where {b}, each only once",
+}
 
 
 def _sets(w: _Writer) -> _Draft:
@@ -489,7 +492,8 @@ def _sets(w: _Writer) -> _Draft:
     operator = w.pick(list(_SETS))
     parts = [_Select((w.sql(by),), w.source, (one,)).sql, _Select((w.sql(by),), w.source, (two,)).sql]
     whole = f" {operator} ".join(parts)
-    request = f"{w.opening}Show the different values of {w.says(by)}{w.place} {_SETS[operator].format(a=one_says, b=two_says)}."
+    of_rows = _SETS[operator].format(a=one_says, b=two_says)
+    request = f"{w.opening}Show the different values of {w.says(by)}{w.place} {of_rows}."
     wrong = [f" {other} ".join(parts) for other in _SETS if other != operator] + parts
     return _Draft(whole, request, ("sets", operator, *sorted((a, b)), str(len(w.path))), wrong)
 

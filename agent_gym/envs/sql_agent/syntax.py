@@ -107,8 +107,10 @@ def _name(term: list[str]) -> str:
 def reads_clock(query: str) -> bool:
     """Whether a query asks for the time of day."""
     words = [word.lower() for word in tokens(query)]
-    return any(word in ("'now'", '"now"') or word.startswith("current_") and word in CLOCK for word in words) or any(
-        name in CLOCK and words[at + 1 : at + 3] == ["(", ")"] for at, name in enumerate(words)
+    return any(
+        word in ("'now'", '"now"', "current_date", "current_time", "current_timestamp")
+        or (word in CLOCK and words[at + 1 : at + 3] == ["(", ")"])
+        for at, word in enumerate(words)
     )
 
 
