@@ -55,7 +55,7 @@ FUNCTIONS = frozenset(
     json_quote json_remove json_replace json_set json_tree json_type json_valid julianday lag last_value lead length
     like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif percent_rank pi pow power printf quote
     radians rank replace round row_number rtrim sign sin cos tan asin acos atan atan2 sqrt strftime string_agg substr
-    substring sum total trim trunc typeof unicode unixepoch upper zeroblob -> ->>""".split()
+    substring sum time total trim trunc typeof unicode unixepoch upper zeroblob -> ->>""".split()
 )
 """What a query may call: everything that depends on its arguments alone and touches nothing else."""
 PRAGMAS = ("foreign_key_list", "index_info", "index_list", "table_info", "table_list", "table_xinfo")
@@ -215,6 +215,7 @@ class Session:
             raise ValueError(f"{self.database.path}: {odd[0]} has no rowid or is virtual, so it cannot be written here")
         if found := db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchone():
             raise ValueError(f"{self.database.path}: it has the trigger {found[0]}, so it cannot be written here")
+        db.execute("PRAGMA foreign_keys=ON")
         db.execute("PRAGMA recursive_triggers=ON")  # or REPLACE deletes without a trace
         db.execute(f"CREATE TEMP TABLE {LOG} (place TEXT, row INTEGER)")
         for number, table in enumerate(sorted(tables)):
@@ -240,6 +241,8 @@ class Session:
             return True
         if action == sqlite3.SQLITE_READ:
             self._reads |= first in self.tables
+            if not second and first not in self._readable:  # rows are counted: this may name a query of a WITH clause
+                return not str(first).startswith((LOG, "sqlite_"))
             return schema != "temp" and first in self._readable
         if action == sqlite3.SQLITE_FUNCTION:
             return str(second).lower() in FUNCTIONS

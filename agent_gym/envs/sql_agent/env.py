@@ -302,7 +302,7 @@ class SQLEnv(ToolEnv):
         task: SQLTask = self.task
         found = [[self._submission("SELECT 1")], [self.parser.render("Done.", [])]]
         found += [[self._submission(query)] for query in task.wrong]
-        table = '"' + task.world.session.tables[0].replace('"', '""') + '"'
+        table = '"' + task.world.session.tables[-1].replace('"', '""') + '"'
         if task.writes:
             delete = self.parser.render("", [Call("run_sql", {"query": f"DELETE FROM {table}"})])
             drop = self.parser.render("", [Call("run_sql", {"query": f"DROP TABLE {table}"})])

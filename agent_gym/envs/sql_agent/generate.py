@@ -431,7 +431,7 @@ def _aggregate(w: _Writer) -> _Draft:
     where, words, kinds = w.conditions(spread)
     select = _Select((columns,), w.source, where)
     form = ("aggregate", function, *kinds, str(len(w.path)))
-    single = function in ("SUM", "AVG")
+    single = function != "COUNT"  # a small count is soon guessed
     return _Draft(select.sql, f"{w.opening}{what}{words}.", form, select.near_misses(), single=single)
 
 
