@@ -11,7 +11,7 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agent_gym
@@ -193,7 +193,7 @@ def test_tool_errors_say_what_would_be_right(ages, action, kind, says):
     env = make(tasks=ages)
     _, start = env.reset(seed=0)
     observation, _, terminated, truncated, info = env.step(action)
-    assert not (terminated or truncated)
+    assert (terminated, truncated) == (False, False)
     answer = json.loads(observation)
     assert answer["error"] == kind
     assert says in answer["message"]
@@ -331,7 +331,8 @@ def test_latency_is_the_instruction_count(ages):
 def test_the_clock_stands_still():
     here = world()
     query = "SELECT date('now'), date(), datetime('NOW', '+1 day'), time('now', 'localtime'), CURRENT_TIMESTAMP, "
-    query += "strftime('%Y'), strftime('%s', 'now'), julianday('now') = julianday('2025-01-01'), date('2024-02-28', '+2 days')"
+    query += "strftime('%Y'), strftime('%s', 'now'), julianday('now') = julianday('2025-01-01'), "
+    query += "date('2024-02-28', '+2 days')"
     assert here.run(query).rows == [
         ("2025-01-01", "2025-01-01", "2025-01-02 00:00:00", "00:00:00", NOW, "2025", "1735689600", 1, "2024-03-01")
     ]
@@ -816,8 +817,8 @@ def forms(split, levels=LEVELS, seeds=120):
 
 def test_tasks_are_of_many_kinds():
     asked = list(forms("train", seeds=60))
-    for words in ("JOIN", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "INTERSECT", "EXCEPT", "UNION", "NOT IN", "IS NULL",
-                  "LIKE", "UPDATE", "INSERT", "DELETE", "COUNT", "AVG", "SELECT MAX", " AND "):  # fmt: skip
+    for words in ("JOIN", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "INTERSECT", "EXCEPT", "UNION", "NOT IN",
+                  "IS NULL", "LIKE", "UPDATE", "INSERT", "DELETE", "COUNT", "AVG", "SELECT MAX", " AND "):  # fmt: skip
         assert any(words in query for _, query in asked), words
     assert {query.count("JOIN") for _, query in asked} >= {0, 1, 2, 3}
 
@@ -965,11 +966,11 @@ def test_a_corrupt_database_is_named_and_one_that_rots_is_infra(tmp_path):
     path = tmp_path / "given" / "database" / "small" / "small.sqlite"
     good = path.read_bytes()
     path.write_text("this is no database" * 100)
-    with pytest.raises(ValueError, match="record 1: not a task: .*not a SQLite database that can be read"):
+    with pytest.raises(ValueError, match=r"record 1: not a task: .*not a SQLite database that can be read"):
         load_tasks(folder)
     page = 4096  # the header and the schema stay, the tables' pages are lost
     path.write_bytes(good[:page] + b"\xff" * (len(good) - page))
-    with pytest.raises(ValueError, match="the gold fails: the database cannot be read: .*malformed"):
+    with pytest.raises(ValueError, match=r"the gold fails: the database cannot be read: .*malformed"):
         load_tasks(folder)
     second = tmp_path / "second"
     shutil.copytree(tmp_path / "given", second)

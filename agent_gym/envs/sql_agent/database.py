@@ -161,8 +161,8 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-class _Timeout(Exception):
-    """The count ran out."""
+_local = threading.local()
+"""Connections, by thread."""
 
 
 class Session:
@@ -194,14 +194,12 @@ class Session:
             "ESCAPE '\\' ORDER BY rowid"
         ).fetchall()
         self.tables = tuple(name for name, _, _ in listed)
-        self._columns: dict[str, tuple[str, ...]] = {}
         self._readable = frozenset(self.tables) | CATALOGUE
-        for table in ("json_each('[]')", "json_tree('[]')", *(f"pragma_{p}('')" for p in PRAGMAS)):
-            db.execute(f"SELECT * FROM {table}").fetchall()  # the first use of each registers it with the connection
+        self._registered = False
         db.execute("PRAGMA trusted_schema=OFF")
         if self.writable:
             self._watch({name for name, kind, _ in listed if kind == "table"})
-        self._columns = {}
+        self._columns: dict[str, tuple[str, ...]] = {}
         _freeze_clock(db)
         db.set_authorizer(self._authorize)
         db.set_progress_handler(self._tick, TICK)
@@ -280,6 +278,13 @@ class Session:
             self._columns[table] = tuple(name for (name,) in rows)
         return self._columns[table]
 
+    def _register(self) -> None:
+        """Use every table-valued function once: the first use looks to the authorizer like a change of the schema."""
+        with self._free() as db:
+            for table in ("json_each('[]')", "json_tree('[]')", *(f"pragma_{pragma}('')" for pragma in PRAGMAS)):
+                db.execute(f"SELECT * FROM {table}").fetchall()
+        self._registered = True
+
     def _row(self, key: Key) -> Row | None:
         names = ", ".join(map(_quoted, self.columns(key[0])))
         return self._db.execute(f"SELECT {names} FROM {_quoted(key[0])} WHERE rowid = ?", (key[1],)).fetchone()
@@ -297,13 +302,16 @@ class Session:
         with self._free() as db:
             db.execute("PRAGMA foreign_keys=OFF")
             db.execute("BEGIN")
-            for table, at in wanted:
-                db.execute(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", (at,))
-            for (table, at), row in wanted.items():  # after all deletions: no two rows may collide on the way
-                if row is not None:
-                    names = ", ".join(map(_quoted, ("rowid", *self.columns(table))))
-                    marks = ", ".join("?" * (len(row) + 1))
-                    db.execute(f"INSERT INTO {_quoted(table)} ({names}) VALUES ({marks})", (at, *row))
+            for table in {table for table, _ in wanted}:
+                rows = [(at, row) for (where, at), row in wanted.items() if where == table]
+                names = [_quoted(name) for name in ("rowid", *self.columns(table))]
+                marks = ", ".join("?" * len(names))
+                # all deletions come first: no two rows may collide on the way
+                db.executemany(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", [(at,) for at, _ in rows])
+                db.executemany(
+                    f"INSERT INTO {_quoted(table)} ({', '.join(names)}) VALUES ({marks})",
+                    [(at, *row) for at, row in rows if row is not None],
+                )
             db.execute(f"DELETE FROM temp.{LOG}")
             db.execute("COMMIT")
             db.execute("PRAGMA foreign_keys=ON")
@@ -326,6 +334,8 @@ class Session:
             InfraError: If the database itself cannot be read.
         """
         _check(query)
+        if not self._registered and re.search("json_|pragma_", query, re.IGNORECASE):
+            self._register()
         self._move(delta)
         if write:
             with self._free() as db:
@@ -438,7 +448,6 @@ def _open(database: Database, writable: bool) -> sqlite3.Connection:
 
 def _freeze_clock(db: sqlite3.Connection) -> None:
     """Let the clock stand still at ``NOW``, in UTC, for every function that looks at it."""
-    plain = sqlite3.connect(":memory:", check_same_thread=False)
 
     def frozen(name: str, at: int) -> Any:
         def call(*arguments: Any) -> Any:
@@ -447,7 +456,9 @@ def _freeze_clock(db: sqlite3.Connection) -> None:
                 given[at:] = ["now"]
             given = [NOW if str(value).strip().lower() == "now" else value for value in given]
             given = [value for value in given if str(value).strip().lower() not in ("localtime", "utc")]
-            return plain.execute(f"SELECT {name}({', '.join('?' * len(given))})", given).fetchone()[0]
+            if not hasattr(_local, "clock"):
+                _local.clock = sqlite3.connect(":memory:")
+            return _local.clock.execute(f"SELECT {name}({', '.join('?' * len(given))})", given).fetchone()[0]
 
         return call
 
@@ -459,9 +470,6 @@ def _freeze_clock(db: sqlite3.Connection) -> None:
             db.create_function(name, -1, frozen(name, int(name == "strftime")), deterministic=True)
 
 
-_local = threading.local()
-
-
 def session(database: Database, writable: bool = False) -> Session:
     """This thread's connection to a database; the least recently used of many is closed.
 
@@ -470,6 +478,7 @@ def session(database: Database, writable: bool = False) -> Session:
     """
     if getattr(_local, "process", None) != os.getpid():  # a connection must not cross a fork
         _local.process, _local.open = os.getpid(), {}
+        vars(_local).pop("clock", None)
     key = (database.key, writable)
     found = _local.open.pop(key, None) or Session(database, writable)
     _local.open[key] = found
