@@ -291,6 +291,8 @@ def test_runaway_queries_are_stopped_by_their_instructions(ages, query):
         assert answer["error"] in ("timeout", "sql")
         assert "after 200000 instructions" in answer["message"] or "too big" in answer["message"]
     assert seen[0] == seen[1]
+    if answer["error"] == "timeout":  # it is charged what it took
+        assert seen[0][1]["latency_ms"] > 0.9 * 2000
     _, reward, info = play(env, submit(RUNAWAYS[0]))
     assert (reward, info["verdict"]["reason"]) == (0.0, "timeout")
     assert play(env, *env.unwrapped.oracle())[1] == 1.0
@@ -847,8 +849,8 @@ def test_splits_share_no_composition():
     seen = {"train": set(), "test": set()}
     for split, found in seen.items():
         for level in LEVELS:
-            found |= {composition(compose(split, level, seed).golds[0]) for seed in range(1, 80) if seed % 4}
-    assert min(map(len, seen.values())) >= 100
+            found |= {composition(compose(split, level, seed).golds[0]) for seed in range(1, 50) if seed % 4}
+    assert min(map(len, seen.values())) >= 70
     assert not seen["train"] & seen["test"]
     parts = {split: {word for query in found for word in query if word.isupper()} for split, found in seen.items()}
     assert parts["test"] <= parts["train"]  # in training each part is met, in other company

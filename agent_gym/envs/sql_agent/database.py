@@ -22,7 +22,7 @@ from agent_gym.envs.sql_agent.syntax import CLOCK, tokens
 from agent_gym.tools import ToolError, dump
 from agent_gym.verdict import InfraError
 
-__all__ = ["INSTRUCTIONS", "Database", "Delta", "Result", "Row", "session", "shown"]
+__all__ = ["INSTRUCTIONS", "Database", "Delta", "QueryError", "Result", "Row", "session", "shown"]
 
 Row = tuple[Any, ...]
 Key = tuple[str, int]
@@ -161,6 +161,20 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+class QueryError(ToolError):
+    """What came of a query that failed.
+
+    Args:
+        kind: ``sql`` with SQLite's message; ``not_permitted``; ``timeout``; ``memory``; ``too_long``.
+        message: One sentence.
+        units: Work done until then, in hundreds of instructions.
+    """
+
+    def __init__(self, kind: str, message: str, units: float = 0.0) -> None:
+        super().__init__(kind, message)
+        self.units = units
+
+
 _local = threading.local()
 """Connections, by thread."""
 
@@ -250,6 +264,10 @@ class Session:
             return self._mode == "write" and schema == "main" and first in self.tables
         return False
 
+    @property
+    def _units(self) -> float:
+        return float(min(self._ticks, self._most))
+
     def _tick(self) -> int:
         if self._mode == "free":
             return 0
@@ -330,7 +348,7 @@ class Session:
             instructions: Of SQLite's virtual machine.
 
         Raises:
-            ToolError: ``sql`` with SQLite's message; ``not_permitted``; ``timeout``; ``memory``; ``too_long``.
+            QueryError: If it fails.
             InfraError: If the database itself cannot be read.
         """
         _check(query)
@@ -345,7 +363,7 @@ class Session:
         changes: dict[Key, tuple[Row | None, Row | None]] = {}
         try:
             columns, rows, more = self._fetch(query, most_rows)
-            units = float(self._ticks)
+            units = self._units
             if write:
                 with self._free() as db:
                     keys = db.execute(f"SELECT DISTINCT place, row FROM temp.{LOG} ORDER BY place, row").fetchall()
@@ -367,7 +385,7 @@ class Session:
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise self._explained(error) from None
         except MemoryError:
-            raise ToolError("memory", "the query was stopped: it needs too much memory") from None
+            raise QueryError("memory", "the query was stopped: it needs too much memory", self._units) from None
         finally:
             cursor.close()
         return columns, rows[:most_rows], len(rows) > most_rows
@@ -375,35 +393,35 @@ class Session:
     def _explained(self, error: Exception) -> Exception:
         text = str(error)
         if self._ticks > self._most:
-            return ToolError("timeout", f"the query was stopped after {self._most * TICK} instructions")
+            return QueryError("timeout", f"the query was stopped after {self._most * TICK} instructions", self._units)
         if self._denied:
-            what = "this task only reads" if self._mode == "read" and self._denied.split()[0] in (
-                "INSERT", "UPDATE", "DELETE") else "it is not allowed here"  # fmt: skip
-            return ToolError("not_permitted", f"{self._denied}: {what}")
+            writes = self._denied.startswith(("INSERT", "UPDATE", "DELETE"))
+            why = ": this task only reads" if writes and self._mode == "read" else " is not allowed here"
+            return QueryError("not_permitted", self._denied + why, self._units)
         if "disk image is malformed" in text or "not a database" in text or "disk I/O" in text:
             return InfraError(f"the database cannot be read: {text}")
-        return ToolError("sql", text)
+        return QueryError("sql", text, self._units)
 
 
 def _check(query: str) -> None:
     """Refuse what no instruction count can bound.
 
     Raises:
-        ToolError: Saying which bound.
+        QueryError: Saying which bound.
     """
     if len(query) > MOST_SQL:
-        raise ToolError("too_long", f"the query is {len(query)} characters long; at most {MOST_SQL} are allowed")
+        raise QueryError("too_long", f"the query is {len(query)} characters long; at most {MOST_SQL} are allowed")
     if "\0" in query:
-        raise ToolError("sql", "the query contains a null character")
+        raise QueryError("sql", "the query contains a null character")
     words = tokens(query)
     if not words:
-        raise ToolError("sql", "the query is empty")
+        raise QueryError("sql", "the query is empty")
     names = re.findall(
         r"(\w+)[\"\]`]?\s*(?:\([^()]*\)\s*)?\bAS\s+(?:NOT\s+)?(?:MATERIALIZED\s+)?\(", query, re.IGNORECASE
     )
     plain = [word.strip('"`[]').lower() for word in words]
     if prod(max(1, plain.count(name.lower()) - 1) for name in set(names)) > MOST_EXPANSION:
-        raise ToolError("too_long", "the query uses its common table expressions inside each other too often")
+        raise QueryError("too_long", "the query uses its common table expressions inside each other too often")
 
 
 def _open(database: Database, writable: bool) -> sqlite3.Connection:

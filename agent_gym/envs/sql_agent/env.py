@@ -10,7 +10,7 @@ from typing import Any
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
-from agent_gym.envs.sql_agent.database import INSTRUCTIONS, Result, shown, spelled
+from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
 from agent_gym.envs.sql_agent.syntax import identifiers, looks_like_query, order_keys
 from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, load_tasks
@@ -191,10 +191,12 @@ class SQLEnv(ToolEnv):
 
     def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
         if tool.fn in (run_sql, submit_sql):
-            rows = MOST_SHOWN_ROWS
-            result = self._world.run(
-                arguments["query"], write=self.task.writes, most_rows=rows, instructions=self.instructions
-            )
+            limits = {"most_rows": MOST_SHOWN_ROWS, "instructions": self.instructions}
+            try:
+                result = self._world.run(arguments["query"], write=self.task.writes, **limits)
+            except QueryError as error:  # it took its time all the same
+                message = dump({"error": error.kind, "message": str(error)})
+                return Outcome(message, error=error.kind, units=error.units)
             if tool.ends:
                 return Outcome("null", delta=result.changes or None, units=result.units)
         else:
