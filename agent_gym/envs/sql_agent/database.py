@@ -36,13 +36,13 @@ TICK = 100
 """Instructions are counted in so many: the unit of a query's latency."""
 MOST_SQL = 20_000
 """Characters of one query."""
-MOST_LENGTH = 1_000_000
+MOST_LENGTH = 200_000
 """Bytes of one value or row that a query makes."""
 MOST_EXPANSION = 4096
 """Copies of common table expressions: SQLite makes them while it compiles, where nothing counts instructions."""
-MOST_HEAP = 2 << 30
+MOST_HEAP = 1 << 30
 """Bytes of SQLite's memory in this process: a net below the limits above, not one of them."""
-MOST_SECONDS = 30.0
+MOST_SECONDS = 10.0
 """A net as well: instructions on long values are slow. What it stops reads like what the count stops."""
 MOST_OPEN = 24
 NOW = "2025-01-01 00:00:00"

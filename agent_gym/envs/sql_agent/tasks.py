@@ -68,7 +68,7 @@ class SQLTask:
         return {name: value for name, value in self.__dict__.items() if name != "goal"}
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=512)
 def gold_result(database: Database, gold: str, instructions: int = INSTRUCTIONS) -> Result:
     """What a gold gives on a database.
 
@@ -153,7 +153,7 @@ def _read(record: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
 
 
 def _database(folder: Path, name: str) -> Database:
-    tried = [folder / parent / f"{base}.{ext}" for parent in ("database", "databases", "dev_databases")
+    tried = [folder / parent / f"{base}.{ext}" for parent in ("database", "databases", "dev_databases", "test_database")
              for base in (f"{name}/{name}", name) for ext in ("sqlite", "db")]  # fmt: skip
     path = next((path for path in tried if path.is_file()), None)
     if path is None:
