@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -363,6 +364,17 @@ def test_costs_matter(ages):
         assert spent > direct[channel]
     tight = make(tasks=ages, budget={"tool_calls": 1})
     assert play(tight, call("list_tables"), submit(query))[2]["verdict"]["reason"] == "budget"
+
+
+def test_tool_table_follows_the_code():
+    page = (Path(__file__).parents[1] / "docs" / "sql_agent.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)\(([^)]*)\)` \| (\d+) \+ (\d+) ", page, re.MULTILINE)
+    env = make()
+    env.reset(seed=0)
+    assert rows == [
+        (tool.name, ", ".join(tool.parameters), f"{tool.latency.base_ms:.0f}", f"{tool.latency.per_unit_ms:.0f}")
+        for tool in env.unwrapped.tools.values()
+    ]
 
 
 # ---- the world -----------------------------------------------------------------------------------------------------
