@@ -22,4 +22,5 @@ __all__ = [
 # raised. The tests run the full checker instead.
 _register("APIAgent-v0", "agent_gym.envs.api_agent:make", disable_env_checker=True)
 _register("CodeAgent-v0", "agent_gym.envs.code_agent:CodeAgentEnv", disable_env_checker=True)
+_register("SQL-v0", "agent_gym.envs.sql_agent:SQLEnv", disable_env_checker=True)
 _register("WebLite-v0", "agent_gym.envs.web_lite:make", disable_env_checker=True)

@@ -83,7 +83,7 @@ def _submit(answer: Any = None) -> None:
     """
 
 
-SUBMIT = Tool(_submit, name="submit", reads_only=True, cacheable=False, latency=Latency(0.0, 0.0, 0.0))
+SUBMIT = Tool(_submit, name="submit", reads_only=True, cacheable=False, latency=Latency(0.0, 0.0, 0.0), ends=True)
 
 
 class ToolEnv(gym.Env[str, str]):
@@ -246,8 +246,9 @@ class ToolEnv(gym.Env[str, str]):
                 self._world = world  # it ran out of budget: neither its effect nor its answer arrives
                 break
             results.append(result)
-            if call.name == "submit" and result["error"] is None:
-                answered, answer = True, call.arguments.get("answer")
+            tool = SUBMIT if call.name == "submit" else self._tools().get(call.name)
+            if tool is not None and tool.ends and result["error"] != "invalid":
+                answered, answer = True, call.arguments.get("answer") if tool is SUBMIT else dict(call.arguments)
                 break
         self._observe(results)
         cost = (calls, tokens, latency)

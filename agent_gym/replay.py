@@ -8,7 +8,7 @@ call whose argument could only have been known from what was removed cannot be i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from agent_gym.snapshot import Snapshot, restore, snapshot
-from agent_gym.tools import Turn, dump, load
+from agent_gym.tools import Call, Tool, Turn, dump, load
 from agent_gym.trajectory import Trajectory
 
 __all__ = [
@@ -178,6 +178,11 @@ def atoms(value: Any) -> frozenset[str]:
     return frozenset(atom for atom in _leaves(value) if atom)
 
 
+def _call_atoms(call: Call, tools: Mapping[str, Tool]) -> frozenset[str]:
+    named = tools[call.name].atoms if call.name in tools else None
+    return atoms(call.arguments) | (named(call.arguments) if named else frozenset())
+
+
 def _occurs(atom: str, text: str) -> bool:
     """Whether ``atom`` stands in ``text`` as a whole word (``O12`` does not stand in ``O123``)."""
     at = text.find(atom)
@@ -273,8 +278,10 @@ def _execute(env: gym.Env, trajectory: Trajectory) -> list[Snapshot]:
     return snapshots
 
 
-def _is_answer(turn: Turn) -> bool:
-    return not turn.calls or any(call.name == "submit" for call in turn.calls)
+def _is_answer(turn: Turn, tools: Mapping[str, Tool]) -> bool:
+    return not turn.calls or any(
+        call.name == "submit" or (call.name in tools and tools[call.name].ends) for call in turn.calls
+    )
 
 
 def _replay(
@@ -298,7 +305,7 @@ def _replay(
         suffix = suffix[intervention.length :]
         removed = after[t : t + intervention.length]
     elif isinstance(intervention, Truncate):
-        answered = bool(suffix) and _is_answer(parser.parse(steps[-1].action))
+        answered = bool(suffix) and _is_answer(parser.parse(steps[-1].action), base.tools)  # type: ignore[attr-defined]
         removed = after[start:-1]
         suffix = suffix[-1:] if answered else []
     elif isinstance(intervention, Perturb):
@@ -316,7 +323,7 @@ def _replay(
         if done:
             validity.append("invalid")
             continue
-        action = _grounded(parser, steps[i].action, kept, removed) if grounding else steps[i].action
+        action = _grounded(base, steps[i].action, kept, removed) if grounding else steps[i].action
         if action is None:
             removed.append(after[i])
             validity.append("ungrounded")
@@ -337,8 +344,9 @@ def _replay(
     return Counterfactual(trajectory, intervention, reward, dict(total), tuple(validity), verdict)
 
 
-def _grounded(parser: Any, action: str, kept: list[str], removed: list[str]) -> str | None:
+def _grounded(base: Any, action: str, kept: list[str], removed: list[str]) -> str | None:
     """The action without its ungrounded calls; None when nothing of it can be issued."""
+    parser, tools = base.parser, base.tools
 
     def known(found: frozenset[str]) -> bool:
         return all(not _seen(atom, removed) or _seen(atom, kept) for atom in found)
@@ -346,7 +354,7 @@ def _grounded(parser: Any, action: str, kept: list[str], removed: list[str]) -> 
     turn = parser.parse(action)
     if not turn.calls:
         return action if known(_atoms_of_text(turn.text)) else None
-    calls = [call for call in turn.calls if known(atoms(call.arguments))]
+    calls = [call for call in turn.calls if known(_call_atoms(call, tools))]
     if len(calls) == len(turn.calls):
         return action
     return parser.render(turn.text, calls) if calls else None

@@ -72,6 +72,9 @@ class Tool:
         reads_only: Whether a call can never change the world.
         cacheable: Whether equal state and equal call always give an equal result.
         latency: Model of the time one call takes.
+        ends: Whether a call is the final answer; its arguments are what is judged.
+        atoms: What the writer of a call's arguments must have known beyond their strings, numbers and identifiers with
+            a digit or an underscore, such as the names in a query; see :mod:`agent_gym.replay`.
 
     Raises:
         TypeError: If a parameter has no type annotation.
@@ -86,8 +89,10 @@ class Tool:
         reads_only: bool = False,
         cacheable: bool = True,
         latency: Latency | None = None,
+        ends: bool = False,
+        atoms: Callable[[Mapping[str, Any]], frozenset[str]] | None = None,
     ) -> None:
-        self.fn, self.name = fn, name or fn.__name__
+        self.fn, self.name, self.ends, self.atoms = fn, name or fn.__name__, ends, atoms
         self.reads_only, self.cacheable, self.latency = reads_only, cacheable, latency or Latency()
         doc = inspect.cleandoc(fn.__doc__ or self.name)
         self.description, docs = doc.split("\n\n")[0].replace("\n", " "), _parameter_docs(doc)

@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from agent_gym.sandbox import Limits, Pool, cgroup
+from agent_gym.sandbox import Limits, Pool, owned
 from agent_gym.sandbox.grader import Cases, Request, Test
 
 LIMITS = Limits(cpu_s=1, wall_s=20.0, memory_mb=128, disk_mb=8, processes=32)
@@ -191,9 +191,9 @@ def _run(
 
 
 def owner_of(pid: int) -> str:
-    """As ``cgroup.owner`` says it of itself."""
-    boot, namespace, _, _ = cgroup.owner().split(".")
-    return f"{boot}.{namespace}.{pid}.{cgroup._start_time(pid)}"
+    """As ``owned.owner`` says it of itself."""
+    boot, namespace, _, _ = owned.owner().split(".")
+    return f"{boot}.{namespace}.{pid}.{owned._start_time(pid)}"
 
 
 def _entries(journal: str) -> list[dict[str, Any]]:
@@ -240,11 +240,10 @@ def leftovers(owners: set[str], daemon: Daemon | None) -> list[str]:
     """Whatever a caller left behind."""
     left = [f"process {pid}" for owner in owners for pid in zygotes(owner)]
     left += [f"container {name}" for name in (daemon.containers() if daemon else ())]
-    for parent in cgroup._parents():
+    for parent in owned._parents():
         left += [f"group {path}" for owner in owners for path in parent.glob(f"agent_gym-{owner}-*")]
-    pids = {f"-{owner.split('.')[2]}-" for owner in owners}
-    folders = Path(tempfile.gettempdir()).glob("agent_gym-*")
-    return left + [f"file {path}" for path in folders if any(pid in path.name for pid in pids)]
+    folders = Path(tempfile.gettempdir())
+    return left + [f"file {path}" for owner in owners for path in folders.glob(f"agent_gym-{owner}-*")]
 
 
 def main() -> int:

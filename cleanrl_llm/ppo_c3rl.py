@@ -70,14 +70,10 @@ class Budget:
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
 
 
-PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, demonstrations and updates of the warm start
-    "APIAgent-v0": (
-        '{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}',
-        Budget(2.0, 48.0, 200.0),
-        6000,
-        900,
-    ),
-    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48.0, 60.0), 3000, 1500),
+PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, warm start's demonstrations and updates
+    "APIAgent-v0": ('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, 200), 6000, 900),
+    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 60), 3000, 1500),
+    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.5, 48, 60), 3000, 1500),
 }
 
 
@@ -132,8 +128,8 @@ class Dual:
 @dataclass
 class WarmStart:
     updates: int = -1
-    """supervised updates on demonstrations; -1 is the number in PRESETS (900 for another environment) for the tiny model
-    and 0 for a pretrained one"""
+    """supervised updates on demonstrations; -1 is, for the tiny model, the number in PRESETS (else 900), and 0 for a
+    pretrained one"""
     batch_size: int = 16
     """demonstrations an update"""
     demonstrations: int = -1

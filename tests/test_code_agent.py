@@ -1,6 +1,5 @@
 import ast
 import json
-import os
 import pickle
 import random
 import warnings
@@ -12,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sandbox_backends import require
 
 import agent_gym
 from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, restore, snapshot, state_hash
@@ -19,17 +19,14 @@ from agent_gym.envs.code_agent import load_tasks
 from agent_gym.envs.code_agent.generate import KINDS, compose
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.gate import gate_task
-from agent_gym.sandbox import SandboxUnavailable
-from agent_gym.sandbox.backends import choose
 from agent_gym.tools import HermesParser, ToolError
 from agent_gym.wrappers import RecordTrajectory
 
-try:
-    choose("bubblewrap")
-except SandboxUnavailable as error:
-    if os.environ.get("AGENT_GYM_REQUIRE_SANDBOXES"):
-        raise
-    pytest.skip(f"CodeAgent-v0 needs a sandbox: {error}", allow_module_level=True)
+
+@pytest.fixture(scope="module", autouse=True)
+def sandbox():
+    require("bubblewrap")
+
 
 PROGRAM = """def clamp(x, low, high):
     if x < low:
@@ -218,6 +215,7 @@ def test_hidden_tests_decide(tasks):
     _, reward, info = play(env, "It all works.")
     assert (reward, info["verdict"]["reason"], info["verdict"]["score"]) == (0.0, "wrong_answer", 0.75)
     assert info["verdict"]["diagnostics"] == ["clamp(9, 2, 4): expected 4, found 2"]
+    assert info["verifier_info"] == {"tests": 4, "fraction": 0.75}
     hack = "def clamp(x, low, high):\n    return {5: 3, 1: 1}[x]\ndef middle(values): return 2\n"
     _, reward, info = play(env, call("write_file", path="numbers_.py", text=hack), call("run_tests"), "Done.")
     assert info["tool_results"] == []

@@ -13,6 +13,7 @@ import pytest
 
 from agent_gym.envs.api_agent.domain import DOMAINS
 from agent_gym.envs.api_agent.domains import NAMES
+from agent_gym.envs.code_agent.env import TOOLS as CODE_TOOLS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -162,3 +163,33 @@ def test_links_lead_somewhere(page):
         if anchor:
             titles = re.findall(r"^#+ (.*)$", re.sub(FENCE, "", file.read_text(encoding="utf-8")), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_code_agent_tool_table_follows_the_code():
+    page = (DOCS / "code_agent.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)\(([^)]*)\)` \| (yes|no) \| (\d+) \+ ([\d.]+) ", page, re.MULTILINE)
+    assert set(rows) == {
+        (
+            tool.name,
+            ", ".join(tool.parameters),
+            "yes" if tool.reads_only else "no",
+            f"{tool.latency.base_ms:.0f}",
+            f"{tool.latency.per_unit_ms:g}",
+        )
+        for tool in CODE_TOOLS.values()
+    }
+
+
+def test_presets_table_follows_the_code():
+    page = (DOCS / "ppo_c3rl.md").read_text(encoding="utf-8")
+    presets = next(n.value for n in ast.parse(TRAINER).body if ast.unparse(n).startswith("PRESETS ="))
+    rows = re.findall(r"^\| `(\w+-v0)` \| `(\{.*?\})` \| ([\d., ]+) \| (\d+), (\d+) \|$", page, re.MULTILINE)
+    assert rows == [
+        (
+            key.value,
+            value.elts[0].value,
+            ", ".join(map(ast.unparse, value.elts[1].args)),
+            *map(ast.unparse, value.elts[2:]),
+        )
+        for key, value in zip(presets.keys, presets.values, strict=True)
+    ]

@@ -7,23 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sandbox_backends import require
 
-from agent_gym.sandbox import Pool, SandboxUnavailable
+from agent_gym.sandbox import Pool
 from agent_gym.sandbox import pool as pools
-from agent_gym.sandbox.backends import Bubblewrap, Lost, choose
+from agent_gym.sandbox.backends import Bubblewrap, Lost
 from agent_gym.sandbox.pool import CONTROL
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "sandbox_faults.py"
 REQUIRED = bool(os.environ.get("AGENT_GYM_REQUIRE_SANDBOXES"))
-
-
-def needs(backend):
-    try:
-        choose(backend)
-    except SandboxUnavailable as error:
-        if REQUIRED:
-            raise
-        pytest.skip(f"no {backend} here: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +36,14 @@ def sound(report):
 
 
 def test_bubblewrap_under_fire(faults):
-    needs("bubblewrap")
+    require("bubblewrap")
     report = faults.run("bubblewrap", seconds=12, slots=3, kinds=["zygote", "zygote", "caller"], every=0.8, seed=2)
     assert set(report["kills"]) == {"zygote", "caller"}
     sound(report)
 
 
 def test_docker_under_fire(faults):
-    needs("docker")
+    require("docker")
     if os.getuid() != 0 or not (shutil.which("dockerd") or Path("/usr/sbin/dockerd").exists()):
         if REQUIRED:
             raise RuntimeError("a Docker daemon of the test's own needs root and dockerd")
@@ -62,7 +54,7 @@ def test_docker_under_fire(faults):
 
 
 def test_program_that_kills_itself_is_an_error_and_its_sandbox_lives_on(monkeypatch):
-    needs("bubblewrap")
+    require("bubblewrap")
     monkeypatch.setattr(pools, "BACKOFF_S", 0.001)
     suicide = "import os\ndef f(x):\n    os.kill(os.getpid(), 9)\n"
     made, start = [], Bubblewrap._launch
@@ -78,7 +70,7 @@ RIGHT, TESTS = "def f(x):\n    return x\n", [((1,), 1)]
 
 @pytest.fixture
 def quick(monkeypatch):
-    needs("bubblewrap")
+    require("bubblewrap")
     monkeypatch.setattr(pools, "BACKOFF_S", 0.001)
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from agent_gym.sandbox import SandboxUnavailable, cgroup
+from agent_gym.sandbox import SandboxUnavailable, owned
 from agent_gym.sandbox.backends import BACKENDS, choose, docker_image, reap_containers
 from agent_gym.sandbox.pool import CONTROL, Pool
 from agent_gym.sandbox.rootfs import image_tar
@@ -36,7 +36,7 @@ def _check() -> str:
 
 
 def _reap() -> str:
-    found = [f"control groups removed: {cgroup.reap()}"]
+    found = [f"control groups and folders removed: {owned.reap()}"]
     try:
         found.append(f"containers removed: {reap_containers()}")
     except SandboxUnavailable as error:

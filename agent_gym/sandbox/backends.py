@@ -14,12 +14,13 @@ import sys
 import tempfile
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from agent_gym.sandbox import cgroup, seccomp
+from agent_gym.sandbox import owned, seccomp
 from agent_gym.sandbox.rootfs import PYTHON, ZYGOTE, image_id, image_tar, rootfs
 from agent_gym.verdict import InfraError
 
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 START_S, ANSWER_S, WIPE_S = 60.0, 20.0, 5.0
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C", "PYTHONUTF8": "1", "HOME": "/tmp"}
 OVERHEAD_MB = 48
 """The zygote's own memory, beside that of its run."""
 
@@ -82,7 +83,7 @@ class Limits:
                 raise ValueError(f"Limits.{field.name} must be a {kind} above 0, not {value!r}")
 
 
-class Sandbox:
+class Sandbox(ABC):
     """A zygote and the control socket to it. Not shared between threads.
 
     Args:
@@ -112,15 +113,15 @@ class Sandbox:
 
     def _config(self) -> dict[str, Any]:
         program = base64.b64encode(seccomp.bpf()).decode()
-        return {"isolation": self.isolation, "filter": program, "owner": cgroup.owner()}  # the owner is for ps
+        return {"isolation": self.isolation, "filter": program, "owner": owned.owner()}  # the owner is for ps
 
+    @abstractmethod
     def _launch(self) -> socket.socket:
         """Start the zygote; the control socket."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stop(self) -> None:
         """Make sure that nothing of it is left."""
-        raise NotImplementedError
 
     def _why(self) -> str:
         """What the backend knows about a failed start."""
@@ -194,8 +195,9 @@ class _Child(Sandbox):
     process: subprocess.Popen | None = None
     errors: IO[bytes] | None = None
 
+    @abstractmethod
     def _command(self) -> list[str]:
-        raise NotImplementedError
+        """The command line up to the interpreter."""
 
     def _launch(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -237,7 +239,7 @@ class Bubblewrap(_Child):
 
     isolation = "namespaces"
 
-    group: cgroup.Group | None = None
+    group: owned.Group | None = None
     kills = 0
 
     @classmethod
@@ -258,7 +260,7 @@ class Bubblewrap(_Child):
                     raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
 
     def _launch(self) -> socket.socket:
-        self.group = cgroup.Group(self.limits.memory_mb + OVERHEAD_MB, self.limits.processes + 8)
+        self.group = owned.Group(self.limits.memory_mb + OVERHEAD_MB, self.limits.processes + 8)
         return super()._launch()
 
     def _command(self) -> list[str]:
@@ -312,7 +314,7 @@ class Process(_Child):
         return {**super()._config(), "filter": ""}
 
     def _place(self) -> dict[str, Any]:
-        self.folder = tempfile.mkdtemp(prefix=f"agent_gym-{os.getpid()}-")
+        self.folder = owned.folder()
         return {"folder": self.folder}
 
     def end(self) -> dict[str, Any]:
@@ -388,7 +390,7 @@ class Docker(Sandbox):
     def _launch(self) -> socket.socket:
         import docker
 
-        folder = tempfile.mkdtemp(prefix=f"agent_gym-{os.getpid()}-")
+        folder = owned.folder()
         try:
             if not _reaped.is_set():
                 _reaped.set()
@@ -433,7 +435,7 @@ class Docker(Sandbox):
             ipc_mode="private",
             hostname="sandbox",
             environment=ENVIRONMENT,
-            labels={"agent_gym.owner": cgroup.owner()},
+            labels={"agent_gym.owner": owned.owner()},
             runtime=self.runtime,
         )
 
@@ -454,7 +456,7 @@ def reap_containers() -> int:
 
     count = 0
     for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}, ignore_removed=True):
-        if not cgroup.is_alive(container.labels["agent_gym.owner"]):
+        if not owned.is_alive(container.labels["agent_gym.owner"]):
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True)
                 count += 1

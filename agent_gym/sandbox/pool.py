@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agent_gym.sandbox import cgroup
+from agent_gym.sandbox import owned
 from agent_gym.sandbox.backends import Docker, Killed, Limits, Lost, Sandbox, choose
 from agent_gym.sandbox.grader import Asserts, Cases, Request, Suite, Test, grade
 from agent_gym.verdict import Verdict
@@ -80,7 +80,7 @@ class Pool:
         self._workers: list[threading.Thread] = []
         self._closing = self._closed = False
         self._spare_maker: threading.Thread | None = None
-        cgroup.reap()
+        owned.reap()
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Pool:
         """
         body: Any = tests
         if not isinstance(tests, Asserts | Suite):
-            body = Cases(tuple(test if isinstance(test, Test) else Test(tuple(test[0]), test[1]) for test in tests))
+            body = Cases(tuple(_test(number, test) for number, test in enumerate(tests, start=1)))
         limits = limits or self.limits
         for name in ("memory_mb", "disk_mb", "processes"):
             if getattr(limits, name) > getattr(self.limits, name):
@@ -252,6 +252,15 @@ class Pool:
     def _note(self, entry: dict[str, Any]) -> None:
         if self._journal is not None:
             os.write(self._journal, json.dumps(entry).encode() + b"\n")
+
+
+def _test(number: int, test: Any) -> Test:
+    """A test in either of its forms."""
+    if isinstance(test, Test):
+        return test
+    if not isinstance(test, tuple | list) or len(test) != 2 or not isinstance(test[0], tuple | list):
+        raise ValueError(f"test {number}: must be (args, expected) with a tuple of arguments, not {test!r:.100}")
+    return Test(tuple(test[0]), test[1])
 
 
 class _Slot:

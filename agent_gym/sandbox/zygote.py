@@ -240,7 +240,8 @@ class _Run:
         return {}
 
     def _unittest(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"outcomes": suite.run(lambda: self._load(message), message["suites"], message["tests"])}
+        names = (message["suites"], message["tests"], message["skipped"])
+        return {"outcomes": suite.run(lambda: self._load(message), *names)}
 
 
 def _name(kind: type) -> str:
@@ -259,6 +260,8 @@ def _exit_status(error: BaseException) -> int:
 def _watch(pid: int) -> None:
     """As PID 1 of a run's namespace: end with the run. The run itself is not PID 1: no signal of its own would kill it
     then."""
+    os.close(3)
+    _set_capabilities(0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     while True:
         found, status = os.wait()
@@ -274,7 +277,9 @@ def _become_run(isolation: str, order: dict[str, Any], owner: tuple[int, int], p
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    folder = os.path.join(order["folder"], "work")
+    if isolation == "namespaces" and (pid := os.fork()):
+        _watch(pid)
+    folder = os.path.join(order["folder"], "workspace")
     run = _Run(socket.socket(fileno=3), folder)
     try:
         _enclose(isolation, order, owner, program)
@@ -283,10 +288,6 @@ def _become_run(isolation: str, order: dict[str, Any], owner: tuple[int, int], p
     except BaseException as error:
         run.channel.sendall(wire.pack({"fault": f"{type(error).__name__}: {error}"}))
         os._exit(1)
-    if isolation == "namespaces" and (pid := os.fork()):
-        os.close(3)
-        _watch(pid)
-    run.pid = os.getpid()
     run.channel.sendall(wire.pack({"ready": True}))
     try:
         run.serve()

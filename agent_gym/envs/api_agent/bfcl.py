@@ -146,7 +146,7 @@ class DocumentedTool(Tool):
         self.owner, self.name, self.description = owner, doc["name"], doc["description"]
         self.fn = getattr(_class(owner), self.name)
         self.reads_only = owner in STATELESS or self.name in READERS
-        self.cacheable, self.latency = True, Latency()
+        self.cacheable, self.latency, self.ends, self.atoms = True, Latency(), False, None
         self.parameters = tuple(doc["parameters"]["properties"])
         self._schema = _json_schema(doc["parameters"])
         function = {"name": self.name, "description": self.description, "parameters": self._schema}

@@ -244,6 +244,15 @@ class CodeAgentEnv(ToolEnv):
         """The hidden tests; the answer's words count for nothing."""
         return self._judged("hidden")
 
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """See :meth:`ToolEnv.step`. The last step's info also has ``verifier_info``: ``tests``, how many hidden ones
+        there are, and ``fraction``, the share that passed; None without a verdict."""
+        *found, info = super().step(action)
+        if "verdict" in info:
+            fraction = None if info["verdict"]["status"] == "infra" else info["verdict"]["score"]
+            info["verifier_info"] = {"tests": count(self.task.hidden), "fraction": fraction}
+        return *found, info  # type: ignore[return-value]
+
     def oracle(self) -> list[str]:
         """See :meth:`ToolEnv.oracle`: one call a turn, then the answer."""
         return [*(self.parser.render("", [call]) for call in self.task.calls), self.parser.render("Done.", [])]

@@ -32,7 +32,6 @@ class CodeTask:
         visible: Tests that the agent may run; None where there are none.
         hidden: Tests that decide. The sandbox never holds them, only their inputs.
         calls: The oracle's, one a turn.
-        stub: Whether the files as they are do nothing yet.
     """
 
     id: str
@@ -55,8 +54,12 @@ def subset(checks: Checks, number: int) -> Checks:
     if isinstance(checks, Asserts):
         return replace(checks, statements=checks.statements[at])
     if isinstance(checks, Suite):
-        return replace(checks, ids=checks.ids[at])
+        return _only(checks, checks.ids[at])
     return checks[at]
+
+
+def _only(suite: Suite, ids: tuple[str, ...]) -> Suite:
+    return replace(suite, ids=ids, skipped=(*suite.skipped, *(name for name in suite.ids if name not in ids)))
 
 
 def count(checks: Checks | None) -> int:
@@ -125,15 +128,15 @@ def _write_all(files: Mapping[str, str], before: Mapping[str, str]) -> tuple[Cal
 
 def _own(record: Mapping[str, Any]) -> CodeTask:
     """Our own format."""
-    files, kind = dict(record["files"]), record["checker"]
+    files, kind, visible = dict(record["files"]), record["checker"], record.get("visible") or None
+    every = tuple(dict.fromkeys([*record["hidden"], *(visible or ())])) if kind == "unittest" else ()
     readers: dict[str, Callable[[Any], Checks]] = {
         "cases": lambda tests: tuple(map(_case, tests)),
         "asserts": lambda tests: Asserts(tuple(tests), tuple(record["names"]), record.get("setup", "")),
-        "unittest": lambda tests: Suite(dict(record["test_files"]), tuple(tests)),
+        "unittest": lambda tests: _only(Suite(dict(record["test_files"]), every), tuple(tests)),
     }
     if kind not in readers:
         raise ValueError(f"checker {kind!r}: choose {', '.join(map(repr, readers))}")
-    visible = record.get("visible") or None
     return CodeTask(
         record["id"], record["request"], Workspace(files), record.get("entry_point", ""),
         readers[kind](visible) if visible else None, readers[kind](record["hidden"]),
@@ -152,13 +155,6 @@ def _case(test: Mapping[str, Any]) -> Test:
 
 def _functions(source: str) -> list[str]:
     return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-
-
-def _stub(source: str, name: str, body: str = "    raise NotImplementedError\n") -> str:
-    """``source`` up to the line of the function's signature, then a body that does nothing."""
-    node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name)
-    lines = source.splitlines(keepends=True)
-    return "".join(lines[: node.body[0].lineno - 1]) + body
 
 
 def _mbpp(record: Mapping[str, Any]) -> CodeTask:
@@ -183,7 +179,8 @@ def _human_eval(record: Mapping[str, Any]) -> CodeTask:
     """HumanEval (Chen et al. 2021, arXiv:2107.03374): complete the last function of the prompt."""
     name, prompt = record["entry_point"], record["prompt"]
     files = {"solution.py": f"{prompt}    raise NotImplementedError\n"}
-    hidden = Asserts((f"check({name})",), tuple(_functions(files["solution.py"])), record["test"])
+    setup = files["solution.py"] + record["test"]  # some tests call the prompt's own helpers, which are ours to run
+    hidden = Asserts((f"check({name})",), (name,), setup)
     number = str(record["task_id"]).replace("/", "-")
     return CodeTask(
         number, f"Complete the function {name} in solution.py.", Workspace(files), f"solution:{name}", None, hidden,
@@ -204,11 +201,11 @@ def _exercism(record: Mapping[str, Any]) -> CodeTask:
     """An Exercism exercise: stub, instructions, unittest files. The tests share the submission's process."""
     files, tests = dict(record["solution_files"]), dict(record["test_files"])
     ids = tuple(name for path, text in tests.items() for name in _test_ids(path, text))
-    solution = {**files, **record["reference"]}
+    solution, hidden = {**files, **record["reference"]}, Suite(tests, ids)
     return CodeTask(
         f"exercism-{record['slug']}", f"{record['instructions'].strip()}\n\nThe files: {', '.join(files)}.",
         Workspace({**files, **(record.get("editor_files") or {})}), "",
-        Suite(tests, ids[: max(1, len(ids) // 4)]), Suite(tests, ids), _write_all(solution, files),
+        _only(hidden, ids[: max(1, len(ids) // 4)]), hidden, _write_all(solution, files),
     )  # fmt: skip
 
 

@@ -1,16 +1,18 @@
-"""Memory and pids control groups for the bubblewrap backend, where this process may make them (v1 or v2)."""
+"""What a process has outside itself, control groups and folders, and how they go when it goes, however that is."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
+import shutil
 import signal
+import tempfile
 import time
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["Group", "is_alive", "owner", "reap"]
+__all__ = ["Group", "folder", "is_alive", "owner", "reap"]
 
 ROOT = Path("/sys/fs/cgroup")
 _numbers = itertools.count()
@@ -20,8 +22,8 @@ cat > /dev/null
 for try in 1 2 3 4 5 6 7 8 9 10; do
     left=
     for base in "$@"; do
-        for group in "$base"/"$0"-*; do
-            [ -d "$group" ] && { rmdir "$group" 2>/dev/null || left=yes; }
+        for one in "$base"/"$0"-*; do
+            [ -d "$one" ] && { rmdir "$one" || rm -r "$one" || left=yes; } 2>/dev/null
         done
     done
     [ -z "$left" ] && exit 0
@@ -77,16 +79,24 @@ def _parents() -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=1)
-def _janitor() -> int:
-    """A shell that waits for this process to die, however it does, and removes the groups it leaves behind. It waits
-    on a pipe; this end of it."""
+def _janitor(pid: int) -> int:
+    """A shell that waits for this process to die and removes what it leaves behind. It waits on a pipe; this end of it.
+
+    Args:
+        pid: This process: a fork has none yet.
+    """
     theirs, ours = os.pipe()
-    command = ["/bin/sh", "-c", _JANITOR, f"agent_gym-{owner()}", *map(str, _parents())]
-    os.posix_spawn(
-        "/bin/sh", command, {"PATH": "/usr/bin:/bin"}, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)], setsid=True
-    )
+    command = ["/bin/sh", "-c", _JANITOR, f"agent_gym-{owner()}", *map(str, _parents()), tempfile.gettempdir()]
+    actions = [(os.POSIX_SPAWN_DUP2, theirs, 0)]
+    os.posix_spawn("/bin/sh", command, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True)
     os.close(theirs)
     return ours
+
+
+def folder() -> str:
+    """A new folder in the temporary directory, for the caller to remove."""
+    _janitor(os.getpid())
+    return tempfile.mkdtemp(prefix=f"agent_gym-{owner()}-")
 
 
 class Group:
@@ -102,7 +112,7 @@ class Group:
         self.folders = tuple(parent / name for parent in parents)
         if not parents:
             return
-        _janitor()
+        _janitor(os.getpid())
         one = len(parents) == 1
         files = (
             {"memory.max": memory_mb << 20, "memory.swap.max": 0}
@@ -138,15 +148,18 @@ class Group:
 
 
 def reap() -> int:
-    """Remove the groups of processes that are gone, with what still runs in them; how many there were."""
+    """Remove the groups and folders of processes that are gone, with what still runs in them; how many there were."""
     count = 0
-    for parent in _parents():
-        for folder in parent.glob("agent_gym-*"):
-            if is_alive(folder.name.removeprefix("agent_gym-").rpartition("-")[0]):
+    for base in (*_parents(), Path(tempfile.gettempdir())):
+        for one in base.glob("agent_gym-*.*.*.*-*"):
+            if is_alive(one.name.removeprefix("agent_gym-").rpartition("-")[0]):
                 continue
             with contextlib.suppress(OSError):  # another reaper, or the janitor, is at it too
-                for pid in (folder / "cgroup.procs").read_text().split():
-                    os.kill(int(pid), signal.SIGKILL)
-                folder.rmdir()
+                if base in _parents():
+                    for pid in (one / "cgroup.procs").read_text().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                    one.rmdir()
+                else:
+                    shutil.rmtree(one)
                 count += 1
     return count

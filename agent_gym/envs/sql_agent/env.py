@@ -1,0 +1,365 @@
+"""SQL-v0: answer questions about a database, or change it, through SQLite."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent_gym.costs import Latency
+from agent_gym.env import Outcome, ToolEnv
+from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
+from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, shown, spelled
+from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
+from agent_gym.envs.sql_agent.syntax import identifiers, looks_like_query, order_keys
+from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, load_tasks
+from agent_gym.envs.sql_agent.world import World
+from agent_gym.tools import Call, Tool, ToolError, dump
+from agent_gym.verdict import Verdict
+
+__all__ = ["SQLEnv"]
+
+LOOK = Latency(20.0, 1.0)
+QUERY = Latency(40.0, 1.0)
+"""Every hundred instructions of SQLite's virtual machine take a millisecond."""
+
+MOST_SHOWN_ROWS = 50
+MOST_SHOWN = 8000
+"""Characters of a result."""
+MOST_CELL = 200
+MOST_SAMPLE = 20
+
+
+def list_tables(world: World) -> str:
+    """List the tables of the database."""
+    return "\n".join(world.session.tables)
+
+
+def describe_table(world: World, table: str) -> str:
+    """Show a table's columns: name, type, and the column that a foreign key refers to.
+
+    Args:
+        table: Name of the table.
+    """
+    name = _known(world, table)
+    keys = {}
+    for row in world.run(f"SELECT * FROM pragma_foreign_key_list({_text(name)})").rows:
+        keys[row[3]] = f" -> {row[2]}.{row[4]}" if row[4] else f" -> {row[2]}"
+    found = world.run(f"SELECT name, type, pk FROM pragma_table_info({_text(name)})", most_rows=2000).rows
+    return "\n".join(
+        f"{column} {kind}".strip() + (" primary key" if key else "") + keys.get(column, "")
+        for column, kind, key in found
+    )
+
+
+def sample_rows(world: World, table: str, count: int = 3) -> Result:
+    """Show the first rows of a table.
+
+    Args:
+        table: Name of the table.
+        count: How many, 1 to 20.
+    """
+    name = _known(world, table)
+    if not 1 <= count <= MOST_SAMPLE:
+        raise ToolError("invalid", f"sample_rows: count must be from 1 to {MOST_SAMPLE}, not {count}")
+    return world.run("SELECT * FROM " + '"' + name.replace('"', '""') + '"', most_rows=count)
+
+
+def run_sql(world: World, query: str) -> Result:
+    """Run one SQL statement (SQLite) and show its rows.
+
+    Args:
+        query: The statement.
+    """
+    raise AssertionError("run by the environment")
+
+
+def submit_sql(world: World, query: str) -> Result:
+    """Give the final SQL statement and end the episode.
+
+    Args:
+        query: The statement.
+    """
+    raise AssertionError("run by the environment")
+
+
+def _known(world: World, table: str) -> str:
+    """The table's name as the schema spells it.
+
+    Raises:
+        ToolError: If there is no such table.
+    """
+    tables = {name.lower(): name for name in world.session.tables}
+    if table.lower() not in tables:
+        raise ToolError("not_found", f"there is no table {table!r}; list_tables shows those there are")
+    return tables[table.lower()]
+
+
+def _text(name: str) -> str:
+    return "'" + name.replace("'", "''") + "'"
+
+
+def _names(arguments: Mapping[str, Any]) -> frozenset[str]:
+    """What the writer of a query must have known: the names and literals in it."""
+    return identifiers(str(arguments.get("query", "")))
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        *(Tool(fn, context=True, reads_only=True, latency=LOOK) for fn in (list_tables, describe_table, sample_rows)),
+        Tool(run_sql, context=True, latency=QUERY, atoms=_names),
+        Tool(submit_sql, context=True, latency=QUERY, atoms=_names, ends=True),
+    )
+}
+
+
+class SQLEnv(ToolEnv):
+    """Questions about a database, and changes to be made in it.
+
+    A look charges the tokens of what it shows to ``output_tokens``, beside the agent's own: text that is called for has
+    to be taken in.
+
+    Args:
+        split: ``"train"`` or ``"test"``: disjoint in schemas, in values and in compositions.
+        difficulty: Calls of a straightforward solution, the submission included, 1 to 5, or ``[least, most]``; all of
+            them by default. 1: the request names tables and columns as the schema does; from 2 on it describes them.
+        kinds: ``"query"``, ``"change"``, or both.
+        tasks: Path of a real data set instead of the generator; see
+            :func:`~agent_gym.envs.sql_agent.tasks.load_tasks`.
+        instructions: Most instructions of SQLite's virtual machine for one query.
+        **kwargs: See :class:`~agent_gym.env.ToolEnv`.
+
+    Raises:
+        ValueError: For a value outside what is listed here.
+    """
+
+    system_prompt = (
+        "You work on a SQLite database. Use the tools to do what the user asks. For a question, submit the query that "
+        "answers it; it has to be right on other rows too. A message without a tool call is the final answer."
+    )
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        difficulty: int | Sequence[int] | None = None,
+        kinds: Sequence[str] = KINDS,
+        tasks: str | None = None,
+        instructions: int = INSTRUCTIONS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        difficulty = [LEVELS[0], LEVELS[-1]] if difficulty is None else difficulty
+        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
+        whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
+        if not whole or not LEVELS[0] <= bounds[0] <= bounds[1] <= LEVELS[-1]:
+            raise ValueError(f"difficulty={difficulty!r}: a whole number from 1 to {LEVELS[-1]}, or [least, most]")
+        if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
+            raise ValueError(f"kinds={kinds!r}: a list of {' and '.join(map(repr, KINDS))}")
+        if isinstance(instructions, bool) or not isinstance(instructions, int) or instructions < 1000:
+            raise ValueError(f"instructions={instructions!r}: must be a whole number of 1000 or more")
+        self.split, self.kinds, self.instructions = split, tuple(kinds), instructions
+        self.levels = tuple(range(bounds[0], bounds[1] + 1))
+        given, self.left_out = load_tasks(tasks, instructions) if tasks else ([], {})
+        self._given = {task.id: task for task in given}
+        self.task_ids = tuple(self._given) or None
+
+    def _make_task(self, task_id: str | None) -> SQLTask:
+        if self._given:
+            ids = list(self._given)
+            task_id = ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id
+            if task_id not in self._given:
+                raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
+            return self._given[task_id]
+        if task_id is None:
+            level = self.levels[int(self.np_random.integers(len(self.levels)))]
+            seed = int(self.np_random.integers(2**31))
+            while kind_of(seed) not in self.kinds:
+                seed += 1
+            return compose(self.split, level, seed)
+        parts = task_id.split("-") if isinstance(task_id, str) else []
+        if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])) and int(parts[1]) in LEVELS:
+            return compose(parts[0], int(parts[1]), int(parts[2]))
+        raise ValueError(f"unknown task id {task_id!r}: it reads split-difficulty-seed, such as 'train-2-7'")
+
+    def _tools(self) -> Mapping[str, Tool]:
+        return TOOLS
+
+    def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
+        if tool.fn in (run_sql, submit_sql):
+            limits = {"most_rows": MOST_SHOWN_ROWS, "instructions": self.instructions}
+            try:
+                result = self._world.run(arguments["query"], write=self.task.writes, **limits)
+            except QueryError as error:  # it took its time all the same
+                message = dump({"error": error.kind, "message": str(error)})
+                return Outcome(message, error=error.kind, units=error.units)
+            if tool.ends:
+                return Outcome("null", delta=result.changes or None, units=result.units)
+        else:
+            result = tool.fn(self._world, **arguments)
+        if isinstance(result, str):
+            return Outcome(result, units=result.count("\n") + 1.0, tokens=float(self.token_counter(result)))
+        content = _table(result)
+        return Outcome(
+            content, delta=result.changes or None, units=result.units, tokens=float(self.token_counter(content))
+        )
+
+    # ---- the verdict -------------------------------------------------------------------------------------------------
+
+    def _observe(self, results: list[dict[str, Any]]) -> None:
+        """Keep what SQLite said of a submission that failed."""
+        if results and results[-1]["error"] and getattr(TOOLS.get(results[-1]["name"]), "ends", False):
+            self._progress = (results[-1]["error"], json.loads(results[-1]["content"])["message"])
+
+    def _verify(self, answer: Any) -> Verdict:
+        """The state where a change was asked for; else the query, run on the visible database and the refills."""
+        if self.task.writes:
+            return self._verify_state()
+        query, value = _read_answer(answer)
+        if query is None:
+            if self.task.value and value is not None:
+                return self._verify_value(value)
+            what = "the answer is not a query" if value is not None else "nothing was submitted"
+            return Verdict("fail", "wrong_answer", 0.0, (what,))
+        return self._verify_query(query)
+
+    def _verify_query(self, query: str) -> Verdict:
+        task: SQLTask = self.task
+        databases = (task.world.database, *task.refills)
+        faults: list[str] = []
+        held, reason = 0, "wrong_answer"
+        for number, database in enumerate(databases):
+            golds = [(order_keys(gold), gold_result(database, gold, self.instructions)) for gold in task.golds]
+            most = max(len(gold.rows) for _, gold in golds)
+            try:
+                found = World(database).run(query, most_rows=most + 20, instructions=self.instructions)
+            except ToolError as error:
+                reason = error.kind if error.kind in ("timeout", "memory") else "error"
+                faults.append(str(error))
+                break
+            if not found.reads and all(gold.reads for _, gold in golds):  # right by accident, if at all
+                faults.append("the query reads no table")
+                break
+            wrong = [differences(gold, found, order) for order, gold in golds]
+            if [] in wrong:
+                held += 1
+                continue
+            place = "" if number == 0 else f"on other rows ({number} of {len(task.refills)}): "
+            faults += [place + line for line in min(wrong, key=len)]
+        if not faults:
+            return Verdict("pass", "passed", 1.0)
+        return Verdict("fail", reason, held / len(databases), tuple(faults))
+
+    def _verify_value(self, value: str) -> Verdict:
+        """A single value: text as it stands, or as JSON."""
+        (wanted,) = gold_result(self.task.world.database, self.task.golds[0], self.instructions).rows[0]
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = None
+        if any(same_value(wanted, one) for one in (value, read) if one is not None):
+            return Verdict("pass", "passed", 1.0)
+        return Verdict("fail", "wrong_answer", 0.0, (f"expected {dump(shown(wanted))}, found {dump(value[:200])}",))
+
+    def _verify_state(self) -> Verdict:
+        """Every row that should have changed did, and no other."""
+        wanted, have = self.task.goal.delta, self._world.delta
+        faults, held = [], 0
+        for key in sorted({*wanted, *have}):
+            base = (wanted.get(key) or have[key])[0]
+            expected = wanted[key][1] if key in wanted else base
+            found = have[key][1] if key in have else base
+            if expected is found or (expected is not None and found is not None and same_rows(expected, found)):
+                held += key in wanted
+                continue
+            what = "not as asked" if key in wanted else "changed though nothing asked for it"
+            sides = [spelled(row) if row is not None else "no row" for row in (expected, found)]
+            faults.append(f"{key[0]} row {key[1]}: {what}: expected {sides[0]}, found {sides[1]}")
+        if not faults:
+            return Verdict("pass", "passed", 1.0)
+        reason = "wrong_state"
+        if self._progress is not None:
+            kind, message = self._progress
+            reason = kind if kind in ("timeout", "memory") else "error"
+            faults.insert(0, message)
+        clean = not any("nothing asked" in fault for fault in faults)
+        return Verdict("fail", reason, (held + clean) / (len(wanted) + 1), tuple(faults))
+
+    # ---- the gate ----------------------------------------------------------------------------------------------------
+
+    def oracle(self) -> list[str]:
+        """See :meth:`ToolEnv.oracle`: one call a turn, and the value as the final answer where one is asked for."""
+        actions = [self.parser.render("", [call]) for call in self.task.calls]
+        if self.task.value:
+            (value,) = gold_result(self.task.world.database, self.task.golds[0], self.instructions).rows[0]
+            actions.append(self.parser.render(str(value), []))
+        return actions
+
+    def cheats(self) -> list[list[str]]:
+        """Answer 1; claim; near misses; copy the visible result; write where one may not; change too much."""
+        task: SQLTask = self.task
+        found = [[self._submission("SELECT 1")], [self.parser.render("Done.", [])]]
+        found += [[self._submission(query)] for query in task.wrong]
+        table = '"' + task.world.session.tables[-1].replace('"', '""') + '"'
+        if task.writes:
+            delete = self.parser.render("", [Call("run_sql", {"query": f"DELETE FROM {table}"})])
+            drop = self.parser.render("", [Call("run_sql", {"query": f"DROP TABLE {table}"})])
+            return [*found, [delete, *self.oracle()], [drop, self.parser.render("Done.", [])]]
+        result = gold_result(task.world.database, task.golds[0], self.instructions)
+        if task.refills:
+            rows = ", ".join(f"({', '.join(map(_literal, row))})" for row in result.rows)
+            found.append([self._submission(f"VALUES {rows}")])
+        if not task.value:
+            found.append([self.parser.render(dump([list(map(shown, row)) for row in result.rows[:100]]), [])])
+        return [*found, [self._submission(f"DELETE FROM {table}")]]
+
+    def _submission(self, query: str) -> str:
+        return self.parser.render("", [Call("submit_sql", {"query": query})])
+
+
+def _read_answer(answer: Any) -> tuple[str | None, str | None]:
+    """An answer as a query, or else as a value's text; neither where there is none."""
+    if isinstance(answer, Mapping) and isinstance(answer.get("query"), str):
+        return answer["query"], None  # of submit_sql
+    text = answer.strip() if isinstance(answer, str) else "" if answer is None else dump(answer)
+    fenced = re.fullmatch(r"```(?:sql)?\s*\n(.*?)\n?```", text, re.DOTALL | re.IGNORECASE)
+    text = fenced[1].strip() if fenced else text
+    if looks_like_query(text):
+        return text, None
+    return None, text or None
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return str(shown(value))
+    return _text(value) if isinstance(value, str) else repr(value)
+
+
+def _cell(value: Any) -> Any:
+    value = shown(value)
+    return value[:MOST_CELL] + "..." if isinstance(value, str) and len(value) > MOST_CELL else value
+
+
+def _table(result: Result) -> str:
+    """A result as lines of JSON: the columns, then each row."""
+    if not result.columns:
+        count = len(result.changes)
+        return f"{count} row{'s' * (count != 1)} changed"
+    lines, length = [dump(list(result.columns))], 0
+    for row in result.rows:
+        line = dump([_cell(value) for value in row])
+        length += len(line) + 1
+        if length > MOST_SHOWN:
+            break
+        lines.append(line)
+    if result.more or len(lines) <= len(result.rows):
+        lines.append("... (more rows)")
+    elif not result.rows:
+        lines.append("no rows")
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""What a task of SQL-v0 is, and tasks from real data sets by path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from agent_gym.envs.sql_agent.database import INSTRUCTIONS, Database, Result
+from agent_gym.envs.sql_agent.syntax import alternatives, reads_clock, statements
+from agent_gym.envs.sql_agent.world import World
+from agent_gym.tools import Call, ToolError
+from agent_gym.verdict import InfraError
+
+__all__ = ["SQLTask", "gold_result", "load_tasks"]
+
+MOST_ROWS = 50_000
+"""Of a gold's result."""
+
+
+@dataclass(frozen=True)
+class SQLTask:
+    """A question about a database, or a change to be made in it.
+
+    Args:
+        id: As ``reset(options={"task": id})`` takes it.
+        request: The user's words.
+        world: The visible database; writable where a change is asked for.
+        golds: Queries of which each answers the question, or the statements that together make the change.
+        refills: The same tables with other rows, on which a query has to be right as well.
+        calls: The oracle's, one a turn.
+        value: Whether the request asks for a single value, so that the value itself is an answer too.
+        wrong: Near misses: statements that must not pass.
+    """
+
+    id: str
+    request: str
+    world: World
+    golds: tuple[str, ...]
+    refills: tuple[Database, ...] = ()
+    calls: tuple[Call, ...] = ()
+    value: bool = False
+    wrong: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def latency_seed(self) -> int:
+        """See :class:`~agent_gym.env.Task`."""
+        return int.from_bytes(blake2b(self.id.encode(), digest_size=4).digest(), "big")
+
+    @property
+    def writes(self) -> bool:
+        """Whether a change is asked for."""
+        return self.world.writable
+
+    @cached_property
+    def goal(self) -> World:
+        """The world after the golds of a task that writes."""
+        world = self.world
+        for gold in self.golds:
+            world = world.apply(world.run(gold, write=True).changes)
+        return world
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "goal"}
+
+
+@lru_cache(maxsize=512)
+def gold_result(database: Database, gold: str, instructions: int = INSTRUCTIONS) -> Result:
+    """What a gold gives on a database.
+
+    Raises:
+        ToolError: If it does not run.
+    """
+    return World(database).run(gold, most_rows=MOST_ROWS, instructions=instructions)
+
+
+def load_tasks(source: str, instructions: int = INSTRUCTIONS) -> tuple[list[SQLTask], dict[str, str]]:
+    """Tasks of a real data set.
+
+    Args:
+        source: A folder in Spider's or BIRD's form (``dev.json`` or ``dev.jsonl``, ``database/DB/DB.sqlite``) or with
+            defog's (``tasks.jsonl``, ``database/DB.db``), or its file of records. docs/sql_agent.md shows the forms.
+        instructions: Bound of one query, golds included.
+
+    Returns:
+        The tasks, and what was left out: the reason by id.
+
+    Raises:
+        ValueError: Naming file, record and fault.
+    """
+    path = _records_file(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+    except ValueError as error:
+        raise ValueError(f"{path}: neither a JSON list nor JSON lines: {error}") from None
+    databases: dict[str, Database] = {}
+    tasks: list[SQLTask] = []
+    left_out: dict[str, str] = {}
+    for number, record in enumerate(records, start=1):
+        try:
+            name, golds, request = _read(record)
+            if name not in databases:
+                databases[name] = _database(path.parent, name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path}, record {number}: not a task: {what}") from error
+        task_id, world = f"{name}-{number}", World(databases[name])
+        reason, sound = _sound(world, golds, instructions)
+        if record.get("uses_now") or any(map(reads_clock, golds)):
+            reason = "the gold depends on the clock"
+        if reason:
+            left_out[task_id] = reason
+        else:
+            call = Call("submit_sql", {"query": sound[0]})
+            tasks.append(SQLTask(task_id, request, world, sound, calls=(call,)))
+    if not tasks:
+        why = f": {next(iter(left_out.values()))}" if left_out else ""
+        raise ValueError(f"{path}: the file has no task{why}")
+    return tasks, left_out
+
+
+def _records_file(source: str) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    names = [f"{stem}.{ext}" for stem in ("tasks", "dev", "test", "train") for ext in ("jsonl", "json")]
+    found = [path / name for name in names if (path / name).is_file()]
+    if not found:
+        raise ValueError(f"tasks={source!r}: neither a file of records nor a folder with one of {', '.join(names)}")
+    return found[0]
+
+
+def _read(record: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
+    """Database, golds and request of a record of either form."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a record is a JSON object, not {type(record).__name__}")
+    if "db_id" in record:  # Spider (arXiv:1809.08887); BIRD (arXiv:2305.03111) says SQL for query, and adds evidence
+        gold = record["SQL"] if "SQL" in record else record["query"]
+        name, notes, golds = record["db_id"], record.get("evidence"), statements(gold)[:1]
+    elif "db_name" in record:  # defog's sql-eval: alternatives by semicolon, sets of columns in braces
+        name, notes = record["db_name"], record.get("full_instructions") or record.get("instructions")
+        golds = [one for gold in statements(record["query"]) for one in alternatives(gold)]
+    else:
+        raise ValueError("neither db_id nor db_name is there, so its form is not known")
+    if not golds:
+        raise ValueError("the gold query is empty")
+    return name, tuple(golds), f"{record['question']}\n{notes}" if notes else record["question"]
+
+
+def _database(folder: Path, name: str) -> Database:
+    tried = [folder / parent / f"{base}.{ext}" for parent in ("database", "databases", "dev_databases", "test_database")
+             for base in (f"{name}/{name}", name) for ext in ("sqlite", "db")]  # fmt: skip
+    path = next((path for path in tried if path.is_file()), None)
+    if path is None:
+        raise ValueError(f"there is no database {name!r}, such as {tried[0]}")
+    database = Database(path=str(path))
+    _ = World(database).session  # a file that cannot be read says so now
+    return database
+
+
+def _sound(world: World, golds: tuple[str, ...], instructions: int) -> tuple[str, tuple[str, ...]]:
+    """The golds that run and give rows, and what is wrong where there are none."""
+    sound, reason = [], ""
+    for gold in golds:
+        try:
+            result = gold_result(world.database, gold, instructions)
+        except (ToolError, InfraError) as error:
+            reason = reason or f"the gold fails: {error}"
+            continue
+        if result.more:
+            reason = reason or f"the gold gives more than {MOST_ROWS} rows"
+        elif result.rows:
+            sound.append(gold)
+        else:
+            reason = reason or "the gold's result is empty"
+    return ("", tuple(sound)) if sound else (reason, ())

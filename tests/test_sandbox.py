@@ -1,0 +1,670 @@
+"""The public calls of agent_gym.sandbox, the pool and its journal, and the data that crosses the wall."""
+
+import asyncio
+import contextlib
+import json
+import math
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sandbox_backends import require
+
+from agent_gym.sandbox import (
+    Asserts,
+    Limits,
+    Pool,
+    Raises,
+    SandboxUnavailable,
+    Suite,
+    Test,
+    backends,
+    check,
+    rootfs,
+    shared_pool,
+    wire,
+)
+from agent_gym.sandbox import __main__ as command
+from agent_gym.sandbox import pool as pool_module
+from agent_gym.sandbox.backends import Bubblewrap, Docker, Lost, Process, choose
+from agent_gym.sandbox.grader import Cases, Request, same
+
+LIMITS = Limits(cpu_s=2, wall_s=20, memory_mb=128, disk_mb=8, processes=16)
+PLUS_ONE = "def f(x):\n    return x + 1\n"
+TESTS = [((1,), 2), ((2,), 3)]
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "docker", "process"])
+def pool(request):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        require(request.param)
+        with Pool(request.param, slots=1, limits=LIMITS) as found:
+            yield found
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """A backend for what does not depend on the backend."""
+    require("bubblewrap")
+    return "bubblewrap"
+
+
+# ---- verdicts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "score"),
+    [
+        (PLUS_ONE, "passed", 1.0),
+        ("def f(x): return 2", "wrong_answer", 0.5),
+        ("def f(x): return x / 0", "error", 0.0),
+        ("def f(x:", "error", 0.0),
+        ("def f(x):\n    if x == 2:\n        while True: pass\n    return 2", "timeout", 0.5),
+        ("def f(x): return [0] * 10**9", "memory", 0.0),
+        ("def f(x): return 'a' * 10**7", "output_limit", 0.0),
+    ],
+)
+def test_reasons(pool, source, reason, score):
+    verdict = pool.check(source, "f", TESTS)
+    assert (verdict.reason, verdict.score, verdict.trust) == (reason, score, "strong")
+    assert verdict.status == ("pass" if reason == "passed" else "fail")
+    assert bool(verdict.diagnostics) == (reason != "passed")
+
+
+def test_diagnostics_name_call_expectation_and_finding(pool):
+    (line,) = pool.check("def f(x, y): return x", "f", [Test((1,), 2, kwargs={"y": "a"})]).diagnostics
+    assert line == "f(1, y='a'): expected 2, found 1"
+    (line,) = pool.check("def f(x): return x == 1", "f", [((1,), 1)]).diagnostics
+    assert line == "f(1): expected 1, found True"
+    (line,) = pool.check("def f(x):\n    return {}[x]", "f", [((1,), 1)]).diagnostics
+    assert line == "f(1): expected 1, raised KeyError: 1 (solution.py, line 2)"
+    (line,) = pool.check("class I(int): pass\ndef f(x): return I(x)", "f", [((1,), 1)]).diagnostics
+    assert line == "f(1): expected 1, found <I>"
+
+
+def test_of_many_faults_ten_are_described(pool):
+    verdict = pool.check("def f(x): return -1", "f", [((n,), n) for n in range(30)])
+    assert (len(verdict.diagnostics), verdict.score) == (10, 0.0)
+
+
+def test_raises(pool):
+    source = "def f(x):\n    if x: raise ValueError('no')\n    raise KeyError"
+    assert pool.check(source, "f", [((1,), Raises("ValueError")), ((0,), Raises("KeyError"))]).status == "pass"
+    verdict = pool.check(source, "f", [((1,), Raises("KeyError"))])
+    assert (verdict.reason, verdict.diagnostics) == (
+        "wrong_answer", ("f(1): expected a KeyError, raised ValueError: no (solution.py, line 2)",),
+    )  # fmt: skip
+
+
+def test_several_files_and_entry_points(pool):
+    files = {"a.py": "from b.c import g\ndef f(x): return g(x)\ndef h(x): return x", "b/c.py": "def g(x): return x + 1"}
+    tests = [Test((1,), 2), Test((1,), 1, entry_point="h"), Test((1,), 2, entry_point="b.c:g")]
+    assert pool.check(files, "a:f", tests).status == "pass"
+    assert pool.check(files, "a:f", [*tests, Test((1,), 1, entry_point="missing")]).reason == "error"
+
+
+def test_asserts(pool):
+    body = Asserts(("assert f(2) == k", "assert isinstance(f(2), int)", "try:\n    f('a')\n    assert False\n"
+                    "except TypeError:\n    pass"), ("f",), setup="k = 3")  # fmt: skip
+    assert pool.check(PLUS_ONE, "f", body).status == "pass"
+    verdict = pool.check("def f(x): return 3", "f", body)
+    assert (verdict.reason, round(verdict.score, 2)) == ("wrong_answer", 0.67)
+    with pytest.raises(ValueError, match="not plain data"):
+        pool.check(PLUS_ONE, "f", Asserts(("f(print)",), ("f",)))
+    assert pool.check(PLUS_ONE, "f", TESTS).status == "pass"
+
+
+SUITE = Suite(
+    {"test_f.py": "import unittest\nfrom solution import f\nclass T(unittest.TestCase):\n"
+     "    def test_a(self): self.assertEqual(f(1), 2)\n    def test_b(self): self.assertEqual(f(2), 3)\n"},
+    ("test_f.T.test_a", "test_f.T.test_b"),
+)  # fmt: skip
+
+
+def test_suite_is_weak_and_wants_exactly_its_tests(pool):
+    verdict = pool.check(PLUS_ONE, "", SUITE)
+    assert (verdict.status, verdict.trust) == ("pass", "weak")
+    assert pool.check("def f(x): return 2", "", SUITE).score == 0.5
+    missing = Suite(SUITE.files, (*SUITE.ids, "test_f.T.test_c"))
+    assert pool.check(PLUS_ONE, "", missing).diagnostics == ("test_f.T.test_c: 'did not run'",)
+    skipped = {
+        "test_f.py": SUITE.files["test_f.py"].replace("    def test_b", "    @unittest.skip('')\n    def test_b")
+    }
+    assert pool.check(PLUS_ONE, "", Suite(skipped, SUITE.ids)).score == 0.5
+    assert pool.check(PLUS_ONE, "", Suite(skipped, SUITE.ids[:1])).status == "pass"
+    extra = pool.check(PLUS_ONE, "", Suite(SUITE.files, SUITE.ids[:1]))
+    assert (extra.status, extra.score) == ("fail", 0.0)
+
+
+def test_suite_honest_comparisons():
+    require("bubblewrap")
+    source = """
+import collections, enum
+P = collections.namedtuple('P', 'a b')
+class N(enum.IntEnum):
+    ONE = 1
+class V:
+    def __init__(self, n): self.n = n
+    def __eq__(self, other): return isinstance(other, V) and self.n == other.n
+"""
+    tests = """
+import unittest
+from solution import *
+class Base(unittest.TestCase): pass
+class T(Base):
+    def test_a(self):
+        self.assertEqual(P(1, 2), (1, 2)); self.assertEqual(N.ONE, 1)
+        self.assertEqual(V(1), V(1)); self.assertNotEqual(V(1), V(2)); self.assertEqual({1: 2}.keys(), {1})
+        self.assertEqual([V(1)], [V(1)]); self.assertIn(V(1), [V(2), V(1)])
+"""
+    verdict = check(source, "", Suite({"test_v.py": tests}, ("test_v.T.test_a",)), "bubblewrap", LIMITS)
+    assert verdict.status == "pass", verdict
+
+
+def test_suite_fixtures_run_and_an_import_error_is_told():
+    require("bubblewrap")
+    tests = (
+        "import unittest\nfrom unittest.mock import patch\nfrom solution import f\n"
+        "made = []\ndef setUpModule(): made.append(1)\n"
+        "class T(unittest.IsolatedAsyncioTestCase):\n    @classmethod\n    def setUpClass(cls): made.append(2)\n"
+        "    def setUp(self): self.x = 1\n    async def test_a(self): self.assertEqual([f(self.x), *made], [2, 1, 2])\n"
+    )
+    suite = Suite({"test_f.py": tests}, ("test_f.T.test_a",))
+    assert check(PLUS_ONE, "", suite, "bubblewrap", LIMITS).status == "pass"
+    verdict = check("def g(x): return x", "", suite, "bubblewrap", LIMITS)
+    assert verdict.reason == "error"
+    assert "cannot import name 'f'" in verdict.diagnostics[0]
+
+
+def test_async(pool):
+    async def both():
+        return await asyncio.gather(*(pool.acheck(f"def f(x): return {n}", "f", [((1,), 1)]) for n in range(3)))
+
+    assert [verdict.status for verdict in asyncio.run(both())] == ["fail", "pass", "fail"]
+
+
+def test_nobody_can_cancel_what_others_may_wait_for(quick):
+    async def impatient(pool):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                pool.acheck("import time\ndef f(x):\n    time.sleep(1)\n    return x", "f", [((1,), 1)]), 0.2
+            )
+        return await pool.acheck(PLUS_ONE, "f", TESTS)
+
+    with Pool(quick, slots=1, limits=LIMITS) as pool:
+        assert asyncio.run(impatient(pool)).status == "pass"
+
+
+def test_module_level_check_shares_a_pool(quick):
+    assert check(PLUS_ONE, "f", TESTS, backend=quick, limits=LIMITS).status == "pass"
+    assert shared_pool(quick, LIMITS) is shared_pool(quick, LIMITS)
+    assert shared_pool(quick, LIMITS) is not shared_pool(quick, Limits())
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("cpu_s", 0), ("cpu_s", 1.5), ("cpu_s", True), ("wall_s", 0.0), ("wall_s", math.nan), ("wall_s", "1"),
+     ("memory_mb", -1), ("memory_mb", 10**6), ("disk_mb", None), ("processes", 2.0)],
+)  # fmt: skip
+def test_limits_are_validated(field, value):
+    with pytest.raises(ValueError, match=rf"Limits\.{field} must be a (whole )?number above 0, not"):
+        Limits(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("source", "entry", "tests", "message"),
+    [
+        ({"../a.py": ""}, "a:f", TESTS, "'../a.py' is not a relative path inside the workspace"),
+        ({"/a.py": ""}, "a:f", TESTS, "not a relative path"),
+        ({"a/../../b.py": ""}, "a:f", TESTS, "not a relative path"),
+        ({"a//b.py": ""}, "a:f", TESTS, "not a relative path"),
+        ({"a\0.py": ""}, "a:f", TESTS, "not a relative path"),
+        ({"": ""}, "a:f", TESTS, "not a relative path"),
+        ({}, "a:f", TESTS, "no source"),
+        ({"a.py": b"x"}, "a:f", TESTS, "must be text, not bytes"),
+        ({"a.py": "", "b.py": ""}, "f", TESTS, "with several files it reads 'module:function'"),
+        (PLUS_ONE, "f", [], "tests: there are none"),
+        (
+            PLUS_ONE,
+            "f",
+            [((1,), 2), (1, 2)],
+            r"test 2: must be \(args, expected\) with a tuple of arguments, not \(1, 2\)",
+        ),
+        (PLUS_ONE, "f", [((1,),)], r"test 1: must be \(args, expected\)"),
+        (PLUS_ONE, "f", [1], r"test 1: must be \(args, expected\)"),
+        (PLUS_ONE, "f", Asserts((), ("f",)), "tests: there are none"),
+        (PLUS_ONE, "f", Suite({}, ()), "tests: there are none"),
+        (PLUS_ONE, "f", Asserts(("assert f(",), ("f",)), "does not compile"),
+        (PLUS_ONE, "f", [((1,), math.nan)], "test 1: expected must be plain data without NaN, not nan"),
+        (PLUS_ONE, "f", [((1,), 1), ((math.nan,), 1)], "test 2: args must be plain data"),
+        (PLUS_ONE, "f", [((1,), [{1: math.nan}])], "without NaN"),
+        (PLUS_ONE, "f", [((print,), 1)], "test 1: args must be plain data"),
+        (PLUS_ONE, "f", [((1,), type("I", (int,), {})(2))], "must be plain data"),
+        (PLUS_ONE, "f", [Test((1,), 1, kwargs={"a": object()})], "test 1: kwargs must be plain data"),
+        (PLUS_ONE, "f", [((1,), 1 << 20_000)], "integer of more than"),
+    ],
+)
+def test_requests_are_validated(quick, source, entry, tests, message):
+    with pytest.raises(ValueError, match=message):
+        check(source, entry, tests, backend=quick, limits=LIMITS)
+
+
+def test_pool_arguments_are_validated(quick):
+    with pytest.raises(ValueError, match="'podman': choose 'auto', 'docker', 'bubblewrap', 'process'"):
+        Pool("podman")
+    with pytest.raises(ValueError, match="slots=0"):
+        Pool(quick, slots=0)
+    with pytest.raises(ValueError, match="pending=True"):
+        Pool(quick, pending=True)
+    with pytest.raises(ValueError, match="is for the Docker backend"):
+        Pool(quick, runtime="runsc")
+    with (
+        Pool(quick, slots=1, limits=LIMITS) as pool,
+        pytest.raises(ValueError, match="memory_mb=512 is above the pool's 128"),
+    ):
+        pool.submit(PLUS_ONE, "f", TESTS, Limits())
+
+
+# ---- which backend -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Sets which backends can be had."""
+
+    def use(*names: str) -> None:
+        for kind in (Docker, Bubblewrap, Process):
+
+            def look(kind=kind):
+                name = kind.__name__.lower()
+                if name not in names:
+                    raise SandboxUnavailable(f"no {name}")
+
+            monkeypatch.setattr(kind, "check", look)
+        choose.cache_clear()
+
+    yield use
+    choose.cache_clear()
+
+
+def test_auto_takes_docker_then_bubblewrap_then_refuses(installed):
+    installed("docker", "bubblewrap", "process")
+    assert choose("auto") is Docker
+    installed("bubblewrap", "process")
+    assert choose("auto") is Bubblewrap
+    installed("process")
+    with pytest.raises(SandboxUnavailable) as refusal:
+        Pool("auto")
+    assert str(refusal.value) == (
+        "no sandbox for untrusted code: install Docker or bubblewrap (no docker; no bubblewrap), "
+        "or ask by name for sandbox='process', which does not protect this machine"
+    )
+
+
+def test_missing_tools_are_named(monkeypatch):
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+    with pytest.raises(SandboxUnavailable, match="apt install bubblewrap"):
+        Bubblewrap.check()
+    monkeypatch.setitem(sys.modules, "docker", None)
+    backends._docker.cache_clear()
+    with pytest.raises(SandboxUnavailable, match="pip install"):
+        Docker.check()
+    backends._docker.cache_clear()
+
+
+def test_a_daemon_that_is_not_there(monkeypatch):
+    pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent.sock")
+    backends._docker.cache_clear()
+    with pytest.raises(SandboxUnavailable, match="daemon does not answer"):
+        Docker.check()
+    backends._docker.cache_clear()
+
+
+def test_process_says_what_it_does_not_protect_from():
+    choose.cache_clear()
+    with pytest.warns(UserWarning, match="use it for code you trust"):
+        Pool("process").close()
+
+
+# ---- the pool ------------------------------------------------------------------------------------------------------
+
+
+def sleeper(number: int, seconds: float = 0.4) -> tuple[str, str, Any]:
+    return f"import time\ndef f(x):\n    time.sleep({seconds})\n    return {number}", "f", [((1,), number)]
+
+
+def test_a_request_in_flight_is_run_once(quick):
+    with Pool(quick, slots=2, limits=LIMITS) as pool:
+        first, again = pool.submit(*sleeper(1)), pool.submit(*sleeper(1))
+        assert first is again
+        assert first.result().status == "pass"
+        assert pool.submit(*sleeper(1)) is not first
+
+
+def test_slots_work_side_by_side(quick):
+    with Pool(quick, slots=2, limits=LIMITS) as pool:
+        pool.check(PLUS_ONE, "f", TESTS)
+        started = time.monotonic()
+        futures = [pool.submit(*sleeper(n, 2.0)) for n in range(2)]
+        assert [future.result().status for future in futures] == ["pass", "pass"]
+        assert time.monotonic() - started < 3.9
+
+
+def test_a_full_queue_blocks_and_drains(quick):
+    with Pool(quick, slots=1, pending=1, limits=LIMITS) as pool:
+        futures, started = [], time.monotonic()
+        for number in range(5):
+            futures.append(pool.submit(*sleeper(number)))
+        assert time.monotonic() - started > 0.8  # three of five had to be done for the last to be accepted
+        assert [future.result().status for future in futures] == ["pass"] * 5
+
+
+def test_close_answers_what_was_accepted_even_from_a_full_queue(quick):
+    pool, futures = Pool(quick, slots=2, pending=1, limits=LIMITS), []
+    feeder = threading.Thread(target=lambda: futures.extend(pool.submit(*sleeper(n, 0.2)) for n in range(6)))
+    feeder.start()
+    feeder.join()
+    closer = threading.Thread(target=pool.close, daemon=True)
+    closer.start()
+    closer.join(30)
+    assert not closer.is_alive()
+    assert [future.result(0).status for future in futures] == ["pass"] * 6
+    with pytest.raises(RuntimeError, match="the pool is closed"):
+        pool.submit(*sleeper(9))
+    pool.close()
+
+
+def test_what_no_sandbox_answers_is_infra(monkeypatch, quick):
+    class Broken(Bubblewrap):
+        def __init__(self, limits):
+            raise Lost("no room")
+
+    monkeypatch.setattr(pool_module, "BACKOFF_S", 0.001)
+    pool = Pool(quick, slots=1, limits=LIMITS)
+    pool.kind = Broken
+    verdict = pool.check(PLUS_ONE, "f", TESTS)
+    pool.close()
+    assert (verdict.status, verdict.reason, verdict.diagnostics) == ("infra", "infra", ("no room",))
+    assert math.isnan(verdict.reward)
+
+
+def test_a_sandbox_that_raises_at_its_start_is_infra_too(monkeypatch, quick):
+    class Broken(Bubblewrap):
+        def _launch(self):
+            raise RuntimeError("libseccomp is missing")
+
+    monkeypatch.setattr(pool_module, "BACKOFF_S", 0.001)
+    pool = Pool(quick, slots=1, limits=LIMITS)
+    pool.kind = Broken
+    assert "libseccomp is missing" in pool.check(PLUS_ONE, "f", TESTS).diagnostics[0]
+    pool.close()
+
+
+def test_a_sandbox_lost_once_is_no_fault_and_one_lost_always_is(monkeypatch, quick):
+    grade, losses = pool_module.grade, []
+
+    def fragile(sandbox, request):
+        if request != pool_module.CONTROL and ("always" in request.files["solution.py"] or not losses):
+            losses.append(1)
+            raise Lost("gone")
+        return grade(sandbox, request)
+
+    monkeypatch.setattr(pool_module, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(pool_module, "grade", fragile)
+    with Pool(quick, slots=1, limits=LIMITS) as pool:
+        assert pool.check(PLUS_ONE, "f", TESTS).status == "pass"
+        verdict = pool.check("# always\n" + PLUS_ONE, "f", TESTS)
+        assert (verdict.reason, verdict.diagnostics) == (
+            "error",
+            ("the program, or the sandbox under it, is killed every time it runs",),
+        )
+        assert pool.check("# after\n" + PLUS_ONE, "f", TESTS).status == "pass"
+
+
+# ---- the journal ---------------------------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_journal_answers_again_without_running(tmp_path, quick, monkeypatch):
+    path = tmp_path / "journal"
+    with Pool(quick, slots=1, limits=LIMITS, journal=path) as pool:
+        first = pool.check("def f(x): return '\ud800'", "f", [((1,), {2: b"a"})])
+    assert [next(iter(entry)) for entry in lines(path)] == ["accepted", "answered"]
+    monkeypatch.setattr(pool_module, "grade", None)  # cannot be called
+    with Pool(quick, slots=1, limits=LIMITS, journal=path) as pool:
+        assert pool.recover() == {}
+        assert pool.check("def f(x): return '\ud800'", "f", [((1,), {2: b"a"})]) == first
+    assert len(lines(path)) == 2
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [TESTS, [Test((1,), Raises("TypeError"), "g", {"a": 1})], Asserts(("assert f(1) == 2",), ("f",), "a = 1"), SUITE],
+)
+def test_journal_recovers_what_was_accepted(tmp_path, quick, tests):
+    path = tmp_path / "journal"
+    source = PLUS_ONE + "\ndef g(x): pass\n"
+    with Pool(quick, slots=1, limits=LIMITS, journal=path) as pool:
+        pool.check(source, "f", tests)
+    accepted, answered = path.read_bytes().splitlines(keepends=True)
+    for cut in (b"", answered[:20]):  # the crash came before the answer, or in the middle of its line
+        path.write_bytes(accepted + cut)
+        with Pool(quick, slots=1, limits=LIMITS, journal=path) as pool:
+            ((key, future),) = pool.recover().items()
+            assert future.result().status == "pass"
+            assert pool.recover() == {}
+        assert [entry.get("accepted", entry.get("answered")) for entry in lines(path)] == [key] * 3
+    with Pool(quick, slots=1, limits=LIMITS, journal=path) as pool:
+        assert pool.recover() == {}
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path, quick):
+    for text in ("hello\n", "[]\n", '{"accepted": "a"}\n', '{"answered": "a", "verdict": {"status": "pass"}}\n'):
+        (tmp_path / "journal").write_text(text)
+        with pytest.raises(ValueError, match="line 1: not a line of a journal"):
+            Pool(quick, journal=tmp_path / "journal")
+        assert (tmp_path / "journal").read_text() == text
+
+
+def test_the_key_tells_requests_apart():
+    def key(expected: Any, source: str = PLUS_ONE, limits: Limits = LIMITS) -> str:
+        return Request.of(source, "f", Cases((Test((1,), expected),)), limits).key
+
+    keys = [
+        key(1),
+        key(True),
+        key(1.0),
+        key((1,)),
+        key([1]),
+        key(Raises("E")),
+        key("E"),
+        key(1, "x"),
+        key(1, limits=Limits()),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key({1: [2]}) == key({1: [2]})
+
+
+# ---- the image and the command line ----------------------------------------------------------------------------------
+
+
+def test_image_is_the_same_bytes_every_time_and_holds_no_packages(tmp_path):
+    require("bubblewrap")
+    identity, data = rootfs.image_tar()
+    assert rootfs.image_tar() == (identity, data)
+    assert rootfs.image_id() == identity
+    with tarfile.open(fileobj=BytesIO(data)) as image:
+        layer = image.extractfile("layer.tar").read()
+    with tarfile.open(fileobj=BytesIO(layer)) as tree:
+        names = tree.getnames()
+        assert {(entry.mtime, entry.uid, entry.gid) for entry in tree} == {(0, 0, 0)}
+    assert rootfs.ZYGOTE[1:] in names
+    assert [name for name in names if "site-packages" in name or "dist-packages" in name or name.endswith("/sh")] == []
+    again = tmp_path / "root"
+    again.mkdir()
+    rootfs._build(again)
+    assert rootfs._layer(again) == layer
+
+
+def test_an_image_of_other_bytes_is_refused(monkeypatch):
+    class Images:
+        def list(self, **options):
+            return []
+
+        def load(self, data):
+            return [type("Image", (), {"id": "sha256:other"})]
+
+    monkeypatch.setattr(backends, "_docker", lambda: type("Client", (), {"images": Images()}))
+    monkeypatch.setattr(backends, "image_id", lambda: "sha256:ours")
+    monkeypatch.setattr(backends, "image_tar", lambda: ("sha256:ours", b""))
+    with pytest.raises(RuntimeError, match=r"the daemon loaded \['sha256:other'\], not the image sha256:ours"):
+        backends.docker_image()
+
+
+def test_commands(tmp_path, capsys):
+    require("bubblewrap")
+    run = subprocess.run(
+        [sys.executable, "-m", "agent_gym.sandbox", "check"], capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr
+    assert "bubblewrap: works" in run.stdout.splitlines()
+    assert command.main(["reap"]) == 0
+    assert "control groups and folders removed: 0" in capsys.readouterr().out
+    assert command.main(["build", "--output", str(tmp_path / "image.tar")]) == 0
+    assert rootfs.image_id() in capsys.readouterr().out
+    assert (tmp_path / "image.tar").read_bytes() == rootfs.image_tar()[1]
+
+
+def test_build_without_a_daemon_says_so(monkeypatch, capsys):
+    def absent():
+        raise SandboxUnavailable("the Docker daemon does not answer")
+
+    monkeypatch.setattr(command, "docker_image", absent)
+    assert command.main(["build"]) == 1
+    assert capsys.readouterr().err == "the Docker daemon does not answer\n"
+
+
+# ---- the wire ------------------------------------------------------------------------------------------------------
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # half a surrogate pair too
+ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | TEXT | st.binary(max_size=8)
+KEYS = st.recursive(
+    ATOMS, lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3), max_leaves=5
+)
+VALUES = st.recursive(
+    KEYS,
+    lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.sets(KEYS, max_size=4)
+    | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from("iucfbolpdtsz"),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+TOKENS = st.lists(
+    JSON | st.tuples(st.sampled_from("iucfbolpdtszq"), JSON).map(list)
+    | st.tuples(st.sampled_from("ltszd"), st.integers(0, 4)).map(list)
+    | st.tuples(st.sampled_from("iucfbolpdtsz"), JSON, JSON).map(list), max_size=8,
+)  # fmt: skip
+PLAIN = {bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type(None), wire.Foreign}
+
+
+def parts(value: Any) -> list[Any]:
+    found, stack = [], [value]
+    while stack:
+        found.append(stack.pop())
+        if isinstance(found[-1], dict):
+            stack += [*found[-1].keys(), *found[-1].values()]
+        elif isinstance(found[-1], list | tuple | set | frozenset):
+            stack += found[-1]
+    return found
+
+
+def over_the_wall(value: Any) -> Any:
+    return wire.decode(wire.unpack(BytesIO(wire.pack(wire.encode(value))).read))
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES)
+def test_plain_data_survives(value):
+    found = over_the_wall(value)
+    assert repr(found) == repr(value) or found == value or any(part != part for part in parts(value))
+    has_nan = any(part != part for part in parts(value))
+    assert same(found, value) != has_nan
+    assert [type(part) for part in parts([found])].count(wire.Foreign) == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES, VALUES)
+def test_same_is_stricter_than_equality(one, other):
+    assert same(one, other) == same(other, one)
+    if same(one, other):
+        assert one == other
+        assert type(one) is type(other)
+
+
+@settings(max_examples=600, deadline=None)
+@given(TOKENS | JSON, st.booleans())
+def test_hostile_tokens_decode_to_plain_data_or_are_refused(tokens, exact):
+    try:
+        value = wire.decode(tokens, exact)
+    except wire.Malformed as error:
+        str(error)
+        return
+    assert {type(part) for part in parts(value)} <= PLAIN - (set() if exact else {wire.Foreign})
+    repr(value)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[["o"]], [["i"]], [["p", "!!"]], [["p", ""], 1], [["i", "f" * 4000]], [1 << 15_000], [["l", 0, ["a"]]],
+     [n * ((1 << 61) - 1) for n in range(1000)] + [["s", 1000]], [["l", 0]] + [["t", 1]] * 500, [["o", [[]]]]],
+)  # fmt: skip
+def test_malformed(tokens):
+    with pytest.raises(wire.Malformed):
+        wire.decode(tokens)
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'"\\ud', b"9" * 5000, b""])
+def test_not_json(body):
+    with pytest.raises(wire.Malformed):
+        wire.unpack(BytesIO(len(body).to_bytes(4, "big") + body).read)
+
+
+def test_caps():
+    with pytest.raises(wire.TooLarge):
+        wire.unpack(BytesIO(b"\xff\xff\xff\xff").read, 100)
+    for value in ("a" * 2000, [0] * 2000, b"a" * 2000, 1 << 15_000, {n: n for n in range(500)}):
+        with pytest.raises(wire.TooLarge):
+            wire.encode(value, 1000)
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises(wire.TooLarge, match="deep, or a cycle"):
+        wire.encode(cycle)
+
+
+def test_hostile_tokens_take_no_time():
+    started = time.monotonic()
+    for tokens in ([0] * 300_000, [["l", 0]] * 130_000, [n << 40 for n in range(100_000)] + [["s", 100_000]],
+                   [0, ["t", 1]] * 50_000 + [["z", 50_000]], [["u", "a" * 10**6]] + [["t", 1]] * 390):  # fmt: skip
+        with contextlib.suppress(wire.Malformed):
+            wire.decode(tokens)
+    assert time.monotonic() - started < 10

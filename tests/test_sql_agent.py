@@ -1,0 +1,1090 @@
+import json
+import pickle
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import agent_gym
+from agent_gym import Call, Delete, ToolCache, Truncate, counterfactuals, restore, snapshot, state_hash
+from agent_gym.envs.sql_agent import load_tasks
+from agent_gym.envs.sql_agent.compare import differences
+from agent_gym.envs.sql_agent.database import MOST_SQL, NOW, Database, Result
+from agent_gym.envs.sql_agent.generate import LEVELS, compose, kind_of
+from agent_gym.envs.sql_agent.schemas import SCHEMAS
+from agent_gym.envs.sql_agent.syntax import alternatives, identifiers, order_keys, reads_clock, statements
+from agent_gym.envs.sql_agent.world import World
+from agent_gym.gate import gate_task
+from agent_gym.tools import HermesParser, ToolError
+from agent_gym.wrappers import RecordTrajectory
+
+DDL = (
+    "CREATE TABLE town (id INTEGER PRIMARY KEY, label TEXT, size REAL, note TEXT)",
+    "CREATE TABLE person (id INTEGER PRIMARY KEY, town_id INTEGER REFERENCES town(id), name TEXT UNIQUE, age INTEGER)",
+)
+ROWS = {
+    "town": [(1, "Velo", 10.5, None), (2, "Stulu", 3.25, "x"), (3, "Kedra", 7.0, None)],
+    "person": [(1, 1, "Ann", 30), (2, 1, "Bob", 41), (3, 2, "Cid", 30), (4, 3, "Dee", 25), (5, 2, "Eve", 30)],
+}
+
+
+def call(name, **arguments):
+    return HermesParser().render("", [Call(name, arguments)])
+
+
+def run_sql(query):
+    return call("run_sql", query=query)
+
+
+def submit(query):
+    return call("submit_sql", query=query)
+
+
+def make_file(path, extra=()):
+    """The small database as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path)
+    for statement in (*DDL, *extra):
+        db.execute(statement)
+    for table, rows in ROWS.items():
+        db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    db.commit()
+    db.close()
+    return path
+
+
+def spider(folder, *records, database=True):
+    """A folder in Spider's form."""
+    folder.mkdir(exist_ok=True)
+    if database:
+        make_file(folder / "database" / "small" / "small.sqlite")
+    (folder / "dev.json").write_text(json.dumps(list(records)))
+    return str(folder)
+
+
+def record(query, question="?", **more):
+    return {"db_id": "small", "question": question, "query": query, **more}
+
+
+def make(**kwargs):
+    return gym.make("SQL-v0", disable_env_checker=True, **kwargs)
+
+
+def play(env, *actions, task=None, seed=0):
+    env.reset(seed=seed, options={"task": task} if task else None)
+    for action in actions:
+        observation, reward, terminated, truncated, info = env.step(action)
+        if terminated or truncated:
+            break
+    return observation, reward, info
+
+
+def world(writable=True):
+    return World(Database(DDL, ROWS), writable)
+
+
+@pytest.fixture
+def ages(tmp_path):
+    """One task: who is thirty?"""
+    return spider(tmp_path / "given", record("SELECT name FROM person WHERE age = 30", "Who is thirty?"))
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_check_env_without_a_warning(wrapped):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*render.*|.*different from the unwrapped.*")
+        env = make()
+        check_env(env if wrapped else env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_vector_environments(kind, mode):
+    kwargs = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": mode}}
+    envs = gym.make_vec("SQL-v0", num_envs=2, difficulty=1, **kwargs)
+    try:
+        observations, _ = envs.reset(seed=3)
+        alone = [make(difficulty=1).reset(seed=3 + i) for i in range(2)]
+        assert list(observations) == [observation for observation, _ in alone]
+        observations, rewards, terminations, _, _ = envs.step(("Done.", call("list_tables")))
+        assert list(rewards) == [0.0, 0.0]
+        assert list(terminations) == [True, False]
+        assert observations[1].count("\n") >= 2
+    finally:
+        envs.close()
+
+
+def test_spec_round_trip():
+    env = make(split="test", difficulty=[2, 3], kinds=["query"], instructions=5000)
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.reset(seed=4)[0] == env.reset(seed=4)[0]
+    assert again.unwrapped.instructions == 5000
+
+
+def test_same_seed_same_bytes_in_another_process():
+    code = (
+        "import gymnasium as gym, agent_gym, hashlib\n"
+        "env, trail = gym.make('SQL-v0', split='test'), []\n"
+        "for seed in range(12):\n"
+        "    trail.append(env.reset(seed=seed))\n"
+        "    trail += [env.step(action) for action in env.unwrapped.oracle()]\n"
+        "print(hashlib.sha256(repr(trail).encode()).hexdigest())\n"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+
+
+# ---- tools ---------------------------------------------------------------------------------------------------------
+
+
+def test_tools_show_what_is_there(ages):
+    env = make(tasks=ages)
+    env.reset(seed=0)
+    assert env.step(call("list_tables"))[0] == "town\nperson"
+    assert env.step(call("describe_table", table="PERSON"))[0] == (
+        "id INTEGER primary key\ntown_id INTEGER -> town.id\nname TEXT\nage INTEGER"
+    )
+    assert env.step(call("sample_rows", table="town", count=2))[0].splitlines() == [
+        '["id","label","size","note"]', '[1,"Velo",10.5,null]', '[2,"Stulu",3.25,"x"]', "... (more rows)",
+    ]  # fmt: skip
+    assert env.step(run_sql("SELECT name FROM person WHERE age > 40;"))[0] == '["name"]\n["Bob"]'
+    assert env.step(run_sql("SELECT name FROM person WHERE age > 90"))[0] == '["name"]\nno rows'
+    assert env.step(run_sql("EXPLAIN QUERY PLAN SELECT * FROM town"))[0].endswith('"SCAN town"]')
+    observation, reward, terminated, *_ = env.step(submit("SELECT name FROM person WHERE age = 30"))
+    assert (observation, reward, terminated) == ("null", 1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "says"),
+    [
+        (call("describe_table", table="none"), "not_found", "there is no table 'none'; list_tables shows"),
+        (call("sample_rows", table="town", count=0), "invalid", "count must be from 1 to 20, not 0"),
+        (call("run_sql"), "invalid", "argument 'query'"),
+        (call("submit_sql"), "invalid", "argument 'query'"),
+        (run_sql("SELECT nme FROM person"), "sql", "no such column: nme"),
+        (run_sql("SELEC 1"), "sql", 'near "SELEC": syntax error'),
+        (run_sql(""), "sql", "the query is empty"),
+        (run_sql("-- nothing"), "sql", "the query is empty"),
+        (run_sql("SELECT 1\0"), "sql", "null character"),
+        (run_sql("SELECT 1; SELECT 2"), "sql", "one statement at a time"),
+        (run_sql("SELECT '" + "x" * MOST_SQL + "'"), "too_long", f"at most {MOST_SQL} are allowed"),
+        ("x" * 1_000_000, "invalid", "1000000 characters long; at most 65536 are read"),
+    ],
+)
+def test_tool_errors_say_what_would_be_right(ages, action, kind, says):
+    env = make(tasks=ages)
+    _, start = env.reset(seed=0)
+    observation, _, terminated, truncated, info = env.step(action)
+    assert (terminated, truncated) == (False, False)
+    answer = json.loads(observation)
+    assert answer["error"] == kind
+    assert says in answer["message"]
+    assert info["state_hash"] == start["state_hash"]
+
+
+FORBIDDEN = {
+    "ATTACH 'FILE' AS other": "ATTACH",
+    "ATTACH ':memory:' AS other": "ATTACH",
+    "DETACH main": "DETACH",
+    "VACUUM": "VACUUM|ATTACH",
+    "VACUUM INTO 'FILE'": "VACUUM|ATTACH",
+    "PRAGMA query_only = 0": "PRAGMA",
+    "PRAGMA journal_mode = DELETE": "PRAGMA",
+    "PRAGMA writable_schema = 1": "PRAGMA",
+    "PRAGMA database_list": "PRAGMA",
+    "SELECT * FROM pragma_database_list": "UPDATE sqlite_master|READ|PRAGMA",
+    "SELECT load_extension('FILE')": "load_extension",
+    "SELECT readfile('FILE')": "readfile",
+    "SELECT writefile('FILE', 'x')": "writefile",
+    "SELECT fts3_tokenizer('simple')": "fts3_tokenizer",
+    "SELECT random()": "random",
+    "SELECT hex(randomblob(4))": "randomblob",
+    "SELECT name FROM person ORDER BY random() LIMIT 1": "random",
+    "SELECT sqlite_version()": "sqlite_version",
+    "SELECT last_insert_rowid()": "last_insert_rowid",
+    "SELECT total_changes()": "total_changes",
+    "CREATE TABLE mine (x)": "CREATE|INSERT",
+    "CREATE TEMP TABLE mine (x)": "CREATE|INSERT",
+    "CREATE VIRTUAL TABLE mine USING fts5(x)": "CREATE|INSERT",
+    "CREATE TRIGGER t AFTER INSERT ON town BEGIN SELECT 1; END": "CREATE|INSERT",
+    "DROP TABLE town": "DROP|DELETE",
+    "ALTER TABLE town RENAME TO village": "ALTER|READ|UPDATE",
+    "REINDEX": "REINDEX",
+    "ANALYZE": "ANALYZE|CREATE|INSERT",
+    "BEGIN": "TRANSACTION",
+    "COMMIT": "TRANSACTION",
+    "ROLLBACK": "TRANSACTION",
+    "SAVEPOINT s": "SAVEPOINT",
+    "SELECT * FROM agent_gym_log": "READ agent_gym_log|no such table",
+    "SELECT COUNT(*) FROM agent_gym_log": "READ agent_gym_log|no such table",
+    "SELECT COUNT(*) FROM sqlite_temp_master": "READ sqlite_temp",
+    "DELETE FROM temp.agent_gym_log": "DELETE agent_gym_log|no such table",
+    "SELECT * FROM sqlite_temp_master": "READ sqlite_temp",
+    "UPDATE sqlite_master SET sql = ''": "sqlite_master may not be modified|UPDATE sqlite_master",
+    "SELECT * FROM sqlite_dbpage": "no such table|READ|UPDATE",
+    "SELECT * FROM dbstat": "no such table|READ|UPDATE",
+}
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("query", FORBIDDEN)
+def test_what_is_forbidden(tmp_path, query, writable):
+    file = tmp_path / "loot.db"
+    here = world(writable)
+    before = here.run("SELECT * FROM person").rows
+    with pytest.raises(ToolError, match=FORBIDDEN[query]) as error:
+        here.run(query.replace("FILE", str(file)), write=writable)
+    assert error.value.kind in ("not_permitted", "sql")
+    assert not file.exists()
+    assert here.run("SELECT * FROM person").rows == before
+    if writable:  # the refusal left no transaction open
+        changed = here.run("DELETE FROM person WHERE id = 1", write=True).changes
+        assert list(changed) == [("person", 1)]
+
+
+@pytest.mark.parametrize(
+    "query", ["INSERT INTO town VALUES (9, 'a', 1, NULL)", "UPDATE town SET size = 0", "DELETE FROM person"]
+)
+def test_a_question_only_reads(ages, query):
+    env = make(tasks=ages)
+    for action in (run_sql(query), submit(query)):
+        _, start = env.reset(seed=0)
+        observation, *_, info = env.step(action)
+        assert json.loads(observation)["message"].endswith("this task only reads")
+        assert info["state_hash"] == start["state_hash"]
+    assert (info["verdict"]["status"], info["verdict"]["reason"]) == ("fail", "error")
+
+
+RUNAWAYS = [
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n",
+    "SELECT COUNT(*) FROM " + ", ".join(f"person p{n}" for n in range(14)),
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n ORDER BY x",
+    "WITH RECURSIVE n(x) AS (SELECT 'a' UNION ALL SELECT x || x FROM n) SELECT length(x) FROM n",
+]
+
+
+@pytest.mark.parametrize("query", RUNAWAYS)
+def test_runaway_queries_are_stopped_by_their_instructions(ages, query):
+    env, seen = make(tasks=ages, instructions=200_000), []
+    for _ in range(2):
+        observation, _, info = play(env, run_sql(query))
+        seen.append((observation, info["cost"]))
+        answer = json.loads(observation)
+        assert answer["error"] in ("timeout", "sql")
+        assert "after 200000 instructions" in answer["message"] or "too big" in answer["message"]
+    assert seen[0] == seen[1]
+    if answer["error"] == "timeout":  # it is charged what it took
+        assert seen[0][1]["latency_ms"] > 0.9 * 2000
+    _, reward, info = play(env, submit(RUNAWAYS[0]))
+    assert (reward, info["verdict"]["reason"]) == (0.0, "timeout")
+    assert play(env, *env.unwrapped.oracle())[1] == 1.0
+
+
+def test_expansions_at_compile_time_are_refused():
+    nested = ", ".join(f"c{n} AS (SELECT a.x FROM c{n - 1} a, c{n - 1} b)" for n in range(1, 20))
+    with pytest.raises(ToolError, match="inside each other too often"):
+        world().run(f"WITH c0 AS (SELECT 1 x), {nested} SELECT * FROM c19")
+    twice = "WITH a AS (SELECT age FROM person), b AS (SELECT x.age FROM a x, a y) SELECT COUNT(*) FROM b, b c"
+    assert world().run(twice).rows == [(625,)]
+
+
+@pytest.mark.parametrize("query", ["SELECT zeroblob(2000000)", "SELECT replace(hex(zeroblob(400000)), '0', 'aaaa')"])
+def test_values_that_grow_are_refused(query):
+    with pytest.raises(ToolError, match="too big"):
+        world().run(query)
+    assert world().run("SELECT printf('%2000000d', 1)").rows == [(None,)]
+
+
+def test_latency_is_the_instruction_count(ages):
+    env = make(tasks=ages)
+
+    def latency(query):
+        return play(env, run_sql(query))[2]["cost"]["latency_ms"]
+
+    point, cross = (
+        "SELECT name FROM person WHERE id = 2",
+        "SELECT COUNT(*) FROM person a, person b, person c, person d, person e",
+    )
+    assert latency(cross) > 2 * latency(point)
+    assert latency(cross) == latency(cross)
+    counts = [world().run(cross).units for _ in range(3)]
+    assert counts[0] > 10
+    assert len(set(counts)) == 1
+
+
+def test_the_clock_stands_still():
+    here = world()
+    query = "SELECT date('now'), date(), datetime('NOW', '+1 day'), time('now', 'localtime'), CURRENT_TIMESTAMP, "
+    query += "strftime('%Y'), strftime('%s', 'now'), julianday('now') = julianday('2025-01-01'), "
+    query += "date('2024-02-28', '+2 days')"
+    assert here.run(query).rows == [
+        ("2025-01-01", "2025-01-01", "2025-01-02 00:00:00", "00:00:00", NOW, "2025", "1735689600", 1, "2024-03-01")
+    ]
+    with pytest.raises(ToolError):
+        here.run("SELECT date('now', 'localtime', random())")
+
+
+def test_results_are_cut_by_rows_and_characters(ages):
+    env = make(tasks=ages, token_counter=len)
+    count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT {}) SELECT {} FROM n"
+    observation, _, info = play(env, run_sql(count.format(1000, "x")))
+    assert observation.splitlines()[-2:] == ["[50]", "... (more rows)"]
+    assert info["cost"]["output_tokens"] == len(run_sql(count.format(1000, "x"))) + len(observation)
+    observation, *_ = play(env, run_sql(count.format(40, "hex(zeroblob(50000))")))
+    assert len(observation) < 12_000
+    assert "..." in observation.splitlines()[1]
+
+
+def test_costs_matter(ages):
+    env = make(tasks=ages)
+    query = "SELECT name FROM person WHERE age = 30"
+    direct = play(env, submit(query))[2]["cost_total"]
+    looked = play(env, *[call("sample_rows", table=t, count=20) for t in ("town", "person")], submit(query))[2]
+    assert looked["verdict"]["status"] == "pass"
+    for channel, spent in looked["cost_total"].items():
+        assert spent > direct[channel]
+    tight = make(tasks=ages, budget={"tool_calls": 1})
+    assert play(tight, call("list_tables"), submit(query))[2]["verdict"]["reason"] == "budget"
+
+
+def test_tool_table_follows_the_code():
+    page = (Path(__file__).parents[1] / "docs" / "sql_agent.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)\(([^)]*)\)` \| (\d+) \+ (\d+) ", page, re.MULTILINE)
+    env = make()
+    env.reset(seed=0)
+    assert rows == [
+        (tool.name, ", ".join(tool.parameters), f"{tool.latency.base_ms:.0f}", f"{tool.latency.per_unit_ms:.0f}")
+        for tool in env.unwrapped.tools.values()
+    ]
+
+
+# ---- the world -----------------------------------------------------------------------------------------------------
+
+WRITES = st.sampled_from(
+    [
+        "INSERT INTO town VALUES (9, 'Nine', 1.5, NULL)",
+        "INSERT OR REPLACE INTO town VALUES (9, 'Other', 2.5, 'y')",
+        "DELETE FROM town WHERE id = 9",
+        "UPDATE person SET age = age + 1",
+        "UPDATE person SET age = age - 1",
+        "UPDATE person SET name = CASE name WHEN 'Ann' THEN 'Zoe' WHEN 'Zoe' THEN 'Ann' ELSE name END",
+        "UPDATE person SET id = id + 10 WHERE id < 10",
+        "UPDATE person SET id = id - 10 WHERE id > 10",
+        "INSERT INTO person (town_id, name, age) VALUES (1, 'New', 1)",
+        "DELETE FROM person WHERE name = 'New'",
+        "INSERT OR REPLACE INTO person (id, name) VALUES (7, 'Ann')",
+        "UPDATE town SET note = x'00ff' WHERE id = 1",
+        "DELETE FROM person",
+        "DELETE FROM town",
+    ]
+)
+
+
+def written(here, query):
+    try:
+        return here.apply(here.run(query, write=True).changes)
+    except ToolError:
+        return here
+
+
+def content(here):
+    return [here.run(f"SELECT rowid, * FROM {table} ORDER BY rowid").rows for table in ("town", "person")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(queries=st.lists(WRITES, max_size=6))
+def test_worlds_do_what_sqlite_does(queries):
+    plain = sqlite3.connect(":memory:", isolation_level=None)
+    plain.execute("PRAGMA foreign_keys=ON")
+    plain.execute("PRAGMA recursive_triggers=ON")
+    for statement in DDL:
+        plain.execute(statement)
+    for table, rows in ROWS.items():
+        plain.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", rows)
+    here, trail = world(), []
+    for query in queries:
+        try:
+            plain.execute(query)
+        except sqlite3.IntegrityError:
+            with pytest.raises(ToolError):
+                here.run(query, write=True)
+        here = written(here, query)
+        rows = [
+            plain.execute(f"SELECT rowid, * FROM {table} ORDER BY rowid").fetchall() for table in ("town", "person")
+        ]
+        assert content(here) == rows
+        trail.append((here, rows))
+    for one, rows in reversed(trail):  # and back again, on the same connection
+        assert content(one) == rows
+    # the hash is that of the content, whatever led to it
+    for a, rows in trail:
+        for b, others in trail:
+            assert (a.hash == b.hash) == (rows == others)
+        assert pickle.loads(pickle.dumps(a)).hash == a.hash
+        assert (a.hash == world().hash) == (rows == content(world()))
+
+
+def test_foreign_keys_hold_from_the_first_statement_on():
+    fresh = World(Database((*DDL, "CREATE TABLE more (id INTEGER PRIMARY KEY)"), ROWS), True)
+    for _ in range(2):
+        with pytest.raises(ToolError, match="FOREIGN KEY constraint failed"):
+            fresh.run("DELETE FROM town", write=True)
+        fresh.apply(fresh.run("DELETE FROM person", write=True).changes).run("SELECT 1")
+
+
+def test_worlds_share_what_did_not_change():
+    here = world()
+    after = written(here, "UPDATE town SET size = 1 WHERE id = 2")
+    assert dict(after.delta) == {("town", 2): ((2, "Stulu", 3.25, "x"), (2, "Stulu", 1.0, "x"))}
+    assert after.database is here.database
+    assert here.run("SELECT size FROM town WHERE id = 2").rows == [(3.25,)]
+    assert written(after, "UPDATE town SET size = 3.25 WHERE id = 2").hash == here.hash
+
+
+def test_a_file_is_written_in_memory_only(tmp_path):
+    path = make_file(tmp_path / "small.db")
+    before = path.read_bytes()
+    here = World(Database(path=str(path)), writable=True)
+    after = written(here, "UPDATE person SET age = 0")
+    assert after.run("SELECT SUM(age) FROM person").rows == [(0,)]
+    assert here.run("SELECT SUM(age) FROM person").rows == [(156,)]
+    assert path.read_bytes() == before
+    assert len(pickle.dumps(after)) < 2000
+
+
+def test_a_database_that_changed_is_not_restored(tmp_path):
+    path = make_file(tmp_path / "small.db")
+    data = pickle.dumps(World(Database(path=str(path))))
+    assert pickle.loads(data).hash == Database(path=str(path)).key
+    db = sqlite3.connect(path)
+    db.execute("DELETE FROM person")
+    db.commit()
+    db.close()
+    with pytest.raises(ValueError, match="the database has changed since the snapshot was taken"):
+        pickle.loads(data)
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ("CREATE TABLE odd (a TEXT PRIMARY KEY) WITHOUT ROWID", "odd has no rowid"),
+        ("CREATE TRIGGER t AFTER INSERT ON town BEGIN SELECT 1; END", "the trigger t"),
+    ],
+)
+def test_databases_that_cannot_be_written_are_named(tmp_path, extra, says):
+    path = make_file(tmp_path / "odd.db", [extra])
+    assert World(Database(path=str(path))).run("SELECT COUNT(*) FROM town").rows == [(3,)]
+    with pytest.raises(ValueError, match=says):
+        World(Database(path=str(path)), writable=True).session.run("SELECT 1", {})
+
+
+# ---- snapshots and replay ------------------------------------------------------------------------------------------
+
+CHANGE = next(seed for seed in range(0, 400, 4) if compose("train", 1, seed).golds[0].startswith("DELETE"))
+TASK = f"train-1-{CHANGE}"
+TABLE = compose("train", 1, CHANGE).golds[0].split()[2]
+ACTIONS = st.sampled_from(
+    [
+        call("list_tables"), call("describe_table", table=TABLE), call("sample_rows", table=TABLE, count=2),
+        run_sql(compose("train", 1, CHANGE).golds[0]), run_sql(f"SELECT * FROM {TABLE}"), run_sql("SELECT nothing"),
+        run_sql(f"DELETE FROM {TABLE} WHERE id % 3 = 0"), run_sql(f"DELETE FROM {TABLE} WHERE id % 3 = 1"),
+        run_sql(f"UPDATE {TABLE} SET id = id + 5000 WHERE id < 2000"), call("submit_sql"), "Done.",
+        submit(f"DELETE FROM {TABLE}"),
+    ]
+)  # fmt: skip
+
+
+def advance(env, actions):
+    trail = []
+    for action in actions:
+        *found, info = env.step(action)
+        trail.append(repr((found, info)))
+        if found[2] or found[3]:
+            trail.append(repr(env.reset(options={"task": TASK})))
+    return trail
+
+
+@settings(max_examples=40, deadline=None)
+@given(before=st.lists(ACTIONS, max_size=5), after=st.lists(ACTIONS, max_size=5))
+def test_after_a_restore_everything_is_the_same(before, after):
+    env = make()
+    env.reset(seed=1, options={"task": TASK})
+    advance(env, before)
+    snap = pickle.loads(pickle.dumps(snapshot(env)))
+    first = advance(env, after)
+    restore(env, snap)
+    assert advance(env, after) == first
+    other = make()
+    other.reset(seed=9)
+    restore(other, snap)
+    assert advance(other, after) == first
+
+
+def test_a_snapshot_restores_in_another_process(tmp_path):
+    env = make()
+    env.reset(seed=1, options={"task": TASK})
+    env.step(run_sql(f"DELETE FROM {TABLE} WHERE id % 3 = 0"))
+    actions = [run_sql(f"SELECT * FROM {TABLE}"), run_sql(compose("train", 1, CHANGE).golds[0]), "Done."]
+    (tmp_path / "snap.pickle").write_bytes(pickle.dumps((snapshot(env), actions)))
+    code = (
+        "import pickle, sys, gymnasium as gym, agent_gym\n"
+        "snap, actions = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "env = gym.make('SQL-v0', disable_env_checker=True)\n"
+        "agent_gym.restore(env, snap)\n"
+        "print([env.step(action) for action in actions])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "snap.pickle")]
+    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert there.strip() == repr([env.step(action) for action in actions])
+
+
+def test_state_hash_is_of_the_content_alone():
+    env = make()
+    env.reset(options={"task": TASK})
+    start = state_hash(env)
+    env.step(run_sql(f"UPDATE {TABLE} SET id = id + 5000 WHERE id < 2000"))
+    moved = state_hash(env)
+    env.step(run_sql(f"UPDATE {TABLE} SET id = id - 5000 WHERE id > 5000"))
+    assert state_hash(env) == start != moved
+
+
+def recorded(env, *actions, **reset):
+    env = RecordTrajectory(env)
+    play(env, *actions, **reset)
+    return env, env.last
+
+
+def test_names_that_only_a_description_showed_are_ungrounded(tmp_path):
+    path = spider(tmp_path / "given", record("SELECT label FROM town WHERE size > 5", "Which places are large?"))
+    env, trajectory = recorded(
+        make(tasks=path),
+        call("list_tables"),
+        call("describe_table", table="town"),
+        submit("SELECT label FROM town WHERE size > 5"),
+    )
+    assert trajectory.reward == 1.0
+    no_list, no_description, cut = counterfactuals(env, trajectory, [Delete(0), Delete(1), Truncate(0)])
+    assert no_list.validity == ("ungrounded", "ungrounded")  # what is never asked for is never shown
+    assert no_description.validity == cut.validity == ("ungrounded",)
+    assert no_list.reward == no_description.reward == cut.reward == 0.0
+    (literal,) = counterfactuals(env, trajectory, [Delete(1)], grounding=False)
+    assert literal.reward == 1.0
+
+
+def test_values_that_only_a_sample_showed_are_ungrounded(tmp_path):
+    path = spider(
+        tmp_path / "given", record("SELECT age FROM person WHERE name = 'Ann'", "The age of person.name ann?")
+    )
+    env, trajectory = recorded(
+        make(tasks=path),
+        call("sample_rows", table="person", count=1),
+        submit("SELECT age FROM person WHERE name = 'Ann'"),
+    )
+    (deleted,) = counterfactuals(env, trajectory, [Delete(0)])
+    assert deleted.validity == ("ungrounded",)
+
+
+def test_names_in_the_request_stay_grounded(tmp_path):
+    question = 'Show "label" of "town" where "size" is above 5.'
+    path = spider(tmp_path / "given", record("SELECT label FROM town WHERE size > 5", question))
+    env, trajectory = recorded(
+        make(tasks=path), call("describe_table", table="town"), submit("SELECT label FROM town WHERE size > 5")
+    )
+    (deleted,) = counterfactuals(env, trajectory, [Delete(0)], cache=ToolCache())
+    assert deleted.reward == trajectory.reward == 1.0
+    assert deleted.cost_credit["tool_calls"] == 1.0
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_every_look_of_the_oracle_is_missed_or_spelled_in_the_request(level):
+    env, ungrounded = RecordTrajectory(make(difficulty=level, kinds=["query"])), 0
+    for seed in range(6):
+        env.reset(seed=seed)
+        play(env, *env.unwrapped.oracle(), seed=seed)
+        found = counterfactuals(env, env.last, [Delete(t) for t in range(level - 1)])
+        ungrounded += sum(one.reward == 0.0 for one in found)
+    assert ungrounded >= 2 * (level - 1)
+
+
+def test_cached_replays_are_the_same():
+    env = RecordTrajectory(make())
+    change = compose("train", 1, CHANGE).golds[0]
+    play(env, run_sql(change), run_sql(f"SELECT * FROM {TABLE}"), call("list_tables"), "Done.", task=TASK)
+    cuts = [Delete(t) for t in range(3)]
+    cache = ToolCache()
+    plain = counterfactuals(env, env.last, cuts)
+    assert counterfactuals(env, env.last, cuts, cache=cache) == plain
+    assert counterfactuals(env, env.last, cuts, cache=cache) == plain
+    assert cache.hits > 0
+    assert [one.reward for one in plain] == [0.0, 1.0, 1.0]
+
+
+def test_trajectory_file(ages, tmp_path):
+    _, trajectory = recorded(make(tasks=ages), call("list_tables"), submit("SELECT 1"))
+    agent_gym.write_trajectories(tmp_path / "t.jsonl", [trajectory])
+    assert list(agent_gym.read_trajectories(tmp_path / "t.jsonl")) == [trajectory]
+
+
+# ---- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def result(rows, columns=None, more=False):
+    width = len(rows[0]) if rows else 1
+    return Result(tuple(columns or "abcdefgh"[:width]), list(rows), more, 0.0, {})
+
+
+@pytest.mark.parametrize(
+    ("gold", "found", "order", "same"),
+    [
+        ([(1,), (2,)], [(2,), (1,)], None, True),
+        ([(1,), (2,)], [(2,), (1,)], ("a",), False),
+        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (1, "x"), (2, "z")], ("a",), True),
+        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (1, "x"), (2, "z")], ("1",), True),
+        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (2, "z"), (1, "x")], ("a",), False),
+        ([(1, "x"), (1, "y")], [(1, "y"), (1, "x")], ("",), False),
+        ([(1,), (1,), (2,)], [(1,), (2,), (2,)], None, False),
+        ([(1,), (1,)], [(1,)], None, False),
+        ([(1, "x"), (2, "y")], [("x", 1), ("y", 2)], None, True),
+        ([(1, 2), (2, 1)], [(2, 1), (1, 2)], None, True),
+        ([(1, 2), (1, 3)], [(1, 3), (2, 1)], None, False),
+        ([(1, "x"), (2, "y")], [(1, "y"), (2, "x")], None, False),
+        ([(0.1 + 0.2,)], [(0.3,)], None, True),
+        ([(1,)], [(1.0,)], None, True),
+        ([(1.0,)], [(1.001,)], None, False),
+        ([(1e9,)], [(1e9 + 1,)], None, True),
+        ([("1",)], [(1,)], None, False),
+        ([(None,)], [(None,)], None, True),
+        ([(None,)], [(0,)], None, False),
+        ([(None,)], [("",)], None, False),
+        ([(None, 1), (2, None)], [(1, None), (None, 2)], None, True),
+        ([(b"x",)], [("x",)], None, False),
+        ([(1.0, 5), (1.0000001, 4)], [(1.0000001, 5), (1.0, 4)], None, True),
+        ([(1, 1, 1, 1, 1, 1, 1, 2)], [(1, 1, 1, 2, 1, 1, 1, 1)], None, True),
+        ([], [], None, True),
+        ([], [(1,)], None, False),
+    ],
+)
+def test_results_are_compared_as_bags(gold, found, order, same):
+    assert (differences(result(gold), result(found), order) == []) is same
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from([None, 1, 2, "x"]), st.floats(0, 1), st.integers(0, 2)), min_size=1, max_size=8
+    ),
+    data=st.data(),
+)
+def test_any_order_of_rows_and_columns_is_the_same(rows, data):
+    order, columns = data.draw(st.permutations(range(len(rows)))), data.draw(st.permutations(range(3)))
+    other = [tuple(rows[n][c] for c in columns) for n in order]
+    assert differences(result(rows), result(other)) == []
+    assert differences(result(rows), result(other[1:], "abc")) != []
+    assert differences(result(rows), result([(*row[:2], 7) for row in rows])) != []
+
+
+def test_diagnostics_name_the_difference(ages):
+    env = make(tasks=ages)
+
+    def verdict(action):
+        return play(env, action)[2]["verdict"]
+
+    assert verdict(submit("SELECT name FROM person WHERE age >= 30"))["diagnostics"] == [
+        "expected 3 rows, found 4", 'unexpected row: ["Bob"]',
+    ]  # fmt: skip
+    assert verdict(submit("SELECT name FROM person WHERE id IN (1, 3, 4)"))["diagnostics"] == [
+        'missing row: ["Eve"]', 'unexpected row: ["Dee"]',
+    ]  # fmt: skip
+    assert verdict(submit("SELECT name, age FROM person"))["diagnostics"] == ["expected 1 column, found 2: name, age"]
+    wrong = verdict(submit("SELECT nme FROM person"))
+    assert (wrong["reason"], wrong["score"], wrong["diagnostics"]) == ("error", 0.0, ["no such column: nme"])
+    assert verdict(submit("SELECT 'Ann' UNION SELECT 'Cid' UNION SELECT 'Eve'"))["diagnostics"] == [
+        "the query reads no table"
+    ]
+    assert verdict("")["diagnostics"] == ["nothing was submitted"]
+    assert verdict("Ann, Cid, Eve")["diagnostics"] == ["the answer is not a query"]
+    assert verdict(call("submit"))["status"] == verdict(submit(""))["status"] == "fail"
+
+
+def test_an_answer_may_come_in_several_ways(ages):
+    env, query = make(tasks=ages), "SELECT name FROM person WHERE age = 30"
+    for action in (
+        query, f"```sql\n{query};\n```", submit(query), call("submit", answer=query), f"-- mine\n{query}",
+        submit(f"WITH p AS (SELECT * FROM person) {query.replace('person', 'p')}"), submit(f"{query} ORDER BY 1 DESC"),
+    ):  # fmt: skip
+        assert play(env, action)[1] == 1.0, action
+
+
+def test_order_counts_where_the_gold_orders(tmp_path):
+    gold = "SELECT name, age FROM person ORDER BY age DESC"
+    env = make(tasks=spider(tmp_path / "given", record(gold), record(f"SELECT * FROM ({gold})")))
+    assert play(env, submit(gold), task="small-1")[1] == 1.0
+    assert play(env, submit(f"{gold}, name DESC"), task="small-1")[1] == 1.0  # ties may come in any order
+    _, reward, info = play(env, submit("SELECT name, age FROM person ORDER BY age"), task="small-1")
+    assert (reward, info["verdict"]["diagnostics"]) == (0.0, ["the rows are right, their order is not"])
+    assert play(env, submit("SELECT age, name FROM person"), task="small-2")[1] == 1.0
+
+
+def queries(split, level, count):
+    for seed in range(1, 4 * count):
+        task = compose(split, level, seed)
+        if kind_of(seed) == "query" and not task.value:
+            yield task
+
+
+def test_hard_coded_and_accidental_answers_are_caught_on_other_rows():
+    env, caught = make(), 0
+    for task in queries("train", 1, 6):
+        names = task.world.session.columns(task.golds[0].split(" FROM ")[1].split()[0])
+        rows = task.world.run(task.golds[0]).rows
+        # the same rows by their values, from a real table: right on the visible rows alone
+        literal = " UNION ALL ".join(f"SELECT {', '.join(map(repr, row))}" for row in rows).replace("None", "NULL")
+        table = task.golds[0].split(" FROM ")[1].split()[0]
+        query = f"SELECT * FROM ({literal}) WHERE EXISTS (SELECT {names[0]} FROM {table})"
+        _, reward, info = play(env, submit(query), task=task.id)
+        assert reward == 0.0
+        if "ORDER BY" not in task.golds[0]:
+            assert info["verdict"]["score"] < 1.0
+            assert all(fault.startswith("on other rows") for fault in info["verdict"]["diagnostics"])
+            caught += info["verdict"]["score"] > 0
+    assert caught > 5
+
+
+def test_a_value_is_an_answer_only_where_one_is_asked_for():
+    env, values = make(), 0
+    for level in (2, 3, 4, 5):
+        for seed in range(1, 40):
+            task = compose("train", level, seed)
+            if not task.value:
+                continue
+            values += 1
+            ((wanted,),) = task.world.run(task.golds[0]).rows
+            assert task.request.endswith("Answer with the value alone.")
+            assert play(env, str(wanted), task=task.id)[1] == 1.0
+            assert play(env, call("submit", answer=wanted), task=task.id)[1] == 1.0
+            assert play(env, submit(task.golds[0]), task=task.id)[1] == 1.0
+            assert play(env, "0", task=task.id)[2]["verdict"]["reason"] == "wrong_answer"
+            assert play(env, submit(f"SELECT {wanted!r}"), task=task.id)[1] == 0.0
+    assert values > 5
+
+
+def test_a_change_is_judged_by_the_state():
+    env, task = make(), compose("train", 1, CHANGE)
+    gold, start = task.golds[0], task.wrong[0]
+    assert play(env, submit(gold), task=TASK)[1] == 1.0
+    assert play(env, run_sql(gold), "Done.", task=TASK)[1] == 1.0
+    assert play(env, run_sql(start), run_sql(gold), "Done.", task=TASK)[2]["verdict"]["reason"] == "wrong_state"
+    assert play(env, gold, task=TASK)[1] == 0.0  # words are no deeds
+    other = task.world.session.tables[0]
+    text = task.world.session.columns(other)[1]
+    aside = run_sql(f"UPDATE {other} SET {text} = 'x' WHERE id = (SELECT MAX(id) FROM {other})")
+    _, reward, info = play(env, aside, submit(gold), task=TASK)
+    assert reward == 0.0
+    assert 0.0 < info["verdict"]["score"] < 1.0
+    (fault,) = info["verdict"]["diagnostics"]
+    assert fault.startswith(other)
+    assert "changed though nothing asked for it" in fault
+    _, reward, info = play(env, submit("UPDATE nowhere SET x = 1"), task=TASK)
+    assert (reward, info["verdict"]["reason"]) == (0.0, "error")
+    assert info["verdict"]["diagnostics"][0] == "no such table: nowhere"
+
+
+# ---- generated tasks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_generated_tasks_are_sound(split, level):
+    env = make(split=split, difficulty=level)
+    for seed in range(8):
+        _, info = env.reset(seed=seed)
+        assert gate_task(env, info["task_id"], seed) == []
+        task = env.unwrapped.task
+        assert len(task.calls) == level
+        assert len(task.refills) == (0 if task.writes else 2)
+
+
+def forms(split, levels=LEVELS, seeds=120):
+    """What is asked, with names and values left out."""
+    for level in levels:
+        for seed in range(seeds):
+            yield level, re.sub(r"'[^']*'|\b\d[\d.]*\b", "?", compose(split, level, seed).golds[0])
+
+
+def test_tasks_are_of_many_kinds():
+    asked = list(forms("train", seeds=60))
+    for words in ("JOIN", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "INTERSECT", "EXCEPT", "UNION", "NOT IN",
+                  "IS NULL", "LIKE", "UPDATE", "INSERT", "DELETE", "COUNT", "AVG", "SELECT MAX", " AND "):  # fmt: skip
+        assert any(words in query for _, query in asked), words
+    assert {query.count("JOIN") for _, query in asked} >= {0, 1, 2, 3}
+
+
+def test_splits_share_no_schema_and_no_value():
+    assert len(SCHEMAS["train"]) + len(SCHEMAS["test"]) >= 8
+    tables = [{table.words for schema in SCHEMAS[split] for table in schema.tables} for split in ("train", "test")]
+    assert not tables[0] & tables[1]
+    values = [
+        {value for seed in range(40) for value in re.findall(r"'([A-Z][a-z]{3,})'", compose(split, 1, seed).golds[0])}
+        for split in ("train", "test")
+    ]
+    assert min(map(len, values)) > 5
+    assert not values[0] & values[1]
+
+
+def composition(query):
+    """The query with names and values taken out."""
+    query = re.sub(r"LIKE '[^']*'", "LIKE ?", query)
+    query = re.sub(r"'\d{4}-\d\d-\d\d'", "DATE", query)
+    words = re.findall(r"'[^']*'|\w+(?:\.\w+)?|[^\s\w]+", query)
+    return tuple(word if word.isupper() or not word[0].isalnum() else "x" for word in words if word[0] != "'")
+
+
+def test_splits_share_no_composition():
+    seen = {"train": set(), "test": set()}
+    for split, found in seen.items():
+        for level in LEVELS:
+            found |= {composition(compose(split, level, seed).golds[0]) for seed in range(1, 50) if seed % 4}
+    assert min(map(len, seen.values())) >= 70
+    assert not seen["train"] & seen["test"]
+    parts = {split: {word for query in found for word in query if word.isupper()} for split, found in seen.items()}
+    assert parts["test"] <= parts["train"]  # in training each part is met, in other company
+
+
+def test_difficulty_one_names_everything_as_the_schema_does():
+    for seed in range(60):
+        task = compose("train", 1, seed)
+        quoted = set(re.findall(r'"([^"]*)"', task.request))
+        known = identifiers(task.golds[0])
+        assert all(
+            word in quoted
+            or word in task.request.split()
+            or re.fullmatch(r"[\d.\-]+|\w+%", word)
+            or word + "." in task.request.split()
+            or word + "," in task.request.split()
+            for word in known
+        ), (task.request, task.golds)
+        assert len(task.request) < 220
+
+
+def test_a_task_id_names_its_task():
+    env = make()
+    _, info = env.reset(seed=5)
+    _, other = make(split="test").reset(options={"task": info["task_id"]})
+    assert other["state_hash"] == info["state_hash"]
+
+
+@pytest.mark.parametrize("kind", ["query", "change"])
+def test_kinds(kind):
+    env = make(kinds=[kind])
+    for seed in range(8):
+        env.reset(seed=seed)
+        assert env.unwrapped.task.writes == (kind == "change")
+
+
+# ---- given tasks ---------------------------------------------------------------------------------------------------
+
+
+def test_spider_and_bird(tmp_path):
+    env = make(
+        tasks=spider(tmp_path / "given", record("SELECT COUNT(*) FROM person;"), record("SELECT name FROM person"))
+    )
+    assert env.unwrapped.task_ids == ("small-1", "small-2")
+    for task in env.unwrapped.task_ids:
+        assert gate_task(env, task, 0) == []
+    bird = {"db_id": "small", "question": "How many?", "evidence": "People.", "SQL": "SELECT COUNT(id) FROM person"}
+    folder = tmp_path / "bird"
+    make_file(folder / "dev_databases" / "small" / "small.sqlite")
+    (folder / "dev.jsonl").write_text(json.dumps(bird) + "\n")
+    for source in (folder, folder / "dev.jsonl"):
+        env = make(tasks=str(source))
+        assert env.reset(seed=0)[0] == "How many?\nPeople."
+        assert play(env, submit("SELECT COUNT(*) FROM person"))[1] == 1.0
+
+
+def test_defog(tmp_path):
+    make_file(tmp_path / "database" / "small.db")
+    records = [
+        {"db_name": "small", "question": "Ages?", "instructions": "Sorted.",
+         "query": "SELECT {name, id}, age FROM person WHERE age > 29;SELECT age FROM person WHERE age > 29;"},
+        {"db_name": "small", "question": "Today?", "query": "SELECT name FROM person WHERE date('now') > '2020'"},
+        {"db_name": "small", "question": "Flagged?", "query": "SELECT 1 FROM town", "uses_now": True},
+        {"db_name": "small", "question": "Nobody?", "query": "SELECT name FROM person WHERE age > 99"},
+        {"db_name": "small", "question": "Broken?", "query": "SELECT nme FROM person"},
+    ]  # fmt: skip
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    env = make(tasks=str(tmp_path))
+    assert env.unwrapped.task_ids == ("small-1",)
+    assert env.unwrapped.left_out == {
+        "small-2": "the gold depends on the clock",
+        "small-3": "the gold depends on the clock",
+        "small-4": "the gold's result is empty",
+        "small-5": "the gold fails: no such column: nme",
+    }
+    assert env.reset(seed=0)[0] == "Ages?\nSorted."
+    for columns in ("name, id, age", "name, age", "age, id", "age"):
+        assert play(env, submit(f"SELECT {columns} FROM person WHERE age > 29"))[1] == 1.0, columns
+    assert play(env, submit("SELECT name, id FROM person WHERE age > 29"))[1] == 0.0
+    assert gate_task(env, "small-1", 0) == []
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ({"db_id": "none", "question": "?", "query": "SELECT 1"}, "there is no database 'none', such as"),
+        ({"db_id": "small", "query": "SELECT 1"}, "the key 'question' is missing"),
+        ({"db_id": "small", "question": "?"}, "the key 'query' is missing"),
+        ({"db_id": "small", "question": "?", "query": ";"}, "the gold query is empty"),
+        ({"question": "?"}, "neither db_id nor db_name is there"),
+        (["small"], "a record is a JSON object, not list"),
+    ],
+)
+def test_bad_record_is_named(tmp_path, second, says):
+    with pytest.raises(ValueError, match=r"dev\.json, record 2: not a task") as error:
+        load_tasks(spider(tmp_path / "given", record("SELECT name FROM person"), second))
+    assert says in str(error.value)
+
+
+def test_bad_files_are_named(tmp_path):
+    for name, text, says in (
+        ("cut", '{"id": ', "neither a JSON list nor JSON lines"),
+        ("empty", "", "the file has no task"),
+        ("latin", "\xe9", "neither a JSON list"),
+    ):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=says):
+            load_tasks(str(tmp_path / name))
+    with pytest.raises(ValueError, match="neither a file of records nor a folder with one of"):
+        load_tasks(str(tmp_path))
+    folder = spider(tmp_path / "given", record("SELECT name FROM person WHERE 0"))
+    with pytest.raises(ValueError, match="has no task: the gold's result is empty"):
+        load_tasks(folder)
+
+
+def test_a_corrupt_database_is_named_and_one_that_rots_is_infra(tmp_path):
+    folder = spider(tmp_path / "given", record("SELECT name FROM person WHERE age = 30"))
+    path = tmp_path / "given" / "database" / "small" / "small.sqlite"
+    good = path.read_bytes()
+    path.write_text("this is no database" * 100)
+    with pytest.raises(ValueError, match=r"record 1: not a task: .*not a SQLite database that can be read"):
+        load_tasks(folder)
+    page = 4096  # the header and the schema stay, the tables' pages are lost
+    path.write_bytes(good[:page] + b"\xff" * (len(good) - page))
+    with pytest.raises(ValueError, match=r"the gold fails: the database cannot be read: .*malformed"):
+        load_tasks(folder)
+    second = tmp_path / "second"
+    shutil.copytree(tmp_path / "given", second)
+    path = second / "database" / "small" / "small.sqlite"
+    path.write_bytes(good)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE person SET age = 31 WHERE id = 1")
+    env = make(tasks=str(second))
+    env.reset(seed=0)
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(page)
+        file.write(b"\xff" * (len(data) - page))
+    env.unwrapped.task.world.session._db.execute("PRAGMA shrink_memory")
+    _, reward, terminated, truncated, info = env.step(run_sql("SELECT * FROM person"))
+    assert (terminated, truncated, info["verdict"]["status"]) == (False, True, "infra")
+    assert reward != reward
+    assert "cannot be read" in info["verdict"]["diagnostics"][0]
+    assert play(make(difficulty=1), "Done.")[1] == 0.0
+
+
+def test_values_that_are_not_utf8_are_shown(tmp_path):
+    folder = tmp_path / "given"
+    path = make_file(folder / "database" / "small" / "small.sqlite")
+    with sqlite3.connect(path) as db:
+        db.execute("INSERT INTO town VALUES (8, CAST(x'ff41' AS TEXT), 1, x'00ff')")
+    (folder / "dev.json").write_text(json.dumps([record("SELECT label FROM town")]))
+    env = make(tasks=str(folder))
+    observation, *_ = play(env, run_sql("SELECT label, note FROM town WHERE id = 8"))
+    assert observation.splitlines()[1] == '["\ufffdA","x\'00ff\'"]'
+    assert env.observation_space.contains(observation)
+    assert play(env, *env.unwrapped.oracle())[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"split": "dev"}, "choose 'train' or 'test'"),
+        ({"difficulty": 6}, "a whole number from 1 to 5"),
+        ({"difficulty": [3, 2]}, "a whole number from 1 to 5"),
+        ({"difficulty": True}, "a whole number from 1 to 5"),
+        ({"kinds": ["poetry"]}, "'query' and 'change'"),
+        ({"kinds": "query"}, "'query' and 'change'"),
+        ({"instructions": 10}, "a whole number of 1000 or more"),
+        ({"tasks": "nowhere"}, "neither a file of records nor a folder"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        make(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["train-9-1", "dev-1-1", "train-1", "train-1-x", 3])
+def test_unknown_task_id(ages, name):
+    with pytest.raises(ValueError, match="it reads split-difficulty-seed"):
+        make().reset(options={"task": name})
+    with pytest.raises(ValueError, match="the first of 1 is 'small-1'"):
+        make(tasks=ages).reset(options={"task": name})
+
+
+# ---- syntax --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "keys"),
+    [
+        ("SELECT a FROM t", None),
+        ("SELECT a FROM t ORDER BY a", ("a",)),
+        ("SELECT a FROM t ORDER BY t.A DESC, 2 LIMIT 3;", ("a", "2")),
+        ('SELECT a FROM t ORDER BY "a b" NULLS LAST', ("a b",)),
+        ("SELECT a FROM t ORDER BY COUNT(*), a + 1", ("", "")),
+        ("SELECT * FROM (SELECT a FROM t ORDER BY a)", None),
+        ("SELECT rank() OVER (ORDER BY a) FROM t", None),
+        ("SELECT a FROM t WHERE b = ' ORDER BY c'", None),
+        ("SELECT a FROM t -- ORDER BY a", None),
+        ("SELECT a FROM t UNION SELECT b FROM u ORDER BY 1", ("1",)),
+    ],
+)
+def test_outer_order(query, keys):
+    assert order_keys(query) == keys
+
+
+def test_syntax():
+    assert statements("SELECT ';' AS a; -- b;\nSELECT 2;;") == ["SELECT ';' AS a", "-- b;\nSELECT 2"]
+    assert alternatives("SELECT {a,b} FROM t GROUP BY {}") == [
+        "SELECT a, b FROM t GROUP BY a, b", "SELECT a FROM t GROUP BY a, b", "SELECT b FROM t GROUP BY a, b",
+    ]  # fmt: skip
+    assert identifiers("SELECT \"x y\", t.a FROM t WHERE b = 'Velo' AND c > 30") == {
+        "x y",
+        "t",
+        "a",
+        "b",
+        "Velo",
+        "c",
+        "30",
+    }
+    for query in ("SELECT date('now')", "SELECT CURRENT_DATE", "SELECT datetime()", "SELECT strftime('%Y', 'NOW')"):
+        assert reads_clock(query)
+    for query in ("SELECT date(day) FROM t", "SELECT 'now and then'", "SELECT date FROM t"):
+        assert not reads_clock(query)
