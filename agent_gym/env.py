@@ -6,7 +6,7 @@ import inspect
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -17,7 +17,7 @@ from agent_gym.spaces import Unicode
 from agent_gym.tools import PARSERS, Call, Tool, ToolError, canonical, dump
 from agent_gym.verdict import InfraError, Verdict
 
-__all__ = ["Outcome", "Task", "ToolEnv", "World"]
+__all__ = ["Outcome", "Task", "ToolEnv", "World", "asked_levels"]
 
 REFUSED = Latency(base_ms=5.0)
 """An unknown tool, unreadable call or invalid argument is answered at the door, before any work is done."""
@@ -73,6 +73,25 @@ class Outcome:
     units: float = 0.0
     error: str | None = None
     tokens: float = 0.0
+
+
+def asked_levels(difficulty: int | Sequence[int], most: int, unit: str = "") -> tuple[int, ...]:
+    """The levels that a ``difficulty`` argument names.
+
+    Args:
+        difficulty: A whole number, or ``[least, most]``.
+        most: The highest level there is; the lowest is 1.
+        unit: What a level counts, for the message.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
+    whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
+    if not whole or not 1 <= bounds[0] <= bounds[1] <= most:
+        number = f"a whole number of {unit}" if unit else "a whole number"
+        raise ValueError(f"difficulty={difficulty!r}: {number} from 1 to {most}, or [least, most]")
+    return tuple(range(bounds[0], bounds[1] + 1))
 
 
 def _submit(answer: Any = None) -> None:
@@ -176,6 +195,14 @@ class ToolEnv(gym.Env[str, str]):
     def cheats(self) -> list[list[str]]:
         """Sequences of actions that must not pass: claims without deeds, deeds on the wrong record ..."""
         return []
+
+    def _given_task(self, given: Mapping[str, Any], task_id: str | None) -> Any:
+        """The named one of the tasks of a file, or one drawn from ``self.np_random``; ValueError for an unknown id."""
+        ids = list(given)
+        task_id = ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id
+        if task_id not in given:
+            raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
+        return given[task_id]
 
     def _observe(self, results: list[dict[str, Any]]) -> None:
         """Told of every turn's results, for a verifier that judges more than the state."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from agent_gym.env import Outcome, ToolEnv
+from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.api_agent import domains as _builtin
 from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, levels_of, run_tool
 from agent_gym.envs.api_agent.world import World
@@ -59,13 +59,7 @@ class APIAgentEnv(ToolEnv):
         if difficulty is None:
             self.levels = levels
             return
-        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
-        whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
-        if not whole or not 1 <= bounds[0] <= bounds[1] <= MOST_CALLS:
-            raise ValueError(
-                f"difficulty={difficulty!r}: a whole number of necessary calls from 1 to {MOST_CALLS}, or [least, most]"
-            )
-        self.levels = tuple(range(bounds[0], bounds[1] + 1))
+        self.levels = asked_levels(difficulty, MOST_CALLS, "necessary calls")
         if missing := [level for level in self.levels if level not in levels]:
             raise ValueError(
                 f"difficulty={difficulty!r}: the domains {', '.join(names)} have no {split} task of {missing[0]} "
@@ -74,11 +68,7 @@ class APIAgentEnv(ToolEnv):
 
     def _make_task(self, task_id: str | None) -> APITask:
         if self._given:
-            ids = list(self._given)
-            task_id = ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id
-            if task_id not in self._given:
-                raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
-            return self._given[task_id]
+            return self._given_task(self._given, task_id)
         if task_id is None:
             calls = self.levels[int(self.np_random.integers(len(self.levels)))]
             return compose(self.split, calls, int(self.np_random.integers(2**31)), self.domains)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_gym.costs import Latency
-from agent_gym.env import Outcome, ToolEnv
+from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.code_agent.generate import KINDS, LEVELS, SPLITS, compose
 from agent_gym.envs.code_agent.tasks import CodeTask, count, load_tasks, subset
 from agent_gym.envs.code_agent.workspace import Workspace
@@ -158,14 +158,10 @@ class CodeAgentEnv(ToolEnv):
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: choose 'train' or 'test'")
         difficulty = [LEVELS[0], LEVELS[-1]] if difficulty is None else difficulty
-        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
-        whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
-        if not whole or not LEVELS[0] <= bounds[0] <= bounds[1] <= LEVELS[-1]:
-            raise ValueError(f"difficulty={difficulty!r}: a whole number from 1 to {LEVELS[-1]}, or [least, most]")
+        asked = asked_levels(difficulty, LEVELS[-1])
         if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"kinds={kinds!r}: a list of {' and '.join(map(repr, KINDS))}")
         self.split, self.kinds, self.sandbox = split, tuple(kinds), sandbox
-        asked = range(bounds[0], bounds[1] + 1)
         self.levels = tuple(level for level in asked if any(level in KINDS[kind] for kind in self.kinds))
         if not self.levels:
             raise ValueError(f"difficulty={difficulty!r}: there is no {self.kinds[0]} task of that difficulty")
@@ -176,11 +172,7 @@ class CodeAgentEnv(ToolEnv):
 
     def _make_task(self, task_id: str | None) -> CodeTask:
         if self._given:
-            ids = list(self._given)
-            task_id = ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id
-            if task_id not in self._given:
-                raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
-            return self._given[task_id]
+            return self._given_task(self._given, task_id)
         if task_id is None:
             level = self.levels[int(self.np_random.integers(len(self.levels)))]
             kinds = [kind for kind in self.kinds if level in KINDS[kind]]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_gym.costs import Latency
-from agent_gym.env import Outcome, ToolEnv
+from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
 from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
@@ -154,27 +154,19 @@ class SQLEnv(ToolEnv):
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: choose 'train' or 'test'")
         difficulty = [LEVELS[0], LEVELS[-1]] if difficulty is None else difficulty
-        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
-        whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
-        if not whole or not LEVELS[0] <= bounds[0] <= bounds[1] <= LEVELS[-1]:
-            raise ValueError(f"difficulty={difficulty!r}: a whole number from 1 to {LEVELS[-1]}, or [least, most]")
+        self.levels = asked_levels(difficulty, LEVELS[-1])
         if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"kinds={kinds!r}: a list of {' and '.join(map(repr, KINDS))}")
         if isinstance(instructions, bool) or not isinstance(instructions, int) or instructions < 1000:
             raise ValueError(f"instructions={instructions!r}: must be a whole number of 1000 or more")
         self.split, self.kinds, self.instructions = split, tuple(kinds), instructions
-        self.levels = tuple(range(bounds[0], bounds[1] + 1))
         given, self.left_out = load_tasks(tasks, instructions) if tasks else ([], {})
         self._given = {task.id: task for task in given}
         self.task_ids = tuple(self._given) or None
 
     def _make_task(self, task_id: str | None) -> SQLTask:
         if self._given:
-            ids = list(self._given)
-            task_id = ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id
-            if task_id not in self._given:
-                raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
-            return self._given[task_id]
+            return self._given_task(self._given, task_id)
         if task_id is None:
             level = self.levels[int(self.np_random.integers(len(self.levels)))]
             seed = int(self.np_random.integers(2**31))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from agent_gym.costs import Latency
-from agent_gym.env import Outcome, ToolEnv
+from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.web_lite.dom import DomBackend
 from agent_gym.envs.web_lite.draft import SPLITS
 from agent_gym.envs.web_lite.page import MOST_CHARACTERS, Element, Page, canonical_path, one_line
@@ -167,18 +167,13 @@ class WebLiteEnv(ToolEnv):
         there = levels_of(self.sites, self.split)
         if difficulty is None:
             return there
-        bounds = tuple(difficulty) if isinstance(difficulty, Sequence) else (difficulty, difficulty)
-        whole = len(bounds) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
-        if not whole or not LEVELS[0] <= bounds[0] <= bounds[1] <= LEVELS[1]:
-            raise ValueError(
-                f"difficulty={difficulty!r}: a whole number of actions from 1 to {LEVELS[1]}, or [least, most]"
-            )
-        if missing := [level for level in range(bounds[0], bounds[1] + 1) if level not in there]:
+        asked = asked_levels(difficulty, LEVELS[1], "actions")
+        if missing := [level for level in asked if level not in there]:
             raise ValueError(
                 f"difficulty={difficulty!r}: the sites {', '.join(self.sites)} have no {self.split} task of "
                 f"{missing[0]} actions, only of {', '.join(map(str, there))}"
             )
-        return tuple(range(bounds[0], bounds[1] + 1))
+        return asked
 
     def _make_task(self, task_id: str | None) -> WebTask:
         if task_id is None:
