@@ -6,10 +6,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -984,18 +982,22 @@ def test_run_multipliers(finished):
 def test_killed_and_resumed(finished, checkpoint, tmp_path):
     """The script is interrupted after its third row and resumed here: the rows are those of the undisturbed run,
     digit by digit. (What came after the last checkpoint is done again.)"""
-    line = [sys.executable, str(SCRIPT), *flags(tmp_path, device="cpu", init=checkpoint)]
-    process = subprocess.Popen(
-        line, env=shell(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 150
-    while time.monotonic() < deadline and process.poll() is None:
-        found = list(tmp_path.glob("*/metrics.jsonl"))
-        if found and found[0].read_text().count("\n") >= 3:
-            process.send_signal(signal.SIGINT)
-            break
-        time.sleep(0.02)
-    _, errors = process.communicate(timeout=60)
+    # the signal comes from a thread of the same process: on a busy machine another one may be too late
+    interrupted = """
+import os, pathlib, runpy, signal, sys, threading, time
+
+def watch():
+    while not any(path.read_text().count("\\n") >= 3 for path in pathlib.Path().glob("*/metrics.jsonl")):
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=watch, daemon=True).start()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    line = [sys.executable, "-c", interrupted, str(SCRIPT), *flags(tmp_path, device="cpu", init=checkpoint)]
+    process = subprocess.run(line, env=shell(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    errors = process.stderr
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "interrupted; continue with --resume" in errors
