@@ -130,7 +130,7 @@ def _make(options: argparse.Namespace) -> gym.Env:
     try:
         env = gym.make(options.env_id, disable_env_checker=True, **kwargs)
         env.reset(seed=options.seed)
-    except (gym.error.Error, ImportError, OSError, TypeError, ValueError) as error:
+    except (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{options.env_id}: {' '.join(str(error).split()).split(' was raised from')[0]}") from error
     if not hasattr(env.unwrapped, "oracle"):
         env.close()

@@ -1366,7 +1366,7 @@ def train(args: Args) -> None:
     cut = args.method == "truncation"
     try:
         envs = [make("train", "truncate" if cut else "record", args.truncation_slack) for _ in range(share)]
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+    except (gym.error.Error, ImportError, RuntimeError, TypeError, ValueError) as error:
         fail(f"cannot make {args.env_id}: {error}")
     tests = [make("test", "record") for _ in range(min(128, args.eval_episodes))]
     spare = [make("train", "record") for _ in range(share)] if "replace" in args.credit.interventions else []
