@@ -152,21 +152,3 @@ def line_budget_run(files: Mapping[str, str], cases: Iterable[CallLike], budget:
         except (SyntaxError, ValueError) as error:
             return [("raised", type(error).__name__)] * len(cases)
     return [_run_case(codes, case, budget) for case in cases]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two outcomes (or values) are exactly equal, in value and in type at every depth.
-
-    True is not 1, 1 is not 1.0, a list is not a tuple; NaN equals nothing; dicts and sets have no order.
-    """
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict):
-        keys = {key: key for key in b}
-        return len(a) == len(b) and all(key in b and same(key, keys[key]) and same(a[key], b[key]) for key in a)
-    if isinstance(a, set):
-        items = {item: item for item in b}
-        return len(a) == len(b) and all(item in b and same(item, items[item]) for item in a)
-    return bool(a == b)

@@ -109,7 +109,7 @@ def _repair(program: str, level: int, rng: np.random.Generator) -> _Fault | None
     if level >= 4 and len(files(program)) == 1 and rng.random() < 0.5:
         return None  # programs of several files are few; the harder levels see them more often
     found = _mutants(program)
-    chosen: list[int] = []
+    chosen: dict[int, frozenset[int]] = {}  # what each fault alone kills
     for number in rng.permutation(len(found))[:24]:
         path, mutant = found[number]
         if level == 1 and not _is_short(mutant):
@@ -119,7 +119,7 @@ def _repair(program: str, level: int, rng: np.random.Generator) -> _Fault | None
         killed = _killed(program, int(number))
         if not killed or (level >= 4 and len(killed) == len(_pool(program)[0])):
             continue
-        chosen.append(int(number))
+        chosen[int(number)] = killed
         if len(chosen) == (2 if level == 5 else 1):
             break
     else:
@@ -128,9 +128,9 @@ def _repair(program: str, level: int, rng: np.random.Generator) -> _Fault | None
     for number in sorted(chosen, key=lambda n: -found[n][1].line):  # from below, so that line numbers still hold
         path, mutant = found[number]
         broken[path] = _merge(files(program)[path], mutant.source, broken[path])
-    alone = tuple(_killed(program, number) or frozenset() for number in chosen)
-    failing = alone[0] if len(chosen) == 1 else _failing(program, broken)
-    if not failing or any(not killed for killed in alone):
+    alone = tuple(chosen.values())
+    failing = alone[0] if len(alone) == 1 else _failing(program, broken)
+    if not failing:
         return None
     return _Fault("repair", broken, alone, failing, tuple(found[number] for number in chosen))
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from agent_gym.envs.code_agent.budget import Outcome, line_budget_run, same
+from agent_gym.envs.code_agent.budget import Outcome, line_budget_run
+from agent_gym.sandbox import same
 
 __all__ = ["OPERATORS", "Mutant", "Outcome", "line_budget_run", "mutants", "same"]
 
