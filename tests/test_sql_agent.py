@@ -849,6 +849,18 @@ def test_splits_share_no_schema_and_no_value():
     assert not values[0] & values[1]
 
 
+def test_at_difficulty_one_the_test_split_has_new_schemas_of_known_words():
+    shapes, words = {}, {}
+    for split in ("train", "test"):
+        databases = [compose(split, 1, seed).world.database for seed in range(200)]
+        # what is left of a schema without its names: kinds of columns, and which table refers to which
+        shapes[split] = {re.sub(r"[A-Z]\w*[a-z]\w*", "", " ".join(database.ddl)) for database in databases}
+        words[split] = {word for d in databases for word in re.findall(r"\b[A-Z][a-z]+\b", " ".join(d.ddl))}
+    assert not shapes["train"] & shapes["test"]
+    assert len(words["test"]) > 100
+    assert len(words["test"] - words["train"]) < 0.05 * len(words["test"])
+
+
 def composition(query):
     """The query with names and values taken out."""
     query = re.sub(r"LIKE '[^']*'", "LIKE ?", query)

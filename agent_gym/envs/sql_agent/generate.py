@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -101,8 +101,36 @@ def _name(rng: np.random.Generator, split: str, level: int) -> _Names:
             if column.kind in ("name", "place", "kind"):
                 size, syllables = {"name": (24, 3), "place": (4, 2), "kind": (3, 2)}[column.kind]
                 pools[t, c] = _words(rng, split, syllables, size)
+    if level == 1:
+        _mix(rng, schema, tables, columns)
     first_ids = [int(rng.integers(1, 900)) for _ in schema.tables]
     return _Names(schema, tables, columns, others, other_columns, pools, first_ids)
+
+
+_TABLES = [table for schemas in SCHEMAS.values() for schema in schemas for table in schema.tables]
+_TABLE_WORDS = sorted({word.capitalize() for table in _TABLES for word in table.words})
+_COLUMN_WORDS: dict[str, list[str]] = {}
+for _column in sorted({column for table in _TABLES for column in table.columns}, key=lambda column: column.words):
+    _known = _COLUMN_WORDS.setdefault(_column.kind, [])
+    _known += [word.capitalize() for word in _column.words if word.isalpha() and word.capitalize() not in _known]
+
+
+def _mix(rng: np.random.Generator, schema: Schema, tables: list[str], columns: dict[Ref, str]) -> None:
+    """Give tables and columns the words of any schema, capitalised: ``SELECT Fare FROM Pupils WHERE Crop = ...``.
+
+    Where the request quotes the names, to read them there is the task, and no word should hint at another. In the
+    other difficulties words tell what a column is, and the test split's own ones are new; here a small model that has
+    no words but those it was trained on can do the test split's tasks too.
+    """
+
+    def draw(words: list[str], taken: Collection[str]) -> str:
+        free = [word for word in words if word not in taken]
+        return free[int(rng.integers(len(free)))]
+
+    for t, table in enumerate(schema.tables):
+        tables[t] = draw(_TABLE_WORDS, tables[:t])
+        for c, column in enumerate(table.columns):
+            columns[t, c] = draw(_COLUMN_WORDS[column.kind], [columns[t, n] for n in range(c)])
 
 
 def _two(rng: np.random.Generator, words: Sequence[str]) -> tuple[str, str]:

@@ -71,9 +71,9 @@ class Element:
 
     @property
     def text(self) -> str:
-        """``[7] textbox "Search" value ""``"""
+        """``textbox "Search" [1418] value ""``: the number last of what names it, as in a list of references."""
         control = self.control
-        text = f'[{self.number}] {control.role} "{control.name}"'
+        text = f'{control.role} "{control.name}" [{self.number}]'
         if control.role == "checkbox":
             return f"{text} {self.value}"
         if control.role == "textbox":
