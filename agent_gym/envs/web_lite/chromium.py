@@ -21,7 +21,7 @@ from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.world import Fields, Move, Tables, World
 from agent_gym.verdict import InfraError
 
-__all__ = ["BrowserUnavailable", "ChromiumBackend", "find_chromium", "guarded", "open_page", "pixels"]
+__all__ = ["BrowserUnavailable", "ChromiumBackend", "OnePage", "find_chromium", "open_page", "pixels"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -187,6 +187,29 @@ def guarded() -> Iterator[None]:
         raise InfraError(f"the browser failed: {str(error).splitlines()[0]}") from error
 
 
+class OnePage:
+    """Holder of a browser page. After a failure the page is in no known state: it is dropped, and the next use opens a
+    new one.
+    """
+
+    _page: Any = None
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        try:
+            with guarded():
+                yield
+        except InfraError:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        if self._page is not None:
+            with suppress(Exception):
+                self._page.context.close()
+        self._page = None
+
+
 def pixels(page: Any) -> np.ndarray:
     """A screenshot, height x width x 3."""
     try:
@@ -247,7 +270,7 @@ class _Server(ThreadingHTTPServer):
         """A browser that hangs up is no event."""
 
 
-class ChromiumBackend:
+class ChromiumBackend(OnePage):
     """A real browser, kept in the state of the world that it is asked about.
 
     Args:
@@ -267,7 +290,6 @@ class ChromiumBackend:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"port={port}: cannot be served on: {reason}") from error
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        self._page: Any = None
         self._in = ""  # hash of the world that the browser is in
         self._lines: tuple[Line, ...] = ()
 
@@ -368,19 +390,3 @@ class ChromiumBackend:
             handle.set_checked(value == "on")
         else:
             handle.fill(value)
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """After a failure the browser is in no known state: the page is dropped, and the next world gets a new one."""
-        try:
-            with guarded():
-                yield
-        except InfraError:
-            self._drop()
-            raise
-
-    def _drop(self) -> None:
-        if self._page is not None:
-            with suppress(Exception):
-                self._page.context.close()
-        self._page, self._in = None, ""

@@ -7,7 +7,6 @@ stands still but for a fixed time after each action, so :func:`reexecute` comes 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -19,7 +18,7 @@ import gymnasium as gym
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv
-from agent_gym.envs.web_lite.chromium import CENTRE, find_chromium, guarded, open_page, pixels
+from agent_gym.envs.web_lite.chromium import CENTRE, OnePage, find_chromium, open_page, pixels
 from agent_gym.replay import Drift
 from agent_gym.tools import Tool, ToolError
 from agent_gym.trajectory import Trajectory
@@ -247,7 +246,7 @@ class MiniWoBTask:
         return f"{self.words}\n{self.world.text}"
 
 
-class MiniWoBEnv(ToolEnv):
+class MiniWoBEnv(OnePage, ToolEnv):
     """MiniWoB++. The page ends the episode; the agent's final answer then fetches the verdict.
 
     Args:
@@ -296,25 +295,8 @@ class MiniWoBEnv(ToolEnv):
         if unknown := [name for name in names if name not in known] or (None if names else ["(none)"]):
             raise ValueError(f"sites: MiniWoB++ has no task {unknown[0]!r}; the first of {len(known)} is {known[0]!r}")
         self.sites, self.threshold, self.render_mode = names, float(threshold), render_mode
-        self._page: Any = None
 
     # ---- the page ----
-
-    @contextmanager
-    def _working(self) -> Any:
-        """After a failure the page is dropped, and the next episode gets a new one."""
-        try:
-            with guarded():
-                yield
-        except InfraError:
-            self._drop()
-            raise
-
-    def _drop(self) -> None:
-        if self._page is not None:
-            with suppress(Exception):
-                self._page.context.close()
-        self._page = None
 
     def _open(self, name: str, seed: int) -> dict[str, Any]:
         """Load a page and start its episode; each gets a context of its own, since clocks cannot be put back."""
