@@ -109,7 +109,7 @@ class WebLiteEnv(ToolEnv):
     Args:
         split: ``"train"`` or ``"test"``: they share no name, and no composition of two or more goals.
         difficulty: Actions of a straightforward solution: a whole number from 1 to 8, or ``[least, most]``; by
-            default every number that the sites have tasks of.
+            default every number that the sites have tasks of. At 1 the request says which element it is.
         sites: Names of sites; all of them by default.
         backend: ``"dom"`` (in this process) or ``"chromium"`` (a browser).
         port: Port of the site on loopback, for ``"chromium"``; 0 for any that is free.

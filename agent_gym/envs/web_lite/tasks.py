@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from agent_gym.envs.web_lite.dom import DomBackend
@@ -168,7 +168,11 @@ def _try(rng: random.Random, site: Site, parts: Sequence[Part], split: str, call
             lies=tuple(draft.lies),
             composition=tuple(sorted(goal.name(way) for goal, way in parts)),
         )
-        return task if len(task.calls) == calls else None
+        if len(task.calls) != calls:
+            return None
+        if calls == 1:  # nothing has to be looked up before the one action
+            return replace(task, words=f"{task.words} Start with element {task.calls[0].arguments['element']}.")
+        return task
     except (Clash, LookupError):
         return None
 
