@@ -578,20 +578,24 @@ def ask(
 
 
 def taught(
-    policy: Policy, envs: list[gym.Env], seeds: list[int], args: Args, finished: Callable[[int, Episode, int], None]
+    policy: Policy,
+    envs: list[gym.Env],
+    seeds: list[tuple[int, int]],
+    args: Args,
+    finished: Callable[[int, Episode, int], None],
 ) -> None:
-    """Let the teacher play one episode on each seed. The requests of a turn run side by side, the environments in this
-    thread. ``finished`` is told of each episode as it ends: its place, itself, and the tokens it took. An episode whose
-    request failed is dropped; the others are played to their end first."""
+    """Let the teacher play an episode on each pair of seeds: one for the task, one for its requests. The requests of a
+    turn run side by side, the environments in this thread. ``finished`` is told of each episode as it ends: its place,
+    itself, and the tokens it took. An episode whose request failed is dropped; the others go on to their end first."""
     rows: list[tuple[int, Episode, list[dict[str, Any]], list[dict[str, Any]]]] = []
-    for place, (env, seed) in enumerate(zip(envs, seeds, strict=False)):
+    for place, (env, (seed, _)) in enumerate(zip(envs, seeds, strict=False)):
         observation, info = env.reset(seed=seed)
         episode = Episode(env, info["task_id"], seed, [], observation, cost_total=info["cost_total"])
         rows.append((place, episode, list(info["messages"]), info["tools"]))
     spent, fault = [0] * len(rows), ""
     with ThreadPoolExecutor(max(1, len(rows))) as pool:
         while rows:
-            answers = pool.map(lambda row: ask(row[2], row[3], stream("teacher", row[1].seed, row[0]), args), rows)
+            answers = pool.map(lambda row: ask(row[2], row[3], seeds[row[0]][1], args), rows)
             left = []
             for row, answer in zip(rows, list(answers), strict=True):
                 if isinstance(answer, str):
@@ -769,10 +773,10 @@ def warm_start(policy: Policy, data: list[tuple[list[int], list[tuple[int, int]]
         apply_gradients(policy, optimizers, args)
         losses.append(total)
         bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}")
-    loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
-    if loss > 0.3 and rank() == 0:
-        print(f"warm start: the loss is still {loss:.2f} a token, which leaves little to improve (--warm.updates)")
-    return loss
+    reached = float(np.mean(losses[-max(1, len(losses) // 10) :]))
+    if reached > 0.3 and rank() == 0:
+        print(f"warm start: the loss is still {reached:.2f} a token, which leaves little to improve (--warm.updates)")
+    return reached
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -934,7 +938,8 @@ def sampled(
             todo = [b for b in here[rank() :: world()] if not part(b).exists()]
             seeds = [stream("task", args.seed, number, i // args.samples_per_task) for b in todo for i in batches[b]]
             if args.teacher_url:
-                taught(policy, envs, seeds, args, lambda i, e, n, todo=todo: keep(todo[i], [e], n))  # type: ignore[misc]
+                pairs = [(seed, stream("teacher", args.seed, number, b)) for seed, b in zip(seeds, todo, strict=True)]
+                taught(policy, envs, pairs, args, lambda i, e, n, todo=todo: keep(todo[i], [e], n))  # type: ignore[misc]
             elif todo:
                 episodes = [start(policy, env, seed) for env, seed in zip(envs, seeds, strict=False)]
                 rollout(policy, episodes, args, stream("rollout", args.seed, number, todo[0]))
@@ -968,19 +973,19 @@ def select(samples: list[Trajectory], args: Args) -> tuple[list[Trajectory], dic
     """What is worth learning from, and how much each filter left: samples that may be kept, different ones among them
     (equal calls in equal order count once, whatever words stand around them), and those below the cap."""
     bounds, cheapest = bounds_of(args), args.keep == "cheapest-per-task"
-    fit = [t for t in samples if t.success and not (args.keep == "success-in-budget" and t.violates(bounds))]
+    eligible = [t for t in samples if t.success and not (args.keep == "success-in-budget" and t.violates(bounds))]
     if cheapest:
-        fit.sort(key=lambda t: price(t, args))  # equal ones stay in the order they were sampled in
+        eligible.sort(key=lambda t: price(t, args))  # equal ones stay in the order they were sampled in
     seen: dict[str, set[tuple[str, ...]]] = {}
     kept = []
-    for trajectory in fit:
+    for trajectory in eligible:
         ways = seen.setdefault(trajectory.task_id, set())
         way = call_sequence(trajectory)
         if way not in ways and len(ways) < (1 if cheapest else args.most_per_task):
             kept.append(trajectory)
         ways.add(way)
     distinct = sum(len(ways) for ways in seen.values())
-    return kept, {"fit": len(fit), "distinct": distinct, "kept": len(kept), "tasks_kept": len(seen)}
+    return kept, {"eligible": len(eligible), "distinct": distinct, "kept": len(kept), "tasks_kept": len(seen)}
 
 
 def refit(policy: Policy, data: list[tuple[list[int], list[tuple[int, int]]]], args: Args, seed: int) -> float:
@@ -989,7 +994,8 @@ def refit(policy: Policy, data: list[tuple[list[int], list[tuple[int, int]]]], a
     optimizer = torch.optim.AdamW(trainable(policy), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     rng, size = random.Random(seed), args.batch_size
     updates, each = args.epochs * -(-len(data) // size), -(-len(data) // size)
-    losses, queue = torch.zeros(updates, 2, dtype=torch.float64), []
+    losses = torch.zeros(updates, 2, dtype=torch.float64)
+    queue: list[list[int]] = []
     bar = tqdm(range(updates), desc="refit", disable=rank() > 0)
     for update in bar:
         if not queue:
@@ -1266,8 +1272,8 @@ def train(args: Args) -> None:
         elif args.data:
             trajectories = given(args)
     if not trajectories and (args.stage == "sft" or (fresh and not warm_folder.exists())):
-        played = demonstrations(make("train"), args)
-        dialogues = list(tqdm(played, "demonstrations", args.warm.demonstrations, disable=rank() > 0))
+        shown = demonstrations(make("train"), args)
+        dialogues = list(tqdm(shown, "demonstrations", args.warm.demonstrations, disable=rank() > 0))
     if args.stage == "sft" and not dialogues:
         dialogues = reopened(trajectories, fit_path, args)
     if args.init or warm_folder.exists():
@@ -1301,7 +1307,7 @@ def train(args: Args) -> None:
     spent = infra = 0
     for number in range(rounds + 1):
         row: dict[str, float] = {"iteration": number}
-        here = {"kept": 0, "distinct": 0}
+        here = dict.fromkeys(("kept",) if args.stage == "sft" else ("eligible", "distinct", "kept", "tasks_kept"), 0)
         if number:
             if args.stage == "sft":
                 kept = [d.trajectory for d in dialogues]
@@ -1375,8 +1381,8 @@ def train(args: Args) -> None:
     # ---- the table and the picture ----
     if log is None:
         return
-    draw_rounds([row for row in log.rows if "charts/pass_at_1" in row], folder / "rounds.png", args)
     if tables:
+        draw_rounds([row for row in log.rows if "charts/pass_at_1" in row], folder / "rounds.png", args)
         last = list(tables)[-1]
         rename = {name: "final" if name == last != "start" else name for name in tables}
         tables = {rename[name]: table for name, table in tables.items()}
@@ -1452,6 +1458,8 @@ def check(args: Args) -> None:
     ):  # fmt: skip
         if getattr(args, name) < least:
             fail(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}")
+    if args.warm.updates < 1:
+        fail(f"--warm.updates must be 1 or more, not {args.warm.updates}")
     if not args.temperature > 0:
         fail(f"--temperature must be above 0, not {args.temperature}")
     if args.track and find_spec("wandb") is None:
