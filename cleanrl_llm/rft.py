@@ -895,6 +895,7 @@ def given(args: Args) -> list[Trajectory]:
     """What passed in the files of --data."""
     found: list[Trajectory] = []
     envs: dict[str, gym.Env] = {}
+    total = 0
     for path in map(Path, args.data):
         trajectories = read(path)
         for number, trajectory in enumerate(trajectories, start=1):
@@ -903,6 +904,9 @@ def given(args: Args) -> list[Trajectory]:
         if rank() == 0:
             print(f"{path}: {len(passed)} of {len(trajectories)} episodes passed")
         found += passed
+        total += len(trajectories)
+    if not found:
+        fail(f"none of the {total} episodes in --data passed, so there is nothing to learn from")
     return found
 
 

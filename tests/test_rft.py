@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -423,7 +422,7 @@ def test_fitting_the_oracle_or_its_file_is_the_same(arguments):
     second = run(arguments(data=(str(path),), exp_name="from_file", **settings))
     assert same_weights(weights(first, arguments()), weights(second, arguments()))
     assert data_files(first) == data_files(second)
-    assert len(kept(first, 1)) == 20
+    assert 10 < len(kept(first, 1)) <= 20  # some waste their turns until the limit
     table = json.loads((first / "result.json").read_text())
     assert list(table["tables"]) == ["final"]
     assert table["generated_tokens"] == 0
@@ -442,7 +441,7 @@ def test_fitting_a_checkpoint_to_a_file_trains_on_what_passed(finished, argument
 
 
 def test_adapters_on_a_model_from_a_folder(policy, finished, arguments, tmp_path):
-    """A prompt with tool schemas, adapters that start at zero, a checkpoint that holds them alone; ppo_c3rl takes it."""
+    """Adapters that start at zero, and a checkpoint that holds them alone; ppo_c3rl takes it."""
     policy.model.save_pretrained(tmp_path / "model")
     policy.tokenizer.save_pretrained(tmp_path / "model")
     path = str(finished / "trajectories" / "round_01_samples.jsonl")
@@ -483,9 +482,10 @@ KILLS = {
     "warm start": ("apply_gradients", 10),
     "warm checkpoint": ("torch.save", 0),
     "test of the start": ("advance", 5),
-    "first batch": ("advance", 28),
+    "first batch": ("rollout", 2),
     "second batch": ("part", 1),
-    "batches put together": ("agent_gym.write_trajectories", 2),
+    "batches put together": ("write", 5),
+    "selection": ("agent_gym.write_trajectories", 2),
     "first refit": ("apply_gradients", 41),
     "first checkpoint": ("torch.save", 1),
     "second test": ("agent_gym.write_trajectories", 4),
@@ -541,7 +541,7 @@ class Teacher(BaseHTTPRequestHandler):
             server.seen.append((self.path, body, self.headers.get("Authorization")))
             fault = server.faults.pop(0) if server.faults else None
         if fault == "slow":
-            time.sleep(1.5)
+            threading.Event().wait(1.5)
         if isinstance(fault, int):
             return self.send_error(fault)
         messages = body["messages"]
@@ -636,8 +636,9 @@ def test_tokens_are_counted_where_the_teacher_does_not_say(kwargs, lessons, poli
 def test_passing_faults_of_an_endpoint_are_asked_again(kwargs, lessons, quick):
     with teacher(kwargs) as (_, url):
         undisturbed = run(lessons(url))
-    with teacher(kwargs, faults=[500, "half", "nonsense", 429]) as (_, url):
-        folder = run(lessons(url, exp_name="disturbed"))
+    with teacher(kwargs, faults=[500, "half", None, "nonsense", None, None, 429]) as (server, url):
+        folder = run(lessons(url, exp_name="disturbed", parallel=1))
+        assert not server.faults
     assert data_files(folder) == data_files(undisturbed)
 
 
@@ -710,7 +711,7 @@ trainer.dist.destroy_process_group()
 def test_two_processes_end_as_one_does(finished, arguments, tmp_path):
     """Batches of samples are the same whoever plays them; gradients are summed in another order."""
     init = str(finished / "checkpoints" / "warm")
-    args = settled(arguments(init=init, eval_episodes=2, pass_tasks=1, run_dir=str(tmp_path / "two")))
+    args = settled(arguments(init=init, rounds=1, eval_episodes=2, pass_tasks=1, run_dir=str(tmp_path / "two")))
     (tmp_path / "two.py").write_text(TWO)
     (tmp_path / "args.json").write_text(json.dumps(trainer.asdict(args)))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -726,8 +727,11 @@ def test_two_processes_end_as_one_does(finished, arguments, tmp_path):
     name = "round_01_samples.jsonl"
     assert (two / "trajectories" / name).read_bytes() == (one / "trajectories" / name).read_bytes()
     assert kept(two, 1) == kept(one, 1)
-    for first, second in zip(weights(one, args).values(), weights(two, args).values(), strict=True):
-        torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
+    begin = trainer.load(Path(init), args, torch.device("cpu"))[0].model.named_parameters()
+    first, second = weights(one, args), weights(two, args)
+    moved = sum(float((first[name] - p).abs().sum()) for name, p in begin)
+    apart = sum(float((first[name] - second[name]).abs().sum()) for name in first)
+    assert apart < 0.01 * moved
     assert rows(two)[1]["losses/refit"] == pytest.approx(rows(one)[1]["losses/refit"], abs=1e-3)
 
 
@@ -809,7 +813,7 @@ def test_wrong_numbers_and_combinations(refused):
     assert refused(teacher_url="http://x").startswith("--teacher-url needs --teacher-model")
     assert refused(env_kwargs="[1]").startswith("--env-kwargs must be a JSON object")
     assert refused(env_id="Nothing-v0").startswith("cannot make Nothing-v0: ")
-    assert refused(max_context=4, stage="sft").startswith("none of 40 episodes to learn from is within --max-context 4")
+    assert refused(max_context=4).endswith(" episodes to learn from is within --max-context 4 tokens")
 
 
 def test_wrong_folders(refused, tmp_path):
