@@ -79,19 +79,17 @@ def kwargs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(kwargs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-
     def make(**changes):
         warm = {"updates": 40, "demonstrations": 40, "batch_size": 8, "lr": 1e-2} | changes.pop("warm", {})
         settings = {
             "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
             "epochs": 2, "batch_size": 4, "pack_tokens": 256, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
-            "pass_tasks": 3, "device": "cpu", "run_dir": str(folder), "seed": 3,
+            "pass_tasks": 3, "device": "cpu", "run_dir": str(tmp_path_factory.mktemp("runs")),
+            "seed": 3,
             "budget": trainer.Budget(**changes.pop("budget", {"tool_calls": 2.0, "output_tokens": 60.0})),
             "warm": trainer.WarmStart(**warm),
         }  # fmt: skip
-        args = trainer.Args(**{**settings, **changes})
-        return args
+        return trainer.Args(**{**settings, **changes})
 
     return make
 
