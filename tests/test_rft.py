@@ -51,7 +51,7 @@ def small_model(tokenizer, seed):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.06,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def kwargs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(kwargs, tmp_path_factory):
     def make(**changes):
-        warm = {"updates": 40, "demonstrations": 40, "batch_size": 8, "lr": 1e-2} | changes.pop("warm", {})
+        warm = {"updates": 150, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5} | changes.pop("warm", {})
         settings = {
             "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
             "epochs": 2, "batch_size": 4, "pack_tokens": 256, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
@@ -484,7 +484,7 @@ KILLS = {
     "second batch": ("part", 1),
     "batches put together": ("write", 5),
     "selection": ("agent_gym.write_trajectories", 2),
-    "first refit": ("apply_gradients", 41),
+    "first refit": ("apply_gradients", 151),
     "first checkpoint": ("torch.save", 1),
     "second test": ("agent_gym.write_trajectories", 4),
     "second round": ("rollout", 7),
