@@ -80,7 +80,8 @@ def kwargs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(kwargs, tmp_path_factory):
     def make(**changes):
-        warm = {"updates": 150, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5} | changes.pop("warm", {})
+        warm = {"updates": 150, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5}
+        warm |= changes.pop("warm", {})
         settings = {
             "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
             "epochs": 2, "batch_size": 4, "pack_tokens": 256, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
