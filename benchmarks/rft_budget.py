@@ -1,8 +1,8 @@
-"""What to keep: rft.py with its three rules against ppo_c3rl.py on APIAgent-v0, at equal generated tokens.
+"""What to keep: rft.py with its three rules against ppo_c3rl.py and plain GRPO on APIAgent-v0, at equal tokens.
 
-Every method starts from the same warm start of its seed and stops with the batch in which the same number of tokens
-has been generated; all run at their defaults otherwise. The end figures are on test tasks that are the same for all.
-Another trainer that takes --init and --total-tokens is one more line in METHODS.
+Every run starts from the warm start of its seed that first_light.py made (or makes now) and stops with the batch in
+which the same number of tokens has been generated; all run at their defaults otherwise. The figures are of one episode
+on each of 256 test tasks, the same for all, counted from the trajectory files.
 
     python benchmarks/rft_budget.py run       # resumes: finished runs are skipped
     python benchmarks/rft_budget.py report    # writes benchmarks/rft_budget.json, docs/rft_budget.md and .png
@@ -17,30 +17,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import first_light
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from agent_gym import CHANNELS
+from agent_gym import CHANNELS, read_trajectories
+from agent_gym.metrics import (
+    bootstrap_interval,
+    in_budget_success,
+    mean_cost,
+    success_rate,
+    violation_rate,
+    wilson_interval,
+)
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = ("--rounds", "100", "--tasks-per-round", "60", "--parallel", "48")  # the tokens end it, after two or three
+ROUNDS = ("--rounds", "100", "--tasks-per-round", "60", "--parallel", "48", "--eval-episodes", "256")
+ONCE = ("--eval-tasks", "256", "--eval-samples", "1", "--eval-every", "0", "--calibration-samples", "1")
 ENDLESS = ("--total-iterations", "1000", "--checkpoint-every", "1000", "--log-every", "1000")
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "rft, success": ("rft.py", ("--keep", "success", *ROUNDS)),
+    "rft, success": ("rft.py", ("--keep", "success", *ROUNDS)),  # the tokens end it, after two or three rounds
     "rft, success-in-budget": ("rft.py", ("--keep", "success-in-budget", *ROUNDS)),
     "rft, cheapest-per-task": ("rft.py", ("--keep", "cheapest-per-task", *ROUNDS)),
-    "c3rl": ("ppo_c3rl.py", ("--method", "c3rl", *ENDLESS)),
-}
-KEYS = ("success@1", "in-budget success", "violation any", *(f"mean {channel}" for channel in CHANNELS))
+    "grpo": ("grpo_pcgrad.py", ("--surgery", "none", "--num-episodes", "48", *ONCE, *ENDLESS)),
+    "c3rl": ("ppo_c3rl.py", ()),  # as first_light.py runs it
+}  # fmt: skip
+BUDGET = {"tool_calls": 2.0, "output_tokens": 48.0, "latency_ms": 200.0}  # that of the trainers' presets
+MEANS = tuple(f"mean {channel}" for channel in CHANNELS)
+KEYS = ("success@1", "in-budget success", "violation any", *MEANS)
 
 
-def launch(folder: Path, trainer: str, *flags: str) -> Path:
-    """One run of a trainer on one core, unless it is finished; what it prints goes to log.txt.
-
-    Returns:
-        Its run folder.
-    """
+def launch(folder: Path, trainer: str, *flags: str) -> None:
+    """One run of a trainer on one core, unless it is finished; what it prints goes to log.txt."""
     runs = folder / "runs"
     if not list(runs.glob("*/result.json")):
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,69 +57,69 @@ def launch(folder: Path, trainer: str, *flags: str) -> Path:
         command = [sys.executable, str(ROOT / "cleanrl_llm" / trainer), "--run-dir", str(runs), *flags]
         with (folder / "log.txt").open("w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-    return next(runs.glob("*/result.json")).parent
 
 
-def warm(options: argparse.Namespace, seed: int) -> Path:
-    """Warm start of a seed, shared by all methods, and its test."""
-    return launch(
-        options.out / "warm" / str(seed), "rft.py", "--seed", str(seed), "--rounds", "0",
-        "--warm.updates", str(options.warm_updates), "--eval-episodes", str(options.eval_episodes),
-    )  # fmt: skip
-
-
-def job(options: argparse.Namespace, method: str, seed: int) -> Path:
+def job(options: argparse.Namespace, method: str, seed: int) -> None:
+    start = first_light.warm(options.first_light, seed) / "checkpoints" / "warm"
+    if method == "c3rl":  # at its defaults, it has one setting there
+        first_light.job(options.first_light, "c3rl", *first_light.KNOBS["c3rl"][1], seed)
+        return
     trainer, flags = METHODS[method]
-    return launch(
-        place(options.out, method, seed), trainer, "--seed", str(seed), "--no-eval-start",
-        "--init", str(warm(options, seed) / "checkpoints" / "warm"),
-        "--total-tokens", str(options.tokens), "--eval-episodes", str(options.eval_episodes), *flags,
+    launch(
+        place(options, method, seed), trainer, "--seed", str(seed), "--no-eval-start", "--init", str(start),
+        "--total-tokens", str(first_light.TOKENS), *flags,
     )  # fmt: skip
 
 
-def place(out: Path, method: str, seed: int) -> Path:
-    return out / method.replace(", ", "_") / str(seed)
+def place(options: argparse.Namespace, method: str, seed: int) -> Path:
+    if method == "warm start":
+        return options.first_light / "warm" / str(seed)
+    if method == "c3rl":
+        return first_light.place(options.first_light, "c3rl", *first_light.KNOBS["c3rl"][1], seed)
+    return options.out / method.replace(", ", "_") / str(seed)
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """What the run below ``folder`` ended with."""
-    return json.loads(next(folder.glob("runs/*/result.json")).read_text())
+def tested(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run, from its last test: mean and 95% interval by name, and the tokens it took."""
+    done = next(folder.glob("runs/*/result.json"))
+    tests = [done.parent / "trajectories" / "test_final.jsonl", *sorted(done.parent.glob("trajectories/test_round_*"))]
+    episodes = [t for t in read_trajectories(next(t for t in reversed(tests) if t.exists())) if t.reward is not None]
+    figures: dict[str, Any] = {"generated tokens": json.loads(done.read_text())["generated_tokens"]}
+    for name, share in (
+        ("success@1", success_rate(episodes)),
+        ("in-budget success", in_budget_success(episodes, BUDGET)),
+        ("violation any", violation_rate(episodes, BUDGET)),
+    ):
+        figures[name] = (share, *wilson_interval(round(share * len(episodes)), len(episodes)))
+    for name, channel in zip(MEANS, CHANNELS, strict=True):
+        own = [t.cost_total[channel] for t in episodes]
+        figures[name] = (mean_cost(episodes, channel), *bootstrap_interval(own, seed=0))
+    return figures
 
 
 def run(options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(options.workers) as pool:
-        list(tqdm(pool.map(lambda seed: warm(options, seed), options.seeds), "warm starts", len(options.seeds)))
+        starts = pool.map(lambda seed: first_light.warm(options.first_light, seed), options.seeds)
+        list(tqdm(starts, "warm starts", len(options.seeds)))
         jobs = [(method, seed) for seed in options.seeds for method in METHODS]
         list(tqdm(pool.map(lambda one: job(options, *one), jobs), "runs", len(jobs)))
 
 
 def report(options: argparse.Namespace) -> None:
     """The figures of the finished runs as JSON, a table and a picture."""
-    rows = {"warm start": [result(options.out / "warm" / str(seed)) for seed in options.seeds]}
-    rows |= {method: [result(place(options.out, method, seed)) for seed in options.seeds] for method in METHODS}
-    finals = {
-        name: [one["tables"].get("final", one["tables"].get("start")) for one in runs] for name, runs in rows.items()
-    }
+    rows = {name: [tested(place(options, name, seed)) for seed in options.seeds] for name in ("warm start", *METHODS)}
     found = {
-        "tokens": options.tokens, "test_tasks": options.eval_episodes, "seeds": options.seeds,
-        "methods": {
-            name: {
-                "flags": METHODS[name][1] if name in METHODS else (),
-                "generated_tokens": [one["generated_tokens"] for one in runs],
-                "kept": [one["counts"]["final"]["kept"] for one in runs if "final" in one.get("counts", {})],
-                "final": finals[name],
-            }
-            for name, runs in rows.items()
-        },
+        "tokens": first_light.TOKENS, "test_tasks": first_light.EVAL, "seeds": options.seeds, "budget": BUDGET,
+        "methods": {name: {"flags": METHODS.get(name, ("", ()))[1], "final": own} for name, own in rows.items()},
     }  # fmt: skip
     lines = ["| method | " + " | ".join(KEYS) + " | generated tokens |", "|---" * (len(KEYS) + 2) + "|"]
-    for name, tables in finals.items():
-        cells = [cell([table[key][0] for table in tables]) for key in KEYS]
-        lines.append(f"| {name} | {' | '.join(cells)} | {cell([one['generated_tokens'] for one in rows[name]])} |")
+    for name, own in rows.items():
+        cells = [cell([figures[key][0] for figures in own]) for key in KEYS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {cell([figures['generated tokens'] for figures in own])} |")
     text = "\n".join(lines)
-    write(options.target / "benchmarks" / "rft_budget.json", json.dumps(found, indent=1) + "\n")
-    write(options.target / "docs" / "rft_budget.md", text + "\n")
-    draw(finals, options.target / "docs" / "rft_budget.png")
+    write(ROOT / "benchmarks" / "rft_budget.json", json.dumps(found, indent=1) + "\n")
+    write(ROOT / "docs" / "rft_budget.md", text + "\n")
+    draw(rows, ROOT / "docs" / "rft_budget.png")
     print(text)
 
 
@@ -120,23 +129,22 @@ def cell(values: list[float]) -> str:
     return f"{np.mean(values):.{digits}f} ({' '.join(f'{v:.{digits}f}' for v in values)})"
 
 
-def draw(finals: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """In-budget success of every seed with its 95% interval, and the mean of the seeds."""
-    figure = Figure(figsize=(8, 0.6 * len(finals) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.6 * len(rows) + 1.2), layout="constrained")
     axis = figure.subplots()
-    for row, (name, tables) in enumerate(finals.items()):
+    for row, (name, own) in enumerate(rows.items()):
         colour = "tab:gray" if name == "warm start" else f"C{row - 1}"
-        for place_, table in enumerate(tables):
-            y = row + 0.5 * ((place_ + 0.5) / len(tables) - 0.5)
-            mean, low, high = table["in-budget success"]
+        for at, figures in enumerate(own):
+            y = row + 0.5 * ((at + 0.5) / len(own) - 0.5)
+            mean, low, high = figures["in-budget success"]
             axis.plot([low, high], [y, y], color=colour, linewidth=1)
             axis.plot([mean], [y], "o", color=colour, markersize=4)
-        mean = float(np.mean([table["in-budget success"][0] for table in tables]))
+        mean = float(np.mean([figures["in-budget success"][0] for figures in own]))
         axis.plot([mean, mean], [row - 0.35, row + 0.35], color=colour, linewidth=3)
-    axis.set_yticks(range(len(finals)), list(finals))
+    axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.set(xlabel="in-budget success on the test tasks; a dot a seed with its 95% interval", xlim=(0, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, dpi=130, format="png")
     temporary.replace(path)
@@ -144,7 +152,6 @@ def draw(finals: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".tmp").write_text(text, encoding="utf-8")
     path.with_suffix(".tmp").replace(path)
 
@@ -153,14 +160,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("--out", type=Path, default=Path("runs/rft_budget"), help="folder of the runs")
-    parser.add_argument("--target", type=Path, default=ROOT, help="folder below which the report is written")
+    parser.add_argument("--first-light", type=Path, default=Path("runs/first_light"), help="runs of first_light.py")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds")
-    parser.add_argument("--tokens", type=int, default=16_000, help="generated tokens of a run")
-    parser.add_argument("--eval-episodes", type=int, default=256, help="test tasks")
-    parser.add_argument("--warm-updates", type=int, default=-1, help="updates of the warm start; -1 is the preset")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(first_light.SEEDS), help="seeds")
     options = parser.parse_args()
-    options.out = options.out.resolve()
+    options.out, options.first_light = options.out.resolve(), options.first_light.resolve()
     if options.what == "run":
         run(options)
     report(options)
