@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -694,6 +695,18 @@ def test_run_metrics(finished):
                 row["dot/1_0"] / row["group/0_norm"] / row["group/1_norm"], abs=1e-6
             )
     assert 0.2 < history[0]["charts/success"] < 0.8
+
+
+def test_every_logged_metric_is_explained(finished):
+    """The page has the keys of this run, and beside them only what other flags log."""
+    page = (ROOT / "docs" / "grpo_pcgrad.md").read_text(encoding="utf-8").split("## Logged metrics")[1].split("## The run")[0]
+    explained = {
+        key
+        for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for key in re.findall(r"`([\w/]+)`", cell)
+    }
+    logged = {re.sub(r"\d+_\d+$", "I_J", re.sub(r"group/\d+", "group/I", key)) for row in rows(finished) for key in row}
+    assert explained == logged | {"losses/projections"}
 
 
 def test_groups_are_in_the_trajectories(finished):
