@@ -1696,8 +1696,9 @@ def train(args: Args) -> None:
         """Keep a test's figures for the curve."""
         intervals = pass_at_k_intervals(trajectories, seed=0)
         row = {"iteration": updates, **{f"pass@{k}": one[0] for k, one in intervals.items() if not math.isnan(one[0])}}
-        tested[:] = [*(other for other in tested if other["iteration"] != updates), row]
-        write(tested_path, "".join(json.dumps(row) + "\n" for row in tested))
+        rows = [row, *(other for other in tested if other["iteration"] != updates)]
+        tested[:] = sorted(rows, key=lambda one: one["iteration"])
+        write(tested_path, "".join(json.dumps(one) + "\n" for one in tested))
         for name, value in row.items():
             if log and name != "iteration":
                 log.writer.add_scalar(f"test/{name}", value, updates)

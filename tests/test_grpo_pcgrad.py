@@ -63,7 +63,7 @@ def arguments(**changes):
     warm = {"updates": 60, "demonstrations": 200, "wasteful": 0.0, "lr": 1e-2} | changes.pop("warm", {})
     budget = trainer.Budget(**changes.pop("budget", {}))
     ids = changes.pop("env_id", (COMMON, RARE))
-    kwargs = changes.pop("env_kwargs", ('{"max_turns": 4}',) * len(ids) if "Send" in ids[0] else ())
+    kwargs = changes.pop("env_kwargs", ('{"max_turns": 4}',) * len(ids) if any("Send" in one for one in ids) else ())
     args = trainer.Args(
         env_id=ids, env_kwargs=kwargs, warm=trainer.WarmStart(**warm), budget=budget, **{**SMALL, **changes}
     )
