@@ -40,6 +40,7 @@ def load_trainer() -> Any:
 
 
 trainer = load_trainer()
+clock = time.perf_counter
 
 
 def settings(options: argparse.Namespace, surgery: str) -> Any:
@@ -59,16 +60,16 @@ def ours(policy: Any, tasks: list[Any], stage: Any, args: Any, steps: int) -> li
     rng, found = np.random.default_rng(0), []
     chosen = [i for i in range(len(tasks)) for _ in range(args.group_size)]
     for step in range(steps):
-        began = time.perf_counter()
+        began = clock()
         episodes = [e for batch in trainer.play(policy, stage, tasks, chosen, args, step) for e in batch]
         for i, e in enumerate(episodes):
             e.slot, e.group_index = i // args.group_size, i // args.group_size % args.groups
         flips = rng.integers(0, 2, len(episodes)).astype(float).reshape(-1, args.group_size)
         flips[:, 0], flips[:, 1] = 0.0, 1.0
         advantage = np.concatenate([trainer.grpo(row) for row in flips])
-        rolled = time.perf_counter()
+        rolled = clock()
         trainer.update(policy, None, optimizer, episodes, advantage, args.groups, args, step)
-        done = time.perf_counter()
+        done = clock()
         found.append((rolled - began, done - rolled, sum(len(e.logprobs) for e in episodes)))
     return found[1:]
 
@@ -92,14 +93,14 @@ def theirs(policy: Any, prompts: list[str], options: argparse.Namespace) -> list
 
     class Timed(GRPOTrainer):
         def _prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = clock()
             result = super()._prepare_inputs(*args, **kwargs)
-            preparing.append(time.perf_counter() - began)
+            preparing.append(clock() - began)
             return result
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+            ends.append(clock())
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
@@ -121,6 +122,8 @@ def theirs(policy: Any, prompts: list[str], options: argparse.Namespace) -> list
 
 
 def main(options: argparse.Namespace) -> None:
+    global clock
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     torch.set_num_threads(options.threads)
     args = settings(options, "none")
     stage = trainer.Stage(args, "train")
@@ -174,4 +177,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=4, help="blocks of each")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: with one thread, on a busy machine")
     main(parser.parse_args())

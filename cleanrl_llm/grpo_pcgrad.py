@@ -1409,6 +1409,7 @@ def draw_conflict(history: list[dict[str, float]], names: list[str], path: Path)
         axis.set_facecolor("lightgrey")
     extent = (history[0]["iteration"] - 0.5, history[-1]["iteration"] + 0.5, len(pairs) - 0.5, -0.5)
     left.imshow(over, extent=extent, interpolation="none", **scale)
+    left.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     left.set_yticks(range(len(pairs)), [f"{j} and {i}" for i, j in pairs], fontsize=8)
     left.set(xlabel="iteration", ylabel="groups", title="cosine of two groups' gradients (grey: not both in the batch)")
     mean = np.full((count, count), math.nan)
@@ -1418,7 +1419,8 @@ def draw_conflict(history: list[dict[str, float]], names: list[str], path: Path)
     image = right.imshow(mean, **scale)
     for (i, j), value in np.ndenumerate(mean):
         if not math.isnan(value):
-            right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8)
+            shade = "white" if abs(value) > 0.6 else "black"
+            right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
     labels = [f"{i}: {name if len(name) <= 28 else name[:27] + chr(0x2026)}" for i, name in enumerate(names)]
     right.set_xticks(range(count), range(count), fontsize=8)
     right.set_yticks(range(count), labels, fontsize=8, parse_math=False)
@@ -1444,6 +1446,7 @@ def draw_passk(tested: list[dict[str, float]], history: list[dict[str, float]], 
         axis.plot(at, rate, color="tab:red", alpha=0.35, linewidth=1, label="conflict rate of an update")
         smooth = [np.mean(rate[max(0, i - 4) : i + 1]) for i in range(len(rate))]
         axis.plot(at, smooth, color="tab:red", label="mean of five updates")
+    axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axis.set(xlabel="updates", ylabel="share", ylim=(-0.02, 1.02))
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=130)
@@ -1482,6 +1485,7 @@ def draw_groups(
             x, y = zip(*rows, strict=True)
             left.plot(x, [np.mean(y[max(0, at - 4) : at + 1]) for at in range(len(y))], color=f"C{i}", label=str(i))
     left.set(xlabel="iteration", ylabel="success", title="training episodes, mean of five iterations", ylim=(0, 1.02))
+    left.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     left.legend(title="group", fontsize=8)
     width = 0.8 / max(1, len(tables))
     for at, table in enumerate(tables.values()):

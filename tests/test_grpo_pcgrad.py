@@ -60,7 +60,7 @@ SMALL = {
 
 def arguments(**changes):
     """Small settings; ``warm=`` and ``budget=`` take dictionaries."""
-    warm = {"updates": 60, "demonstrations": 200, "wasteful": 0.0, "lr": 1e-2} | changes.pop("warm", {})
+    warm = {"updates": 150, "demonstrations": 300, "wasteful": 0.0, "lr": 1e-2} | changes.pop("warm", {})
     budget = trainer.Budget(**changes.pop("budget", {}))
     ids = changes.pop("env_id", (COMMON, RARE))
     kwargs = changes.pop("env_kwargs", ('{"max_turns": 4}',) * len(ids) if any("Send" in one for one in ids) else ())
