@@ -9,7 +9,7 @@ tested on the same tasks with 16 episodes each. A run that collapses stays in th
     (c) pcgrad by difficulty, task type and pattern, with 2, 4 and 8 groups
 
     python benchmarks/grpo_passk.py run       # resumes: finished runs are skipped
-    python benchmarks/grpo_passk.py report    # writes benchmarks/grpo_passk.json, docs/grpo_passk.md, docs/grpo_passk.png
+    python benchmarks/grpo_passk.py report    # writes benchmarks/grpo_passk.json, docs/grpo_passk.md and .png
 
 Intervals are of the mean over the seeds, by bootstrap over seeds and tasks together. Differences to plain GRPO are
 paired by seed and task.
@@ -88,7 +88,7 @@ def run(out: Path, options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         list(tqdm(pool.map(lambda s: warm(out, s, options), options.seeds), "warm starts", len(options.seeds)))
         jobs = [(name, seed) for seed in options.seeds for name in options.only]
-        list(tqdm(pool.map(lambda j: job(out, *j, options), jobs), "runs", len(jobs)))
+        list(tqdm(pool.map(lambda j: job(out, j[0], j[1], options), jobs), "runs", len(jobs)))
 
 
 def figures(trajectories: list[Trajectory]) -> np.ndarray:
@@ -139,8 +139,8 @@ def report(out: Path, options: argparse.Namespace) -> None:
             if name != "grpo"
         }
     lines = [
-        f"{len(options.seeds)} seeds, {options.tokens} generated tokens a run, {options.tasks} test tasks of 16 episodes. "
-        "Mean and, in brackets, 95% interval over seeds and tasks.",
+        f"{len(options.seeds)} seeds, {options.tokens} generated tokens a run, {options.tasks} test tasks, 16 episodes "
+        "each. Mean and, in brackets, 95% interval over seeds and tasks.",
         "",
         "| run | " + " | ".join(FIGURES) + " | conflict rate |",
         "|---" * (len(FIGURES) + 2) + "|",
@@ -180,7 +180,9 @@ def draw(table: dict[str, dict[str, tuple[float, float, float]]], path: Path) ->
 
     names = list(table)
     figure = Figure(figsize=(12, 1.2 + 0.32 * len(names)), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 3, sharey=True), ("pass@1", "pass@16", "different solutions"), strict=True):
+    for axis, name in zip(
+        figure.subplots(1, 3, sharey=True), ("pass@1", "pass@16", "different solutions"), strict=True
+    ):
         for at, run in enumerate(names):
             mean, low, high = table[run][name]
             axis.errorbar(mean, at, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], fmt="o", color="tab:blue")

@@ -85,11 +85,11 @@ def theirs(policy: Any, prompts: list[str], options: argparse.Namespace) -> list
     preparing: list[float] = []
     ends: list[float] = []
 
-    def flip(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def flip(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         sampled.append(sum(map(len, completion_ids)))
         flips = rng.integers(0, 2, len(completions)).astype(float).reshape(-1, options.group_size)
         flips[:, 0], flips[:, 1] = 0.0, 1.0
-        return flips.flatten().tolist()
+        return list(flips.flatten().tolist())
 
     class Timed(GRPOTrainer):
         def _prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,9 +153,7 @@ def main(options: argparse.Namespace) -> None:
             "tokens a step": float(np.mean([n for *_, n in rows])),
         }
     parts = ("training step", "whole iteration")
-    ratio = {
-        name: {part: speed[name][part] / speed["trl"][part] for part in parts} for name in speed if name != "trl"
-    }
+    ratio = {name: {part: speed[name][part] / speed["trl"][part] for part in parts} for name in speed if name != "trl"}
     import transformers
     import trl
 
@@ -177,5 +175,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=4, help="blocks of each")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: with one thread, on a busy machine")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: with one thread, on a busy machine"
+    )
     main(parser.parse_args())

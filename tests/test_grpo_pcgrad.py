@@ -699,11 +699,14 @@ def test_run_metrics(finished):
 
 def test_every_logged_metric_is_explained(finished):
     """The page has the keys of this run, and beside them only what other flags log."""
-    page = (ROOT / "docs" / "grpo_pcgrad.md").read_text(encoding="utf-8").split("## Logged metrics")[1].split("## The run")[0]
+    page = (
+        (ROOT / "docs" / "grpo_pcgrad.md")
+        .read_text(encoding="utf-8")
+        .split("## Logged metrics")[1]
+        .split("## The run")[0]
+    )
     explained = {
-        key
-        for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
-        for key in re.findall(r"`([\w/]+)`", cell)
+        key for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for key in re.findall(r"`([\w/]+)`", cell)
     }
     logged = {re.sub(r"\d+_\d+$", "I_J", re.sub(r"group/\d+", "group/I", key)) for row in rows(finished) for key in row}
     assert explained == logged | {"losses/projections"}
@@ -812,8 +815,8 @@ def test_the_constructed_conflict_is_seen(checkpoint, tmp_path):
     """Two types that differ in the first call, one nine times as frequent: their gradients point away from each other,
     further than noise would take them."""
     settings = {
-        "env_weights": (9.0, 1.0), "num_episodes": 80, "total_iterations": 6, "eval_tasks": 0, "eval_every": 0,
-        "group_by": "task-type", "surgery": "stats", "run_dir": str(tmp_path), "group_size": 4,
+        "env_weights": (9.0, 1.0), "num_episodes": 320, "group_size": 8, "pool_tasks": 80, "total_iterations": 4,
+        "eval_tasks": 0, "eval_every": 0, "group_by": "task-type", "surgery": "stats", "run_dir": str(tmp_path),
     }  # fmt: skip
     folder = run(arguments(init=checkpoint, **settings))
     cosine, floor = demo.conflict(folder)

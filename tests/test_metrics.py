@@ -141,7 +141,7 @@ def test_pass_at_k_intervals():
     assert found[2] == (found[2][0], *metrics.bootstrap_interval([pairs, 1.0], seed=0))
     assert all(math.isnan(x) for x in found[8])
     assert list(metrics.pass_at_k_intervals(TASKS, seed=0)) == [1, 4, 8, 16]
-    assert metrics.pass_at_k_intervals(TASKS + [EPISODES[-1]], seed=0, ks=(1,))[1] == found[1]  # infra is no evidence
+    assert metrics.pass_at_k_intervals([*TASKS, EPISODES[-1]], seed=0, ks=(1,))[1] == found[1]  # infra is no evidence
 
 
 def test_tasks_of_two_environments_are_two():
