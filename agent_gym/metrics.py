@@ -6,7 +6,9 @@ leaves it out, and ``infra_count`` says how many there were: report both. A mean
 
 from __future__ import annotations
 
+import ast
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 
@@ -17,11 +19,18 @@ from agent_gym.tools import Call, canonical
 from agent_gym.trajectory import Trajectory
 
 __all__ = [
-    "bootstrap_interval", "call_sequence", "distinct_call_sequences", "in_budget_success", "infra_count", "mean_cost",
-    "pareto_auc", "pareto_front", "pass_at_k", "success_rate", "violation_rate", "wilson_interval",
+    "CODE_ARGUMENTS", "bootstrap_interval", "by_task", "call_sequence", "distinct_call_sequences", "distinct_n",
+    "distinct_programs", "in_budget_success", "infra_count", "mean_cost", "pareto_auc", "pareto_front", "pass_at_k",
+    "pass_at_k_intervals", "program", "success_by_group", "success_rate", "violation_rate", "wilson_interval",
 ]  # fmt: skip
 
 Point = tuple[float, float]
+Interval = tuple[float, float, float]
+
+CODE_ARGUMENTS = {
+    "edit": "new", "edit_lines": "new", "write_file": "text", "run_sql": "query", "submit_sql": "query",
+}  # fmt: skip
+"""The argument of a tool that holds code."""
 
 
 def _judged(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
@@ -95,6 +104,53 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def by_task(trajectories: Iterable[Trajectory]) -> dict[tuple[str, str], list[Trajectory]]:
+    """The episodes of each task, by environment and task id, in the order in which the tasks first occur."""
+    tasks: dict[tuple[str, str], list[Trajectory]] = {}
+    for trajectory in _judged(trajectories):
+        tasks.setdefault((trajectory.env_id, trajectory.task_id), []).append(trajectory)
+    return tasks
+
+
+def pass_at_k_intervals(
+    trajectories: Iterable[Trajectory], seed: int, ks: Sequence[int] = (1, 4, 8, 16), level: float = 0.95
+) -> dict[int, Interval]:
+    """Mean over tasks of the unbiased pass@k, with its bootstrap interval over tasks, by k.
+
+    Args:
+        trajectories: Several episodes of each task. A task with fewer than k judged ones is left out of pass@k.
+        seed: Seed of the resampling.
+        ks: Numbers of samples.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        ``(mean, low, high)`` by k; three NaN where no task has enough episodes.
+    """
+    counts = [(len(own), sum(t.success for t in own)) for own in by_task(trajectories).values()]
+    return {k: _interval([pass_at_k(n, c, k) for n, c in counts if n >= k], seed, level) for k in ks}
+
+
+def success_by_group(trajectories: Iterable[Trajectory], seed: int, level: float = 0.95) -> dict[str, Interval]:
+    """Success of each group: the mean over its tasks of the task's success rate, with its interval over tasks.
+
+    Args:
+        trajectories: Episodes; those without a group are left out.
+        seed: Seed of the resampling.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        ``(mean, low, high)`` by the group's name, in alphabetical order.
+    """
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in _judged(trajectories):
+        if trajectory.group is not None:
+            groups.setdefault(trajectory.group.name, []).append(trajectory)
+    return {
+        name: _interval([_mean([t.success for t in own]) for own in by_task(groups[name]).values()], seed, level)
+        for name in sorted(groups)
+    }
+
+
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """The points that no other point beats, by rising cost.
 
@@ -145,6 +201,51 @@ def distinct_call_sequences(trajectories: Iterable[Trajectory]) -> int:
     return len({call_sequence(trajectory) for trajectory in _judged(trajectories)})
 
 
+def program(trajectory: Trajectory) -> tuple[str, ...]:
+    """The code of each call that holds some (see ``CODE_ARGUMENTS``), in order, in one normal form.
+
+    Python becomes its syntax tree: comments, blanks, quotes, brackets and line numbers do not count, names do. What is
+    not Python on its own (SQL, a fragment of a statement) becomes its text with single blanks.
+    """
+    pieces = []
+    for step in trajectory.steps:
+        for result in step.tool_results:
+            text = result["arguments"].get(CODE_ARGUMENTS.get(result["name"], ""))
+            if isinstance(text, str):
+                pieces.append(_normal(text))
+    return tuple(pieces)
+
+
+def _normal(code: str) -> str:
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(code).strip()))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what a model writes may well be none of it
+        return " ".join(code.split())
+
+
+def distinct_programs(trajectories: Iterable[Trajectory]) -> int:
+    """Number of different programs (syntax trees) among the episodes that wrote code."""
+    return len({program(trajectory) for trajectory in _judged(trajectories)} - {()})
+
+
+def distinct_n(trajectories: Iterable[Trajectory], n: int) -> float:
+    """Share of different n-grams among all n-grams of the actions (Li et al. 2016, arXiv:1510.03055), in [0, 1].
+
+    N-grams are of the sampled token ids, or of the words where there are no ids, and do not cross turns.
+
+    Raises:
+        ValueError: If ``n`` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"distinct_n(n={n}): needs n >= 1")
+    grams: list[tuple[object, ...]] = []
+    for trajectory in _judged(trajectories):
+        for step in trajectory.steps:
+            tokens: Sequence[object] = step.action.split() if step.action_ids is None else step.action_ids
+            grams += [tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, seed: int, level: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:
@@ -190,6 +291,10 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     centre, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+
+
+def _interval(values: Sequence[float], seed: int, level: float) -> Interval:
+    return (_mean(values), *bootstrap_interval(values, seed, level)) if values else (math.nan, math.nan, math.nan)
 
 
 def _tail(level: float) -> float:

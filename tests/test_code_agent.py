@@ -513,3 +513,11 @@ def test_edit_needs_exactly_one_place(text, old, new):
     else:
         at = text.find(old)
         assert changed == text[:at] + new + text[at + len(old) :]
+
+
+def test_tasks_tell_their_kind():
+    env = make(difficulty=1)
+    for seed in range(8):
+        info = env.reset(seed=seed)[1]
+        assert info["task_type"] == info["task_id"].split("-")[1]
+        assert info["task_type"] in KINDS

@@ -123,19 +123,21 @@ def test_goal_table_follows_the_code():
 GROUPS = {"Args": "", "Budget": "budget.", "Credit": "credit.", "Dual": "dual.", "WarmStart": "warm."}
 
 
-def test_flag_table_follows_the_code():
-    page = (DOCS / "ppo_c3rl.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["ppo_c3rl", "grpo_pcgrad"])
+def test_flag_table_follows_the_code(name):
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    code = (ROOT / "cleanrl_llm" / f"{name}.py").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `--([\w.-]+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
     found = []
-    for node in ast.parse(TRAINER).body:
+    for node in ast.parse(code).body:
         if not isinstance(node, ast.ClassDef) or node.name not in GROUPS:
             continue
         for field, doc in zip(node.body, node.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and not ast.unparse(field.value).startswith("field("):
-                name = GROUPS[node.name] + field.target.id.replace("_", "-")
+                flag = GROUPS[node.name] + field.target.id.replace("_", "-")
                 default = ast.unparse(field.value)
                 default = {"CHANNELS": "all three", "None": "none"}.get(default, f"`{default}`")
-                found.append((name, default, " ".join(doc.value.value.split())))
+                found.append((flag, default, " ".join(doc.value.value.split())))
     assert sorted(listed) == sorted(found)
 
 

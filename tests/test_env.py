@@ -545,3 +545,19 @@ def test_render_shows_the_last_turn():
     assert env.render() == observation
     answered = env.step(LIST)[0]
     assert env.render() == f"{LIST}\n{answered}"
+
+
+def test_tasks_tell_their_type():
+    """Of what a task asks for, and not of how hard it is."""
+    kinds = {
+        "APIAgent-v0": ({"domains": ["shop"], "difficulty": 1}, {"shop.promote", "shop.cancel", "shop.order_status"}),
+        "SQL-v0": ({"difficulty": 1}, {"table", "value", "change"}),
+        "WebLite-v0": ({"sites": ["mail"], "difficulty": 2}, {"mail.star"}),
+    }
+    for env_id, (kwargs, expected) in kinds.items():
+        env = gym.make(env_id, **kwargs)
+        found = {env.reset(seed=seed)[1]["task_type"] for seed in range(60)}
+        assert expected <= found, (env_id, found)
+        assert not any(character.isdigit() or character == ":" for kind in found for character in kind)
+    info = env.reset(seed=1)[1]
+    assert env.reset(options={"task": info["task_id"]})[1]["task_type"] == info["task_type"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_gym import Step, Trajectory, metrics
+from agent_gym import Group, Step, Trajectory, metrics
 
 
 def made(status, calls=1.0, ms=10.0, names=(("f", {}),)):
@@ -117,3 +117,70 @@ def test_wilson_interval():
             metrics.wilson_interval(successes, n)
     with pytest.raises(ValueError, match="between 0 and 1"):
         metrics.wilson_interval(1, 2, level=95)
+
+
+def sampled(task, passed, group=None, calls=(), ids=None, action="a b", env="e"):
+    """An episode of one step on ``task``."""
+    cost = {"tool_calls": 1.0, "output_tokens": 5.0, "latency_ms": 1.0}
+    results = [{"name": name, "arguments": arguments, "content": ""} for name, arguments in calls]
+    steps = (Step("", action, cost, results, "", action_ids=ids),)
+    status = "pass" if passed else "fail"
+    group = Group(group) if group else None
+    return Trajectory(task, env, {}, 0, steps, float(passed), {"status": status}, cost, group)
+
+
+TASKS = [sampled("t", i < 2) for i in range(4)] + [sampled("u", i < 4) for i in range(4)] + [sampled("v", False)]
+
+
+def test_pass_at_k_intervals():
+    """By enumeration: all pairs of a task's four episodes; the task with one episode counts for k = 1 only."""
+    found = metrics.pass_at_k_intervals(TASKS, seed=0, ks=(1, 2, 8))
+    pairs = np.mean([max(p) for p in itertools.combinations([1, 1, 0, 0], 2)])
+    assert found[1][0] == pytest.approx((0.5 + 1.0 + 0.0) / 3)
+    assert found[2][0] == pytest.approx((pairs + 1.0) / 2)
+    assert found[2] == (found[2][0], *metrics.bootstrap_interval([pairs, 1.0], seed=0))
+    assert all(math.isnan(x) for x in found[8])
+    assert list(metrics.pass_at_k_intervals(TASKS, seed=0)) == [1, 4, 8, 16]
+    assert metrics.pass_at_k_intervals([*TASKS, EPISODES[-1]], seed=0, ks=(1,))[1] == found[1]  # infra is no evidence
+
+
+def test_tasks_of_two_environments_are_two():
+    same = [sampled("t", True), sampled("t", False, env="other")]
+    assert list(metrics.by_task(same)) == [("e", "t"), ("other", "t")]
+    assert metrics.pass_at_k_intervals(same, seed=0, ks=(1, 2))[1][0] == 0.5
+
+
+def test_success_by_group_is_a_mean_over_tasks():
+    episodes = [sampled("t", True, "x") for _ in range(9)] + [sampled("u", False, "x"), sampled("w", True, "b")]
+    found = metrics.success_by_group([*episodes, sampled("n", True)], seed=0)
+    assert list(found) == ["b", "x"]
+    assert found["x"][0] == 0.5
+    assert found["b"] == (1.0, 1.0, 1.0)
+
+
+def wrote(text, tool="write_file", argument="text"):
+    return sampled("t", True, calls=[(tool, {argument: text})])
+
+
+def test_programs_are_syntax_trees():
+    one = wrote("def f(x):\n    return 'a' + x\n")
+    same = wrote('# a comment\ndef f( x ):\n\n    return ("a" + x)')
+    assert metrics.program(one) == metrics.program(same)
+    assert metrics.program(one) != metrics.program(wrote("def f(y):\n    return 'a' + y\n"))  # names count
+    assert metrics.program(wrote("    x = 1\n", "edit", "new")) == metrics.program(wrote("x=1", "edit", "new"))
+    fragment = wrote("else:\n    x  =  1", "edit", "new")  # no program of its own
+    assert metrics.program(fragment) == ("else: x = 1",)
+    assert metrics.program(wrote("select  a\nfrom t", "run_sql", "query")) == ("select a from t",)
+    assert metrics.program(wrote("x = 1", "send_mail", "subject")) == ()
+    assert metrics.program(wrote(5)) == ()
+    assert metrics.distinct_programs([one, same, fragment, sampled("t", True)]) == 2
+
+
+def test_distinct_n():
+    assert metrics.distinct_n([sampled("t", True, action="a b a b")], 1) == 0.5
+    assert metrics.distinct_n([sampled("t", True, action="a b a b")], 2) == pytest.approx(2 / 3)
+    ids = [sampled("t", True, ids=[1, 2, 3]), sampled("t", False, ids=[1, 2, 4])]
+    assert metrics.distinct_n(ids, 2) == 0.75
+    assert math.isnan(metrics.distinct_n(ids, 9))
+    with pytest.raises(ValueError, match="n >= 1"):
+        metrics.distinct_n(ids, 0)

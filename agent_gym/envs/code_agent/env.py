@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -186,6 +187,11 @@ class CodeAgentEnv(ToolEnv):
         raise ValueError(
             f"unknown task id {task_id!r}: it reads split-kind-difficulty-seed, such as 'train-repair-2-7'"
         )
+
+    def _task_type(self) -> str:
+        """The kind of a drawn task, the source of a given one."""
+        parts = re.findall(r"[A-Za-z]+", self.task.id)
+        return next((part for part in parts if part not in SPLITS), "task")
 
     def _tools(self) -> Mapping[str, Tool]:
         return TOOLS

@@ -178,6 +178,10 @@ class SQLEnv(ToolEnv):
             return compose(parts[0], int(parts[1]), int(parts[2]))
         raise ValueError(f"unknown task id {task_id!r}: it reads split-difficulty-seed, such as 'train-2-7'")
 
+    def _task_type(self) -> str:
+        """What is asked for: a change, a single value, or a table."""
+        return "change" if self.task.writes else "value" if self.task.value else "table"
+
     def _tools(self) -> Mapping[str, Tool]:
         return TOOLS
 

@@ -186,6 +186,10 @@ class WebLiteEnv(ToolEnv):
                 return compose(parts[0], calls, seed, self.sites)
         raise ValueError(f"unknown task id {task_id!r}: it reads split-difficulty-seed, such as 'train-3-42'")
 
+    def _task_type(self) -> str:
+        """The goals, without their ways."""
+        return "+".join(sorted({goal.split(":")[0] for goal in self.task.composition})) or "task"
+
     def _tools(self) -> Mapping[str, Tool]:
         return TOOLS
 

@@ -1,0 +1,214 @@
+"""Does plain GRPO trade pass@16 for pass@1, and what do balanced, pcgrad and the baselines change?
+
+Every run of a seed starts from the same warm start, generates the same number of tokens, calibration included, and is
+tested on the same tasks with 16 episodes each. A run that collapses stays in the table.
+
+    (a) plain GRPO: pass@1, pass@16 and diversity, before and after
+    (b) GRPO with balanced, with pcgrad at three thresholds, and every baseline; the strongest baseline is the one with
+        the highest mean pass@16 over the seeds
+    (c) pcgrad by difficulty, task type and pattern, with 2, 4 and 8 groups
+
+    python benchmarks/grpo_passk.py run       # resumes: finished runs are skipped
+    python benchmarks/grpo_passk.py report    # writes benchmarks/grpo_passk.json, docs/grpo_passk.md and .png
+
+Intervals are of the mean over the seeds, by bootstrap over seeds and tasks together. Differences to plain GRPO are
+paired by seed and task.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from agent_gym import Trajectory, read_trajectories
+from agent_gym.metrics import by_task, distinct_call_sequences, pass_at_k
+
+ROOT = Path(__file__).parent.parent
+TRAINER = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
+SEEDS = (1, 2, 3)
+TOKENS, TASKS = 60_000, 32
+BASELINES = ("dr-grpo", "clip-higher", "resample", "pass-at-k", "unique")
+RUNS: dict[str, tuple[str, ...]] = {
+    # stats updates as none does, to the bit, and measures
+    "grpo": ("--surgery", "stats"),
+    "balanced": ("--surgery", "balanced"),
+    **{f"pcgrad, tau {tau}": ("--surgery", "pcgrad", "--tau", tau) for tau in ("0", "0.05", "0.2")},
+    **{method: ("--surgery", "none", "--method", method) for method in BASELINES},
+    **{
+        f"pcgrad, {groups} by {by}": ("--surgery", "pcgrad", "--tau", "0.05", "--group-by", by, "--groups", groups)
+        for by in ("difficulty", "task-type", "pattern")
+        for groups in ("2", "4", "8")
+        if (by, groups) != ("difficulty", "4")  # that is "pcgrad, tau 0.05"
+    },
+}
+FIGURES = ("pass@1", "pass@4", "pass@8", "pass@16", "different call sequences", "different solutions")
+
+
+def launch(folder: Path, *flags: str) -> Path:
+    """One run of the trainer on one core, unless it is finished; what it prints goes to log.txt.
+
+    Returns:
+        Its run folder.
+    """
+    runs = folder / "runs"
+    if not list(runs.glob("*/result.json")):
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(TRAINER), "--run-dir", str(runs), "--device", "cpu", *flags]
+        with (folder / "log.txt").open("w") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+    return next(runs.glob("*/result.json")).parent
+
+
+def warm(out: Path, seed: int, options: argparse.Namespace) -> Path:
+    """Warm start of a seed, shared by all runs, and its test."""
+    return launch(
+        out / "warm" / str(seed), "--seed", str(seed), "--total-iterations", "0", "--no-eval-start", "--group-by",
+        "task-type", "--surgery", "none", "--eval-tasks", str(options.tasks), *options.extra,
+    )  # fmt: skip
+
+
+def job(out: Path, name: str, seed: int, options: argparse.Namespace) -> Path:
+    return launch(
+        out / name.replace(" ", "_").replace(",", "") / str(seed), *RUNS[name], "--seed", str(seed),
+        "--init", str(warm(out, seed, options) / "checkpoints" / "warm"), "--no-eval-start", "--eval-every", "0",
+        "--total-iterations", "1000", "--total-tokens", str(options.tokens), "--eval-tasks", str(options.tasks),
+        "--checkpoint-every", "1000", "--log-every", "1000", *options.extra,
+    )  # fmt: skip
+
+
+def run(out: Path, options: argparse.Namespace) -> None:
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(tqdm(pool.map(lambda s: warm(out, s, options), options.seeds), "warm starts", len(options.seeds)))
+        jobs = [(name, seed) for seed in options.seeds for name in options.only]
+        list(tqdm(pool.map(lambda j: job(out, j[0], j[1], options), jobs), "runs", len(jobs)))
+
+
+def figures(trajectories: list[Trajectory]) -> np.ndarray:
+    """FIGURES of every test task: shape [tasks, figures]; tasks in order, NaN where a verdict is missing."""
+    rows = []
+    for own in dict(sorted(by_task(trajectories).items())).values():
+        n, c = len(own), sum(t.success for t in own)
+        solved = [t for t in own if t.success]
+        rates = [pass_at_k(n, c, k) if n >= k else np.nan for k in (1, 4, 8, 16)]
+        rows.append([*rates, distinct_call_sequences(own), distinct_call_sequences(solved)])
+    return np.array(rows, dtype=float)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of ``values``, shape [seeds, tasks], and its 95% interval by bootstrap over seeds and tasks."""
+    rng = np.random.default_rng(0)
+    seeds, tasks = values.shape
+    draws = [
+        float(np.nanmean(values[np.ix_(rng.integers(seeds, size=seeds), rng.integers(tasks, size=tasks))]))
+        for _ in range(2000)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(np.nanmean(values)), float(low), float(high)
+
+
+def report(out: Path, options: argparse.Namespace) -> None:
+    """benchmarks/grpo_passk.json, docs/grpo_passk.md and docs/grpo_passk.png, from the finished runs."""
+
+    def tested(folder: Path) -> np.ndarray:
+        return figures(list(read_trajectories(folder / "trajectories" / "test_final.jsonl")))
+
+    found = {"warm start": np.stack([tested(warm(out, seed, options)) for seed in options.seeds])}
+    for name in options.only:
+        found[name] = np.stack([tested(job(out, name, seed, options)) for seed in options.seeds])
+    rates = {}
+    for name in options.only:
+        curves = [read_rows(job(out, name, seed, options)) for seed in options.seeds]
+        measured = [row["conflict/rate"] for curve in curves for row in curve if "conflict/rate" in row]
+        rates[name] = float(np.mean(measured)) if measured else None
+    table = {
+        name: {figure: interval(values[:, :, i]) for i, figure in enumerate(FIGURES)} for name, values in found.items()
+    }
+    apart = {}
+    if "grpo" in found:
+        apart = {
+            name: {figure: interval((values - found["grpo"])[:, :, i]) for i, figure in enumerate(FIGURES)}
+            for name, values in found.items()
+            if name != "grpo"
+        }
+    lines = [
+        f"{len(options.seeds)} seeds, {options.tokens} generated tokens a run, {options.tasks} test tasks, 16 episodes "
+        "each. Mean and, in brackets, 95% interval over seeds and tasks.",
+        "",
+        "| run | " + " | ".join(FIGURES) + " | conflict rate |",
+        "|---" * (len(FIGURES) + 2) + "|",
+    ]
+    for name, row in table.items():
+        rate = rates.get(name)
+        lines.append(f"| {name} | {cells(row, '.2f')} | {'' if rate is None else f'{rate:.2f}'} |")
+    if apart:
+        lines += ["", "Difference to grpo, paired by seed and task:", "", "| run | " + " | ".join(FIGURES) + " |"]
+        lines += ["|---" * (len(FIGURES) + 1) + "|"]
+        lines += [f"| {name} | {cells(row, '+.2f')} |" for name, row in apart.items()]
+    played = [name for name in BASELINES if name in table]
+    strongest = max(played, key=lambda name: table[name]["pass@16"][0]) if played else None
+    if strongest:
+        lines += ["", f"The strongest baseline by pass@16: {strongest}."]
+    result: dict[str, Any] = {
+        "seeds": options.seeds, "tokens": options.tokens, "tasks": options.tasks, "table": table,
+        "difference_to_grpo": apart, "conflict_rate": rates, "strongest_baseline": strongest,
+    }  # fmt: skip
+    write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
+    write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
+    draw(table, ROOT / "docs" / "grpo_passk.png")
+    print("\n".join(lines))
+
+
+def cells(row: dict[str, tuple[float, float, float]], form: str) -> str:
+    return " | ".join(f"{m:{form}} [{low:{form}}, {high:{form}}]" for m, low, high in row.values())
+
+
+def read_rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def draw(table: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
+    """pass@1 against pass@16, and the different solutions a task, of every run."""
+    from matplotlib.figure import Figure
+
+    names = list(table)
+    figure = Figure(figsize=(12, 1.2 + 0.32 * len(names)), layout="constrained")
+    for axis, name in zip(
+        figure.subplots(1, 3, sharey=True), ("pass@1", "pass@16", "different solutions"), strict=True
+    ):
+        for at, run in enumerate(names):
+            mean, low, high = table[run][name]
+            axis.errorbar(mean, at, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], fmt="o", color="tab:blue")
+        axis.axvline(table[names[0]][name][0], color="grey", linewidth=0.8)
+        axis.set_title(name)
+        axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    figure.savefig(path, dpi=130)
+
+
+def write(path: Path, text: str) -> None:
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").replace(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "report"])
+    parser.add_argument("--out", type=Path, default=Path("runs/grpo_passk"), help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="generated tokens of a run")
+    parser.add_argument("--tasks", type=int, default=TASKS, help="test tasks")
+    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="some of the runs")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
+    options, options_extra = parser.parse_known_args()
+    options.extra = options_extra  # further flags are the trainer's
+    if options.what == "run":
+        run(options.out.resolve(), options)
+    report(options.out.resolve(), options)
