@@ -34,7 +34,7 @@ from agent_gym.metrics import (
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = ("--rounds", "100", "--tasks-per-round", "60", "--parallel", "48", "--eval-episodes", "256")
-ONCE = ("--eval-tasks", "256", "--eval-samples", "1", "--eval-every", "0", "--calibration-samples", "1")
+ONCE = ("--eval-tasks", "256", "--eval-samples", "1", "--eval-every", "0", "--group-by", "task-type")
 ENDLESS = ("--total-iterations", "1000", "--checkpoint-every", "1000", "--log-every", "1000")
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rft, success": ("rft.py", ("--keep", "success", *ROUNDS)),  # the tokens end it, after two or three rounds
