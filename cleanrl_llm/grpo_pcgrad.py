@@ -85,6 +85,8 @@ class Budget:
 PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, warm start's demonstrations and updates
     "APIAgent-v0": ('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, 200), 6000, 900),
     "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 60), 3000, 1500),
+    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.2, 40, 50), 4000, 2000),
+    "WebLite-v0": ('{"difficulty": 1, "sites": ["booking"], "max_turns": 4}', Budget(1.2, 32, 160), 4000, 450),
 }
 
 
