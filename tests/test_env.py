@@ -550,9 +550,9 @@ def test_render_shows_the_last_turn():
 def test_tasks_tell_their_type():
     """Of what a task asks for, and not of how hard it is."""
     kinds = {
-        "APIAgent-v0": ({"domains": ["shop"], "difficulty": 1}, {"shop.promote", "shop.cancel", "shop.order_status"}),
-        "SQL-v0": ({"difficulty": 1}, {"table", "value", "change"}),
-        "WebLite-v0": ({"sites": ["mail"], "difficulty": 2}, {"mail.star"}),
+        "APIAgent-v0": ({"domains": ["shop"], "difficulty": 1}, {"shop.refund", "shop.cancel", "shop.order_status"}),
+        "SQL-v0": ({"difficulty": 1}, {"table", "change"}),
+        "WebLite-v0": ({"sites": ["mail"], "difficulty": 2}, {"mail.delete", "mail.store"}),
     }
     for env_id, (kwargs, expected) in kinds.items():
         env = gym.make(env_id, **kwargs)
