@@ -155,8 +155,8 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 KWARGS = '{"max_turns": 4}'
 SMALL = (
-    "--group-by", "task-type", "--groups", "2", "--pool-tasks", "100", "--num-episodes", "160", "--group-size", "8",
-    "--max-new-tokens", "16", "--max-context", "128", "--kl-coef", "0", "--learning-rate", "3e-4",
+    "--group-by", "task-type", "--groups", "2", "--pool-tasks", "100", "--num-episodes", "80", "--group-size", "4",
+    "--max-new-tokens", "16", "--max-context", "128", "--kl-coef", "0", "--learning-rate", "5e-4",
     "--eval-tasks", "32", "--eval-samples", "8", "--eval-every", "0", "--no-eval-start",
     "--warm.updates", "60", "--warm.demonstrations", "600", "--warm.wasteful", "0", "--device", "cpu",
     "--checkpoint-every", "1000", "--log-every", "1000",

@@ -1,12 +1,13 @@
 """Does plain GRPO trade pass@16 for pass@1, and what do balanced, pcgrad and the baselines change?
 
-Every run of a seed starts from the same warm start, generates the same number of tokens, calibration included, and is
-tested on the same tasks with 16 episodes each. A run that collapses stays in the table.
+Every run of a seed starts from the warm start that first_light.py made (or makes now), generates the same number of
+tokens, calibration included, and is tested on the same tasks with 16 episodes each. Groups are task types, which need
+no calibration, but in (c). A run that collapses stays in the table.
 
     (a) plain GRPO: pass@1, pass@16 and diversity, before and after
     (b) GRPO with balanced, with pcgrad at three thresholds, and every baseline; the strongest baseline is the one with
         the highest mean pass@16 over the seeds
-    (c) pcgrad by difficulty, task type and pattern, with 2, 4 and 8 groups
+    (c) pcgrad by task type, difficulty and pattern, with 2, 4 and 8 groups
 
     python benchmarks/grpo_passk.py run       # resumes: finished runs are skipped
     python benchmarks/grpo_passk.py report    # writes benchmarks/grpo_passk.json, docs/grpo_passk.md and .png
@@ -24,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import first_light
 import numpy as np
 from tqdm import tqdm
 
@@ -32,22 +34,23 @@ from agent_gym.metrics import by_task, distinct_call_sequences, pass_at_k
 
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
-SEEDS = (1, 2, 3)
-TOKENS, TASKS = 60_000, 32
+TOKENS, TASKS = 30_000, 32
 BASELINES = ("dr-grpo", "clip-higher", "resample", "pass-at-k", "unique")
 RUNS: dict[str, tuple[str, ...]] = {
     # stats updates as none does, to the bit, and measures
     "grpo": ("--surgery", "stats"),
     "balanced": ("--surgery", "balanced"),
     **{f"pcgrad, tau {tau}": ("--surgery", "pcgrad", "--tau", tau) for tau in ("0", "0.05", "0.2")},
-    **{method: ("--surgery", "none", "--method", method) for method in BASELINES},
+    **{method: ("--surgery", "none", "--method", method) for method in BASELINES if method != "clip-higher"},
+    "clip-higher": ("--surgery", "none", "--method", "clip-higher", "--num-minibatches", "2"),  # one step clips nothing
     **{
-        f"pcgrad, {groups} by {by}": ("--surgery", "pcgrad", "--tau", "0.05", "--group-by", by, "--groups", groups)
-        for by in ("difficulty", "task-type", "pattern")
+        f"pcgrad, {groups} by {by}": ("--surgery", "pcgrad", "--group-by", by, "--groups", groups)
+        for by in ("task-type", "difficulty", "pattern")
         for groups in ("2", "4", "8")
-        if (by, groups) != ("difficulty", "4")  # that is "pcgrad, tau 0.05"
+        if (by, groups) != ("task-type", "4")  # that is "pcgrad, tau 0.05"
     },
 }
+COMMON = ("--group-by", "task-type", "--groups", "4", "--pool-tasks", "64", "--calibration-samples", "2")
 FIGURES = ("pass@1", "pass@4", "pass@8", "pass@16", "different call sequences", "different solutions")
 
 
@@ -67,20 +70,23 @@ def launch(folder: Path, *flags: str) -> Path:
     return next(runs.glob("*/result.json")).parent
 
 
+def start(seed: int, options: argparse.Namespace) -> tuple[str, ...]:
+    """The flags that all runs of a seed share."""
+    init = first_light.warm(options.first_light, seed) / "checkpoints" / "warm"
+    tests = ("--eval-tasks", str(options.tasks), "--eval-every", "0", "--no-eval-start")
+    return ("--seed", str(seed), "--init", str(init), *tests, *COMMON)
+
+
 def warm(out: Path, seed: int, options: argparse.Namespace) -> Path:
-    """Warm start of a seed, shared by all runs, and its test."""
-    return launch(
-        out / "warm" / str(seed), "--seed", str(seed), "--total-iterations", "0", "--no-eval-start", "--group-by",
-        "task-type", "--surgery", "none", "--eval-tasks", str(options.tasks), *options.extra,
-    )  # fmt: skip
+    """The test of a seed's warm start."""
+    return launch(out / "warm" / str(seed), *start(seed, options), "--total-iterations", "0", "--surgery", "none")
 
 
 def job(out: Path, name: str, seed: int, options: argparse.Namespace) -> Path:
     return launch(
-        out / name.replace(" ", "_").replace(",", "") / str(seed), *RUNS[name], "--seed", str(seed),
-        "--init", str(warm(out, seed, options) / "checkpoints" / "warm"), "--no-eval-start", "--eval-every", "0",
-        "--total-iterations", "1000", "--total-tokens", str(options.tokens), "--eval-tasks", str(options.tasks),
-        "--checkpoint-every", "1000", "--log-every", "1000", *options.extra,
+        out / name.replace(" ", "_").replace(",", "") / str(seed), *start(seed, options), *RUNS[name],
+        "--total-iterations", "1000", "--total-tokens", str(options.tokens),
+        "--checkpoint-every", "1000", "--log-every", "1000",
     )  # fmt: skip
 
 
@@ -202,13 +208,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("--out", type=Path, default=Path("runs/grpo_passk"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(first_light.SEEDS))
     parser.add_argument("--tokens", type=int, default=TOKENS, help="generated tokens of a run")
     parser.add_argument("--tasks", type=int, default=TASKS, help="test tasks")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="some of the runs")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
-    options, options_extra = parser.parse_known_args()
-    options.extra = options_extra  # further flags are the trainer's
+    parser.add_argument("--first-light", type=Path, default=Path("runs/first_light"), help="runs of first_light.py")
+    options = parser.parse_args()
+    options.first_light = options.first_light.resolve()
     if options.what == "run":
         run(options.out.resolve(), options)
     report(options.out.resolve(), options)
