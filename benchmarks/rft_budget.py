@@ -62,7 +62,7 @@ def launch(folder: Path, trainer: str, *flags: str) -> None:
 def job(options: argparse.Namespace, method: str, seed: int) -> None:
     start = first_light.warm(options.first_light, seed) / "checkpoints" / "warm"
     if method == "c3rl":  # at its defaults, it has one setting there
-        first_light.job(options.first_light, "c3rl", *first_light.KNOBS["c3rl"][1], seed)
+        first_light.job(options.first_light, "c3rl", first_light.KNOBS["c3rl"][1][0], seed)
         return
     trainer, flags = METHODS[method]
     launch(
@@ -75,7 +75,7 @@ def place(options: argparse.Namespace, method: str, seed: int) -> Path:
     if method == "warm start":
         return options.first_light / "warm" / str(seed)
     if method == "c3rl":
-        return first_light.place(options.first_light, "c3rl", *first_light.KNOBS["c3rl"][1], seed)
+        return first_light.place(options.first_light, "c3rl", first_light.KNOBS["c3rl"][1][0], seed)
     return options.out / method.replace(", ", "_") / str(seed)
 
 
