@@ -143,7 +143,7 @@ class Args:
     """rounds of stage rft"""
     total_tokens: int | None = None
     """sample no more after the batch in which this many tokens have been generated"""
-    tasks_per_round: int = 256
+    tasks_per_round: int = 96
     """training tasks a round, fresh ones in each"""
     samples_per_task: int = 4
     """n: episodes of one task"""
@@ -183,7 +183,7 @@ class Args:
     """play the test tasks with the starting policy too"""
     pass_k: int = 4
     """k of pass@k"""
-    pass_tasks: int = 64
+    pass_tasks: int = 32
     """test tasks that are played k times for it"""
     run_dir: str = "runs"
     """folder of the run folders"""
