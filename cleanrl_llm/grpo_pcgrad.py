@@ -170,7 +170,7 @@ class Args:
     load_in_4bit: bool = False
     """quantise the frozen base with bitsandbytes (CUDA only)"""
 
-    total_iterations: int = 30
+    total_iterations: int = 24
     """policy updates"""
     total_tokens: int | None = None
     """stop after the iteration in which this many tokens have been generated"""
@@ -216,7 +216,7 @@ class Args:
     """test tasks of the table at the end (and of the warm start); -1 is 32, or 4 for a pretrained model on a CPU"""
     eval_samples: int = 16
     """episodes of each test task"""
-    eval_every: int = 10
+    eval_every: int = 8
     """iterations between smaller tests, of eval_every_samples episodes a task; 0 is never"""
     eval_every_samples: int = 8
     """episodes of each test task in these"""
