@@ -172,8 +172,10 @@ class Args:
     """passes of a refit over what was kept"""
     batch_size: int = 16
     """episodes of one optimiser step"""
-    pack_tokens: int = 1024
+    pack_tokens: int = 256
     """tokens of one training row, into which several episodes are packed; a longer episode has a row of its own"""
+    micro_batch_tokens: int = 8192
+    """tokens of one forward pass in training"""
     max_grad_norm: float = 1.0
     """gradient clipping"""
 
@@ -760,14 +762,14 @@ def warm_start(policy: Policy, data: list[tuple[list[int], list[tuple[int, int]]
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr * schedule
         total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
-        for part in packs([len(ids) for ids, _ in batch], args.pack_tokens):
+        for part in packs([len(ids) for ids, _ in batch], args.micro_batch_tokens):
             ids, weights = [batch[i][0] for i in part], []
             for i in part:
                 weight = torch.full((len(batch[i][0]),), args.warm.other_tokens)
                 for begin, end in batch[i][1]:
                     weight[begin:end] = 1.0
                 weights.append(weight[1:])
-            logp = score(policy, ids, [[(1, len(row))] for row in ids])
+            logp = score(policy, ids, [[(1, len(row))] for row in ids], args.pack_tokens)
             weight = torch.cat(weights).to(logp)
             loss = -(logp * weight).sum() / (count * world())  # every process has the same batch
             loss.backward()
@@ -805,20 +807,33 @@ def packs(lengths: list[int], most_tokens: int) -> list[list[int]]:
     return parts
 
 
-def score(policy: Policy, ids: list[list[int]], spans: list[list[tuple[int, int]]]) -> Tensor:
+def score(policy: Policy, ids: list[list[int]], spans: list[list[tuple[int, int]]], pack_tokens: int) -> Tensor:
     """Log-probability of every model token (dialogues in order, then their tokens), shape [tokens].
 
-    The dialogues lie in one row. Where the positions begin again at 0, transformers lets no token see what was before.
+    The dialogues are packed into rows, and all rows go through the model at once. Where the positions begin again at 0,
+    transformers lets no token see what was before.
     """
     device = policy.device
-    row = torch.tensor([token for one in ids for token in one], device=device)
-    positions = torch.tensor([c for one in ids for c in range(len(one))], device=device)
-    hidden = policy.hidden(input_ids=row[None], position_ids=positions[None])[0]
-    begins = np.cumsum([0, *map(len, ids)])
-    where = [at + c for at, own in zip(begins, spans, strict=False) for begin, end in own for c in range(begin, end)]
-    columns = torch.tensor(where, device=device)
-    logits = policy.logits(hidden[columns - 1], 1.0)
-    return -torch.nn.functional.cross_entropy(logits, row[columns], reduction="none")
+    rows = packs([len(one) for one in ids], pack_tokens)
+    width = max(sum(len(ids[i]) for i in row) for row in rows)
+    tokens = torch.full((len(rows), width), policy.pad)
+    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    begins: dict[int, tuple[int, int]] = {}
+    for r, row in enumerate(rows):
+        at = 0
+        for i in row:
+            begins[i] = r, at
+            tokens[r, at : at + len(ids[i])] = torch.tensor(ids[i])
+            positions[r, at : at + len(ids[i])] = torch.arange(len(ids[i]))
+            at += len(ids[i])
+        positions[r, at:] = torch.arange(width - at)  # padding, as if it were one more dialogue
+    hidden = policy.hidden(input_ids=tokens.to(device), position_ids=positions.to(device))
+    where = [
+        (begins[i][0], begins[i][1] + c) for i, own in enumerate(spans) for begin, end in own for c in range(begin, end)
+    ]
+    at_rows, columns = torch.tensor(where).T
+    logits = policy.logits(hidden[at_rows.to(device), columns.to(device) - 1], 1.0)
+    return -torch.nn.functional.cross_entropy(logits, tokens[at_rows, columns].to(device), reduction="none")
 
 
 def apply_gradients(policy: Policy, optimizers: list[torch.optim.Optimizer], args: Args) -> float:
@@ -996,7 +1011,7 @@ def select(samples: list[Trajectory], args: Args) -> tuple[list[Trajectory], dic
 
 def refit(policy: Policy, data: list[tuple[list[int], list[tuple[int, int]]]], args: Args, seed: int) -> float:
     """Fit the policy, from where it stands, to the model tokens of ``data``; returns the last epoch's mean loss a
-    token. Every process has its share of each batch's rows."""
+    token. Every process has its share of each batch."""
     optimizer = torch.optim.AdamW(trainable(policy), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     rng, size = random.Random(seed), args.batch_size
     updates, each = args.epochs * -(-len(data) // size), -(-len(data) // size)
@@ -1013,8 +1028,9 @@ def refit(policy: Policy, data: list[tuple[list[int], list[tuple[int, int]]]], a
             group["lr"] = args.learning_rate * schedule
         count = sum(end - begin for _, spans in batch for begin, end in spans)
         losses[update, 1] = count
-        for part in packs([len(ids) for ids, _ in batch], args.pack_tokens)[rank() :: world()]:
-            logp = score(policy, [batch[i][0] for i in part], [batch[i][1] for i in part])
+        share = batch[rank() :: world()]
+        for part in packs([len(ids) for ids, _ in share], args.micro_batch_tokens):
+            logp = score(policy, [share[i][0] for i in part], [share[i][1] for i in part], args.pack_tokens)
             loss = -logp.sum() / count
             loss.backward()
             losses[update, 0] -= float(logp.detach().sum())
@@ -1460,7 +1476,8 @@ def check(args: Args) -> None:
             fail(f"--budget.{k.replace('_', '-')} must be 0 or more, not {getattr(args.budget, k)}")
     for name, least in (
         ("rounds", 0), ("tasks_per_round", 1), ("samples_per_task", 1), ("most_per_task", 1), ("parallel", 1),
-        ("max_new_tokens", 1), ("epochs", 1), ("batch_size", 1), ("pack_tokens", 1), ("pass_k", 2), ("pass_tasks", 1),
+        ("max_new_tokens", 1), ("epochs", 1), ("batch_size", 1), ("pack_tokens", 1), ("pass_k", 2),
+        ("pass_tasks", 1), ("micro_batch_tokens", 1),
     ):  # fmt: skip
         if getattr(args, name) < least:
             fail(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}")

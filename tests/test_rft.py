@@ -84,7 +84,7 @@ def arguments(kwargs, tmp_path_factory):
         warm |= changes.pop("warm", {})
         settings = {
             "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
-            "epochs": 2, "batch_size": 4, "pack_tokens": 256, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
+            "epochs": 2, "batch_size": 4, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
             "pass_tasks": 3, "device": "cpu", "run_dir": str(tmp_path_factory.mktemp("runs")),
             "seed": 3,
             "budget": trainer.Budget(**changes.pop("budget", {"tool_calls": 2.0, "output_tokens": 60.0})),
@@ -163,16 +163,18 @@ def test_packs_hold_every_dialogue_once_within_the_limit(lengths, most):
     assert all(a + b > most for n, a in enumerate(loads) for b in loads[n + 1 :])  # no two rows would fit into one
 
 
-def test_packed_losses_are_those_of_each_dialogue_alone(policy, episodes):
-    """Values and gradients; and the check can fail: without restarting positions they differ."""
+@pytest.mark.parametrize("row", [1, 300, 10_000])
+def test_packed_losses_are_those_of_each_dialogue_alone(policy, episodes, row):
+    """Values and gradients, in one row and in several; and the check can fail: without restarting positions they
+    differ."""
     ids, spans = [e.ids for e in episodes], [e.spans for e in episodes]
-    packed = trainer.score(policy, ids, spans)
+    packed = trainer.score(policy, ids, spans, row)
     packed.sum().backward()
     together = [p.grad.clone() for p in policy.parameters()]
     policy.zero_grad()
     alone, unpacked = [], []
     for e in episodes:
-        logp = trainer.score(policy, [e.ids], [e.spans])
+        logp = trainer.score(policy, [e.ids], [e.spans], row)
         logp.sum().backward()
         alone.append(logp.detach())
         with torch.no_grad():
@@ -186,7 +188,7 @@ def test_packed_losses_are_those_of_each_dialogue_alone(policy, episodes):
     joined = [token for one in ids for token in one]
     shifted = [(b + at, e + at) for at, own in zip(np.cumsum([0, *map(len, ids)]), spans, strict=False) for b, e in own]
     with torch.no_grad():
-        assert float((trainer.score(policy, [joined], [shifted]) - packed).abs().max()) > 0.01
+        assert float((trainer.score(policy, [joined], [shifted], row) - packed).abs().max()) > 0.01
 
 
 def test_the_loss_touches_no_other_token(policy, episodes, monkeypatch):
@@ -201,7 +203,8 @@ def test_the_loss_touches_no_other_token(policy, episodes, monkeypatch):
         return found
 
     monkeypatch.setattr(trainer.Policy, "hidden", hidden)
-    logp = trainer.score(policy, [e.ids for e in episodes], [e.spans for e in episodes])
+    episodes = sorted(episodes, key=lambda e: -len(e.ids))  # as they lie in the one row
+    logp = trainer.score(policy, [e.ids for e in episodes], [e.spans for e in episodes], 10_000)
     assert len(logp) == sum(len(e.logprobs) for e in episodes)
     logp.sum().backward()
     policy.zero_grad()
@@ -378,7 +381,7 @@ def test_refits_raise_the_likelihood_of_what_was_kept(finished, policy, argument
     data = trainer.encoded(policy, trainer.reopened(trainer.read(path), path, args), args)
     with torch.no_grad():
         before_, after_ = (
-            float(trainer.score(p, [x for x, _ in data], [s for _, s in data]).mean()) for p in (policy, after)
+            float(trainer.score(p, [x for x, _ in data], [s for _, s in data], 256).mean()) for p in (policy, after)
         )
     assert after_ > before_
     assert rows(finished)[2]["losses/refit"] > 0
