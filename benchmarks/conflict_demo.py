@@ -20,8 +20,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import first_light
 import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
@@ -167,22 +166,10 @@ SMALL = (
 
 
 def launch(folder: Path, *flags: str) -> Path:
-    """One run of the trainer on one core, unless it is finished; what it prints goes to log.txt.
-
-    Returns:
-        Its run folder.
-    """
-    runs = folder / "runs"
-    if not list(runs.glob("*/result.json")):
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = (str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", ""))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        environments = [flag for flag in flags if flag.startswith("conflict_demo:")]
-        kwargs = ("--env-kwargs", *[KWARGS] * len(environments))
-        command = [sys.executable, str(TRAINER), "--run-dir", str(runs), *SMALL, *flags, *kwargs]
-        with (folder / "log.txt").open("w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-    return next(runs.glob("*/result.json")).parent
+    """One run of the trainer with the environments of this file, unless it is finished; its run folder."""
+    kwargs = ("--env-kwargs", *[KWARGS] * sum(flag.startswith("conflict_demo:") for flag in flags))
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")))
+    return first_light.launch(folder, TRAINER, *SMALL, *flags, *kwargs, PYTHONPATH=paths)
 
 
 def warm(out: Path, seed: int) -> Path:

@@ -36,8 +36,8 @@ KNOBS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def launch(folder: Path, *flags: str) -> Path:
-    """One run of the trainer on one core, unless it is finished; what it prints goes to log.txt.
+def launch(folder: Path, trainer: Path, *flags: str, **environment: str) -> Path:
+    """One run of a trainer on one core, unless it is finished; what it prints goes to log.txt.
 
     Returns:
         Its run folder.
@@ -45,25 +45,28 @@ def launch(folder: Path, *flags: str) -> Path:
     runs = folder / "runs"
     if not list(runs.glob("*/result.json")):
         folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(TRAINER), "--run-dir", str(runs), "--eval-episodes", str(EVAL), *flags]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        command = [sys.executable, str(trainer), "--run-dir", str(runs), *flags]
         with (folder / "log.txt").open("w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=variables, cwd=ROOT)
     return next(runs.glob("*/result.json")).parent
 
 
 def warm(out: Path, seed: int) -> Path:
     """Warm start of a seed, shared by all methods, and its test."""
-    return launch(out / "warm" / str(seed), "--seed", str(seed), "--total-iterations", "0", "--no-eval-start")
+    return launch(
+        out / "warm" / str(seed), TRAINER, "--seed", str(seed), "--total-iterations", "0", "--no-eval-start",
+        "--eval-episodes", str(EVAL),
+    )  # fmt: skip
 
 
 def job(out: Path, method: str, setting: str, seed: int) -> Path:
     knob = KNOBS[method][0]
     return launch(
-        place(out, method, setting, seed), "--method", method, knob, setting, "--seed", str(seed),
+        place(out, method, setting, seed), TRAINER, "--method", method, knob, setting, "--seed", str(seed),
         "--init", str(warm(out, seed) / "checkpoints" / "warm"), "--no-eval-start",
         "--total-iterations", "1000", "--total-tokens", str(TOKENS),
-        "--checkpoint-every", "1000", "--log-every", "1000",
+        "--checkpoint-every", "1000", "--log-every", "1000", "--eval-episodes", str(EVAL),
     )  # fmt: skip
 
 

@@ -18,9 +18,6 @@ paired by seed and task.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,37 +51,23 @@ COMMON = ("--group-by", "task-type", "--groups", "4", "--pool-tasks", "64", "--c
 FIGURES = ("pass@1", "pass@4", "pass@8", "pass@16", "different call sequences", "different solutions")
 
 
-def launch(folder: Path, *flags: str) -> Path:
-    """One run of the trainer on one core, unless it is finished; what it prints goes to log.txt.
-
-    Returns:
-        Its run folder.
-    """
-    runs = folder / "runs"
-    if not list(runs.glob("*/result.json")):
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(TRAINER), "--run-dir", str(runs), "--device", "cpu", *flags]
-        with (folder / "log.txt").open("w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-    return next(runs.glob("*/result.json")).parent
-
-
 def start(seed: int, options: argparse.Namespace) -> tuple[str, ...]:
     """The flags that all runs of a seed share."""
     init = first_light.warm(options.first_light, seed) / "checkpoints" / "warm"
-    tests = ("--eval-tasks", str(options.tasks), "--eval-every", "0", "--no-eval-start")
+    tests = ("--eval-tasks", str(options.tasks), "--eval-every", "0", "--no-eval-start", "--device", "cpu")
     return ("--seed", str(seed), "--init", str(init), *tests, *COMMON)
 
 
 def warm(out: Path, seed: int, options: argparse.Namespace) -> Path:
     """The test of a seed's warm start."""
-    return launch(out / "warm" / str(seed), *start(seed, options), "--total-iterations", "0", "--surgery", "none")
+    return first_light.launch(
+        out / "warm" / str(seed), TRAINER, *start(seed, options), "--total-iterations", "0", "--surgery", "none"
+    )
 
 
 def job(out: Path, name: str, seed: int, options: argparse.Namespace) -> Path:
-    return launch(
-        out / name.replace(" ", "_").replace(",", "") / str(seed), *start(seed, options), *RUNS[name],
+    return first_light.launch(
+        out / name.replace(" ", "_").replace(",", "") / str(seed), TRAINER, *start(seed, options), *RUNS[name],
         "--total-iterations", "1000", "--total-tokens", str(options.tokens),
         "--checkpoint-every", "1000", "--log-every", "1000",
     )  # fmt: skip

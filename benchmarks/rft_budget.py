@@ -10,9 +10,6 @@ on each of 256 test tasks, the same for all, counted from the trajectory files.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,26 +45,15 @@ MEANS = tuple(f"mean {channel}" for channel in CHANNELS)
 KEYS = ("success@1", "in-budget success", "violation any", *MEANS)
 
 
-def launch(folder: Path, trainer: str, *flags: str) -> None:
-    """One run of a trainer on one core, unless it is finished; what it prints goes to log.txt."""
-    runs = folder / "runs"
-    if not list(runs.glob("*/result.json")):
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "cleanrl_llm" / trainer), "--run-dir", str(runs), *flags]
-        with (folder / "log.txt").open("w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-
-
 def job(options: argparse.Namespace, method: str, seed: int) -> None:
     start = first_light.warm(options.first_light, seed) / "checkpoints" / "warm"
     if method == "c3rl":  # at its defaults, it has one setting there
         first_light.job(options.first_light, "c3rl", first_light.KNOBS["c3rl"][1][0], seed)
         return
     trainer, flags = METHODS[method]
-    launch(
-        place(options, method, seed), trainer, "--seed", str(seed), "--no-eval-start", "--init", str(start),
-        "--total-tokens", str(first_light.TOKENS), *flags,
+    first_light.launch(
+        place(options, method, seed), ROOT / "cleanrl_llm" / trainer, "--seed", str(seed), "--no-eval-start",
+        "--init", str(start), "--total-tokens", str(first_light.TOKENS), *flags,
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ def load_module(path):
     return module
 
 
+load_module(DEMO.with_name("first_light.py"))  # what it imports
 demo = load_module(DEMO)  # a small environment of two task types, whose module gym.make finds again by its name
 trainer = load_module(SCRIPT)
 
