@@ -206,9 +206,11 @@ def successes(folder: Path) -> dict[str, float]:
 
 
 def conflict(folder: Path) -> tuple[float, float]:
-    """Mean cosine of the two types, and the noise floor, of a run with large batches."""
+    """Mean cosine of the two types over the updates that had both, and the last noise floor, of a run with large
+    batches."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return float(np.mean([row["cosine/1_0"] for row in rows])), rows[-1]["conflict/floor"]
+    both = [row for row in rows if "cosine/1_0" in row]
+    return float(np.mean([row["cosine/1_0"] for row in both])), both[-1]["conflict/floor"]
 
 
 def report(out: Path, seeds: tuple[int, ...]) -> None:
