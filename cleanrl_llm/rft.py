@@ -951,27 +951,30 @@ def sampled(
     if not whole.exists():
         parts.mkdir(exist_ok=True)
         lines, tokens = [], 0
-        bar = tqdm(total=total, desc=f"round {number}, samples", disable=rank() > 0)
-        for at in range(0, len(batches), wave):
-            if args.total_tokens is not None and spent + tokens >= args.total_tokens:
-                break
-            here = range(at, min(at + wave, len(batches)))
-            todo = [b for b in here[rank() :: world()] if not part(b).exists()]
-            seeds = [stream("task", args.seed, number, i // args.samples_per_task) for b in todo for i in batches[b]]
-            if args.teacher_url:
-                pairs = [(seed, stream("teacher", args.seed, number, b)) for seed, b in zip(seeds, todo, strict=True)]
-                taught(policy, envs, pairs, args, lambda i, e, n, todo=todo: keep(todo[i], [e], n))  # type: ignore[misc]
-            elif todo:
-                episodes = [start(policy, env, seed) for env, seed in zip(envs, seeds, strict=False)]
-                rollout(policy, episodes, args, stream("rollout", args.seed, number, todo[0]))
-                keep(todo[0], episodes, sum(len(e.logprobs) for e in episodes))
-            barrier()
-            for b in here:
-                first, rest = part(b).read_text(encoding="utf-8").split("\n", 1)
-                lines.append(rest)
-                tokens += int(first)
-                bar.update(len(batches[b]))
-        bar.close()
+        with tqdm(total=total, desc=f"round {number}, samples", disable=rank() > 0) as bar:
+            for at in range(0, len(batches), wave):
+                if args.total_tokens is not None and spent + tokens >= args.total_tokens:
+                    break
+                here = range(at, min(at + wave, len(batches)))
+                todo = [b for b in here[rank() :: world()] if not part(b).exists()]
+                seeds = [
+                    stream("task", args.seed, number, i // args.samples_per_task) for b in todo for i in batches[b]
+                ]
+                if args.teacher_url:
+                    pairs = [
+                        (seed, stream("teacher", args.seed, number, b)) for seed, b in zip(seeds, todo, strict=True)
+                    ]
+                    taught(policy, envs, pairs, args, lambda i, e, n, todo=todo: keep(todo[i], [e], n))  # type: ignore[misc]
+                elif todo:
+                    episodes = [start(policy, env, seed) for env, seed in zip(envs, seeds, strict=False)]
+                    rollout(policy, episodes, args, stream("rollout", args.seed, number, todo[0]))
+                    keep(todo[0], episodes, sum(len(e.logprobs) for e in episodes))
+                barrier()
+                for b in here:
+                    first, rest = part(b).read_text(encoding="utf-8").split("\n", 1)
+                    lines.append(rest)
+                    tokens += int(first)
+                    bar.update(len(batches[b]))
         barrier()
         if rank() == 0:
             write(counted, json.dumps(tokens))

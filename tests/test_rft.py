@@ -732,7 +732,7 @@ def test_two_processes_end_as_one_does(finished, arguments, tmp_path):
     assert kept(two, 1) == kept(one, 1)
     begin = trainer.load(Path(init), args, torch.device("cpu"))[0].model.named_parameters()
     first, second = weights(one, args), weights(two, args)
-    moved = sum(float((first[name] - p.detach()).abs().sum()) for name, p in begin)
+    moved = sum(float((first[name] - p).detach().abs().sum()) for name, p in begin)
     apart = sum(float((first[name] - second[name]).abs().sum()) for name in first)
     assert apart < 0.01 * moved
     assert rows(two)[1]["losses/refit"] == pytest.approx(rows(one)[1]["losses/refit"], abs=1e-3)
