@@ -179,7 +179,7 @@ def warm(out: Path, seed: int) -> Path:
 
 
 def job(out: Path, name: str, seed: int) -> Path:
-    size = ("--num-episodes", "80", "--group-size", "4", "--total-iterations", str(ITERATIONS))
+    size = ("--num-episodes", "160", "--group-size", "4", "--total-iterations", str(ITERATIONS))
     if name == "measured":
         size = ("--num-episodes", "320", "--group-size", "8", "--total-iterations", str(LARGE))
     start = ("--seed", str(seed), "--init", str(warm(out, seed)))

@@ -31,7 +31,7 @@ from agent_gym.metrics import by_task, distinct_call_sequences, pass_at_k
 
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
-TOKENS, TASKS = 30_000, 32
+TOKENS, TASKS = 60_000, 64
 BASELINES = ("dr-grpo", "clip-higher", "resample", "pass-at-k", "unique")
 RUNS: dict[str, tuple[str, ...]] = {
     # stats updates as none does, to the bit, and measures
@@ -76,7 +76,7 @@ def job(out: Path, name: str, seed: int, options: argparse.Namespace) -> Path:
 def run(out: Path, options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         list(tqdm(pool.map(lambda s: warm(out, s, options), options.seeds), "warm starts", len(options.seeds)))
-        jobs = [(name, seed) for seed in options.seeds for name in options.only]
+        jobs = [(name, seed) for name in options.only for seed in options.seeds]
         list(tqdm(pool.map(lambda j: job(out, j[0], j[1], options), jobs), "runs", len(jobs)))
 
 

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -372,6 +373,7 @@ class Episode:
     ids: list[int]
     observation: str
     fed: int = 0  # ids that are in the KV cache
+    turn: list[tuple[int, float]] = field(default_factory=list)  # being written: token, log-probability
     logprobs: list[float] = field(default_factory=list)  # of the sampled tokens, in order
     spans: list[tuple[int, int]] = field(default_factory=list)  # [start, end) of each assistant turn in ids
     steps: list[Step] = field(default_factory=list)
@@ -448,42 +450,57 @@ def advance(policy: Policy, episode: Episode, ids: list[int], logprobs: list[flo
     episode.ids += reply
 
 
-class Room(DynamicLayer):
-    """A layer of the KV cache that writes in place instead of copying all keys and values for every token."""
+FEED = 1024  # padded tokens of one forward pass in the rollout, at most
 
-    room: Any = None  # tensors from the first update on
-    keys: Any
-    values: Any
+
+class Room(DynamicLayer):
+    """A layer of the KV cache in which token t of a row has column t, whatever the other rows hold. It is written in
+    place: to copy all keys and values for every token takes longer than the rest."""
+
+    def __init__(self, place: "Place") -> None:
+        super().__init__()
+        self.place = place
+        self.room: Any = None  # keys and values, shape [2, rows, heads, columns, size of a head]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        new = torch.stack([key_states, value_states])
-        held = self.get_seq_length()
-        width = held + new.shape[-2]
-        if self.room is None or width > self.room.shape[-2]:
-            room = new.new_empty(*new.shape[:-2], width + 64, new.shape[-1])
+        new, place = torch.stack([key_states, value_states]), self.place
+        held = 0 if self.room is None else self.room.shape[-2]
+        if place.width > held:
+            room = new.new_zeros(2, place.height, new.shape[2], place.width + 64, new.shape[-1])
             if held:
-                room[0, ..., :held, :], room[1, ..., :held, :] = self.keys, self.values
+                room[..., :held, :] = self.room
             self.room = room
-        self.room[..., held:width, :] = new
-        self.keys, self.values = self.room[0, ..., :width, :], self.room[1, ..., :width, :]
-        return self.keys, self.values
+        mine = self.room[:, place.rows]
+        mine.scatter_(3, place.columns[None, :, None, :, None].expand_as(new), new)
+        return mine[0, ..., : place.width, :], mine[1, ..., : place.width, :]
 
-    def keep(self, rows: Tensor, columns: Tensor) -> None:
-        """Drop all but the given rows and, in each, the given columns (shape [rows, columns])."""
-        index = columns[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[-1])
-        self.keys, self.values = self.keys[rows].gather(2, index), self.values[rows].gather(2, index)
-        self.room = None
+
+@dataclass
+class Place:
+    """Where a forward pass stands in the KV cache."""
+
+    height: int  # rows of the cache
+    rows: slice = field(default_factory=lambda: slice(0))  # those of the pass
+    columns: Any = None  # of its tokens, shape [rows, tokens]
+    width: int = 0  # columns that it sees
+
+
+def sample(logp: Tensor, generator: torch.Generator) -> Tensor:
+    """A token for each row of log-probabilities, where a number drawn on the CPU falls among their running sums: large
+    vocabularies stay on their device."""
+    sums = logp.exp().double().cumsum(-1)
+    drawn = torch.rand(len(logp), 1, generator=generator, dtype=torch.float64).to(logp.device)
+    return torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0]
 
 
 @torch.no_grad()
 def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> None:
     """Play all episodes to their end in one batch.
 
-    Every turn first feeds what is new to each row in one forward pass (left-padded, so that all rows end in the
-    last column), then samples a token a step. The KV cache is kept over the turns; between them, finished rows and
-    padding leave it.
+    A prompt that several episodes share is fed once. Every turn first feeds what is new to each row, then samples a
+    token a step. Rows whose turn has ended move behind the others and wait for the next turn; the KV cache stays.
     """
     device, generator = policy.device, torch.Generator().manual_seed(seed)
     was_training = policy.model.training
@@ -492,53 +509,84 @@ def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> N
     longest = max((len(row.ids) for row in rows), default=0)
     if longest >= args.max_context:
         fail(f"a prompt of {longest} tokens leaves no room within --max-context {args.max_context}; raise it")
-    cache = Cache(layer_class_to_replicate=Room)
-    mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
-    while rows:
-        new = [torch.tensor(row.ids[row.fed :]) for row in rows]
-        width = max(map(len, new))
-        chunk = torch.full((len(rows), width), policy.pad)
-        there = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, ids in enumerate(new):
-            chunk[i, width - len(ids) :] = ids
-            there[i, width - len(ids) :] = 1
-        turns: list[list[int]] = [[] for _ in rows]
-        logprobs: list[list[float]] = [[] for _ in rows]
-        room = [min(args.max_new_tokens, args.max_context - len(row.ids)) for row in rows]
-        chunk, there, running = chunk.to(device), there.to(device), torch.ones(len(rows), dtype=torch.bool)
-        fed = torch.tensor([row.fed for row in rows], device=device)
-        while True:
-            mask = torch.cat([mask, there], dim=1)
-            positions = (fed[:, None] + there.cumsum(1) - 1).clamp_min(0)
-            fed = fed + there.sum(1)
-            hidden = policy.hidden(cache, input_ids=chunk, attention_mask=mask, position_ids=positions)
-            if not running.any():
-                break
-            logp = torch.log_softmax(policy.logits(hidden[:, -1], args.temperature), dim=-1).cpu()
-            tokens = torch.multinomial(logp.exp(), 1, generator=generator)[:, 0]
-            chosen = logp.gather(1, tokens[:, None])[:, 0]
-            for i, (token, lp) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
-                if running[i]:
-                    turns[i].append(token)
-                    logprobs[i].append(lp)
-                    running[i] = token != policy.eos and len(turns[i]) < room[i]
-            if not running.any():
-                break  # the last token of each row is fed with the next turn
-            chunk = torch.where(running, tokens, torch.tensor(policy.pad))[:, None].to(device)
-            there = running.long()[:, None].to(device)
-        for i, row in enumerate(rows):
-            row.fed = int(fed[i])
-            advance(policy, row, turns[i], logprobs[i], args.max_context)
-        alive = [i for i, row in enumerate(rows) if not row.done]
-        if alive:
-            index = torch.tensor(alive, device=device)
-            mask, columns = mask[index].sort(dim=1, descending=True, stable=True)
-            width = int(mask.sum(1).max())
-            mask, columns = mask[:, :width], columns[:, :width]
+    place = Place(len(rows))
+    cache = Cache(layer_class_to_replicate=partial(Room, place))  # type: ignore[arg-type]
+    kind = policy.model.get_input_embeddings().weight.dtype  # type: ignore[operator]
+
+    def feed(begins: list[int], ids: list[list[int]]) -> Tensor:
+        """Feed ``ids``, sorted by length, to the first rows, each from its column on, in parts of little padding; the
+        hidden states of each row's last token."""
+        last, at = [], 0
+        while at < len(ids):
+            end = at + 1
+            while end < len(ids) and (end + 1 - at) * len(ids[end]) <= FEED:
+                end += 1
+            width = len(ids[end - 1])
+            chunk = torch.tensor([[*row, *[policy.pad] * (width - len(row))] for row in ids[at:end]], device=device)
+            columns = torch.tensor(begins[at:end], device=device)[:, None] + torch.arange(width, device=device)
+            place.rows, place.columns, place.width = slice(at, end), columns, max(begins[at:end]) + width
+            ahead = torch.arange(place.width, device=device) > columns[:, None, :, None]
+            mask = torch.zeros(ahead.shape, dtype=kind, device=device).masked_fill(ahead, torch.finfo(kind).min)
+            hidden = policy.hidden(cache, input_ids=chunk, attention_mask=mask, position_ids=columns)
+            ends = torch.tensor([len(row) - 1 for row in ids[at:end]], device=device)
+            last.append(hidden[torch.arange(end - at, device=device), ends])
+            at = end
+        return torch.cat(last)
+
+    def move(order: list[int]) -> None:
+        """Let the first rows of the cache be those in ``order``."""
+        moved = [(to, at) for to, at in enumerate(order) if to != at]
+        if moved:
+            to, at = torch.tensor(moved, device=device).T
             layer: Any
             for layer in cache.layers:
-                layer.keep(index, columns)
-        rows = [rows[i] for i in alive]
+                layer.room[:, to] = layer.room[:, at]
+
+    def ended(row: Episode) -> bool:
+        room = min(args.max_new_tokens, args.max_context - len(row.ids))
+        return row.turn[-1][0] == policy.eos or len(row.turn) == room
+
+    if rows:
+        prompts = sorted(dict.fromkeys(tuple(row.ids[:-1]) for row in rows), key=len)
+        feed([0] * len(prompts), [list(prompt) for prompt in prompts])
+        which = {prompt: i for i, prompt in enumerate(prompts)}
+        move([which[tuple(row.ids[:-1])] for row in rows])
+        for row in rows:
+            row.fed = len(row.ids) - 1
+    while rows:
+        hidden = feed([row.fed for row in rows], [row.ids[row.fed :] for row in rows])
+        for row in rows:
+            row.turn = []
+        first = len(rows)  # the rows that still write are among the first so many
+        while True:
+            logp = torch.log_softmax(policy.logits(hidden, args.temperature), dim=-1)
+            tokens = sample(logp, generator)
+            chosen = logp.gather(1, tokens[:, None])[:, 0]
+            drawn = zip(tokens.tolist(), chosen.tolist(), strict=True)
+            for row, one in zip(rows, drawn, strict=False):
+                if not row.turn or not ended(row):
+                    row.turn.append(one)
+            writing = [i for i in range(first) if not ended(rows[i])]
+            if not writing:
+                break
+            if len(writing) <= first / 2:
+                order, count = list(range(first)), len(writing)
+                waiting = [i for i in range(count) if i not in writing]
+                for i, j in zip(waiting, [i for i in writing if i >= count], strict=True):
+                    order[i], order[j] = j, i
+                move(order)
+                rows[:first], first = [rows[i] for i in order], count
+            # a row that waits has its last token fed again, to the same place
+            live = rows[:first]
+            hidden = feed([len(row.ids) + len(row.turn) - 1 for row in live], [[row.turn[-1][0]] for row in live])
+        for row in rows:
+            row.fed = len(row.ids) + len(row.turn) - 1  # the last token is fed with the next turn
+            ids, logprobs = map(list, zip(*row.turn, strict=True))
+            advance(policy, row, ids, logprobs, args.max_context)
+        order = sorted((i for i, row in enumerate(rows) if not row.done), key=lambda i: len(rows[i].ids) - rows[i].fed)
+        if order:
+            move(order)
+        rows = [rows[i] for i in order]
     policy.model.train(was_training)
 
 

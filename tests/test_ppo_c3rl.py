@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shop_play import REFUND, call, turn, write_tasks
 from shop_play import TASKS as SHOP_TASKS
 
@@ -193,7 +195,7 @@ def test_sampled_ids_are_kept_where_encoding_would_change_them(policy, monkeypat
     spelled = [policy.tokenizer.convert_tokens_to_ids(c) for c in "Done"]
     assert spelled != policy.encode("Done")
     script = iter([*spelled, policy.eos])
-    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: torch.tensor([[next(script)]]))
+    monkeypatch.setattr(trainer, "sample", lambda *_: torch.tensor([next(script)]))
     (episode,), _ = roll(policy, arguments(), n=1)
     assert episode.steps[0].action == "Done"
     assert episode.ids[slice(*episode.spans[0])] == [*spelled, policy.eos] == episode.steps[0].action_ids
@@ -226,13 +228,52 @@ def test_a_row_does_not_depend_on_the_batch(rolled, monkeypatch):
     longest = max(range(len(episodes)), key=lambda i: len(episodes[i].steps))
     before = episodes[longest]
     script = iter([token for step in before.steps for token in step.action_ids])
-    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: torch.tensor([[next(script)]]))
+    monkeypatch.setattr(trainer, "sample", lambda *_: torch.tensor([next(script)]))
     alone = trainer.start(policy, make_env(policy), before.seed)
     trainer.rollout(policy, [alone], arguments(temperature=temperature), 99)
     assert alone.ids == before.ids
     assert alone.spans == before.spans
     assert alone.logprobs == pytest.approx(before.logprobs, abs=1e-4)
     assert next(script, None) is None
+
+
+def test_a_shared_prompt_is_fed_once_and_in_parts(policy, monkeypatch):
+    """Two tasks, four episodes each, in passes of at most 16 padded tokens: the log-probabilities are those of the full
+    pass, and every prompt was fed once."""
+    monkeypatch.setattr(trainer, "FEED", 16)
+    fed, hidden = [], trainer.Policy.hidden
+
+    def counted(self, cache=None, **inputs):
+        if cache is not None:
+            fed.append(tuple(inputs["input_ids"].shape))
+        return hidden(self, cache, **inputs)
+
+    monkeypatch.setattr(trainer.Policy, "hidden", counted)
+    episodes = [trainer.start(policy, make_env(policy), 100 + i // 4) for i in range(8)]
+    prompts = {tuple(e.ids) for e in episodes}
+    assert len(prompts) == 2
+    trainer.rollout(policy, episodes, arguments(), 5)
+    assert sorted(shape for shape in fed[:2]) == sorted((1, len(prompt) - 1) for prompt in prompts)
+    assert fed[2] == (8, 1)
+    assert all(rows == 1 or rows * columns <= 16 for rows, columns in fed)
+    assert len({len(step.action_ids) for e in episodes for step in e.steps}) > 2
+    for e, full in zip(episodes, scored(policy, episodes), strict=True):
+        assert e.logprobs == pytest.approx(full, abs=1e-4)
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_sampling_follows_the_probabilities(size, seed):
+    """Each token within 5 standard errors of its share of 4000 draws; what has no probability is never drawn."""
+    logits = 3.0 * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    logits[seed % size] = -math.inf
+    logp = torch.log_softmax(logits, 0).expand(4000, -1)
+    tokens = trainer.sample(logp, torch.Generator().manual_seed(seed))
+    assert torch.equal(tokens, trainer.sample(logp, torch.Generator().manual_seed(seed)))
+    p = logp[0].double().exp()
+    share = torch.bincount(tokens, minlength=size) / 4000
+    assert bool(((share - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt() + 1 / 4000).all())
+    assert share[seed % size] == 0.0
 
 
 def test_the_seed_decides_the_rollout(policy):
@@ -258,7 +299,7 @@ def test_context_limit(policy, monkeypatch):
     prompt = len(trainer.start(policy, env, 100).ids)
     limit = prompt + len(look) + 20
     script = iter(look * 9)
-    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: torch.tensor([[next(script)]]))
+    monkeypatch.setattr(trainer, "sample", lambda *_: torch.tensor([next(script)]))
     episode = trainer.start(policy, env, 100)
     trainer.rollout(policy, [episode], arguments(max_context=limit), 0)
     assert (episode.verdict["status"], episode.verdict["reason"], episode.reward) == ("fail", "context", 0.0)

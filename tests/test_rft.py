@@ -658,7 +658,7 @@ def test_passing_faults_of_an_endpoint_are_asked_again(kwargs, lessons, quick):
 def test_lasting_faults_end_in_a_sentence_and_a_rerun_goes_on(fault, said, kwargs, lessons, quick, tmp_path):
     """One episode after the other: the first two are finished, then the endpoint breaks down."""
     with teacher(kwargs) as (server, url):
-        args = lessons(url, parallel=1, teacher_timeout=0.5)
+        args = lessons(url, parallel=1, teacher_timeout=0.5 if fault == "slow" else 60.0)
         undisturbed = run(args)
         asked = len(server.seen)
         two = sum(len(t.steps) for t in trainer.read(undisturbed / "trajectories" / "round_01_samples.jsonl")[:2])
