@@ -1533,7 +1533,7 @@ def draw_groups(
             left.plot(x, [np.mean(y[max(0, at - 4) : at + 1]) for at in range(len(y))], color=f"C{i}", label=str(i))
     left.set(xlabel="iteration", ylabel="success", title="training episodes, mean of five iterations", ylim=(0, 1.02))
     left.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
-    left.legend(title="group", fontsize=8)
+    left.legend(title="group", fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     width = 0.8 / max(1, len(tables))
     for at, table in enumerate(tables.values()):
         for i, name in enumerate(names):
@@ -1664,7 +1664,7 @@ def train(args: Args) -> None:
 
     envs = "+".join(env_id.split(":")[-1] for env_id in args.env_id)
     folder = resumed or Path(args.run_dir) / (
-        f"{envs}__{args.exp_name}__{args.method}-{args.surgery}__{args.seed}__{int(time.time())}"
+        f"{envs}__{args.exp_name}__{args.method}-{args.surgery}__{args.seed}__{int(1000 * time.time())}"
     )
     if rank() == 0:
         try:

@@ -1420,7 +1420,7 @@ def train(args: Args) -> None:
 
     folder = (
         resumed
-        or Path(args.run_dir) / f"{args.env_id}__{args.exp_name}__{args.method}__{args.seed}__{int(time.time())}"
+        or Path(args.run_dir) / f"{args.env_id}__{args.exp_name}__{args.method}__{args.seed}__{int(1000 * time.time())}"
     )
     if rank() == 0:
         try:

@@ -1317,8 +1317,8 @@ def train(args: Args) -> None:
     tests = [make("test") for _ in range(min(128, args.eval_episodes))]
 
     method = args.keep if args.stage == "rft" else "sft"
-    folder = (
-        resumed or Path(args.run_dir) / f"{args.env_id}__{args.exp_name}__{method}__{args.seed}__{int(time.time())}"
+    folder = resumed or Path(args.run_dir) / (
+        f"{args.env_id}__{args.exp_name}__{method}__{args.seed}__{int(1000 * time.time())}"
     )
     folder = Path(from_first(str(folder)))  # all processes sample into one folder
     stored = folder / "trajectories"
