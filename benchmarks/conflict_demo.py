@@ -10,9 +10,9 @@ Every seed trains each type alone, and both together at 9 to 1 under none, balan
 type's success on unseen test tasks, and says which surgery brings both types to within 0.05 of training alone. The
 conflict is measured on large batches (36 tasks of the frequent type and 4 of the rare one, 8 episodes each) in the
 first three updates without surgery: the mean cosine of the two types' gradients, and the cosine that noise alone would
-stay above. In the small batches of the other runs the rare type often has nothing to compare with.
+stay above. In the batches of the other runs, 4 episodes a task, the rare type may have nothing to compare with.
 
-    PYTHONPATH=benchmarks python benchmarks/conflict_demo.py run       # resumes: finished runs are skipped
+    python benchmarks/conflict_demo.py run       # resumes: finished runs are skipped
     python benchmarks/conflict_demo.py report    # writes benchmarks/conflict_demo.json and docs/conflict_demo.md
 """
 
