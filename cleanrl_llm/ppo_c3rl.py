@@ -543,15 +543,15 @@ class Place:
     width: int = 0  # columns that it sees
 
 
-def sample(logp: Tensor, generator: torch.Generator) -> Tensor:
-    """A token for each row of log-probabilities, where a number drawn on the CPU falls among their running sums: large
+def sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """A token for each row of probabilities, where a number drawn on the CPU falls among their running sums: large
     vocabularies stay on their device."""
-    sums = logp.exp().double().cumsum(-1)
-    drawn = torch.rand(len(logp), 1, generator=generator, dtype=torch.float64).to(logp.device)
+    sums = probabilities.cumsum(-1, dtype=torch.float64)
+    drawn = torch.rand(len(sums), 1, generator=generator, dtype=torch.float64).to(sums.device)
     return torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> None:
     """Play all episodes to their end in one batch.
 
@@ -613,26 +613,27 @@ def rollout(policy: Policy, episodes: list[Episode], args: Args, seed: int) -> N
         hidden = feed([row.fed for row in rows], [row.ids[row.fed :] for row in rows])
         for row in rows:
             row.turn = []
-        first = len(rows)  # the rows that still write are among the first so many
+        first = len(rows)  # rows of a pass: those that still write are among them
+        writing = list(range(first))
         while True:
             logp = torch.log_softmax(policy.logits(hidden, args.temperature), dim=-1)
-            tokens = sample(logp, generator)
-            entropy = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)
+            probabilities = logp.exp()
+            tokens = sample(probabilities, generator)
+            entropy = -(probabilities * logp.clamp_min(-1e4)).sum(-1)
             chosen = logp.gather(1, tokens[:, None])[:, 0]
-            drawn = zip(tokens.tolist(), chosen.tolist(), entropy.tolist(), strict=True)
-            for row, one in zip(rows, drawn, strict=False):
-                if not row.turn or not ended(row):
-                    row.turn.append(one)
-            writing = [i for i in range(first) if not ended(rows[i])]
+            drawn = list(zip(tokens.tolist(), chosen.tolist(), entropy.tolist(), strict=True))
+            for i in writing:
+                rows[i].turn.append(drawn[i])
+            writing = [i for i in writing if not ended(rows[i])]
             if not writing:
                 break
-            if len(writing) <= first / 2:
-                order, count = list(range(first)), len(writing)
-                waiting = [i for i in range(count) if i not in writing]
-                for i, j in zip(waiting, [i for i in writing if i >= count], strict=True):
+            count = len(writing)
+            if count <= first / 2:
+                order = list(range(first))
+                for i, j in zip(sorted(set(range(count)) - set(writing)), writing[::-1], strict=False):
                     order[i], order[j] = j, i
                 move(order)
-                rows[:first], first = [rows[i] for i in order], count
+                rows[:first], first, writing = [rows[i] for i in order], count, list(range(count))
             # a row that waits has its last token fed again, to the same place
             live = rows[:first]
             hidden = feed([len(row.ids) + len(row.turn) - 1 for row in live], [[row.turn[-1][0]] for row in live])
@@ -791,10 +792,7 @@ def score(
     on demand: it would keep two more tensors of the size of the logits."""
     device = policy.device
     padded = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=policy.pad).to(device)
-    lengths = torch.tensor([len(row) for row in ids], device=device)
-    columns = torch.arange(padded.shape[1], device=device).expand_as(padded)
-    mask = (columns < lengths[:, None]).long()
-    hidden = policy.hidden(input_ids=padded, attention_mask=mask, position_ids=columns)
+    hidden = policy.hidden(input_ids=padded)  # no mask: padding stands to the right, where no token looks
     where = [(r, c) for r, row in enumerate(spans) for begin, end in row for c in range(begin, end)]
     rows, cols = torch.tensor(where, device=device).T
     logits = policy.logits(hidden[rows, cols - 1], temperature)
