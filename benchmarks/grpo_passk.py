@@ -159,7 +159,8 @@ def report(out: Path, options: argparse.Namespace) -> None:
     }  # fmt: skip
     write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
     write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
-    draw(table, ROOT / "docs" / "grpo_passk.png")
+    if apart:
+        draw(apart, ROOT / "docs" / "grpo_passk.png")
     print("\n".join(lines))
 
 
@@ -171,21 +172,20 @@ def read_rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def draw(table: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
-    """pass@1 against pass@16, and the different solutions a task, of every run."""
+def draw(apart: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
+    """Differences of every run to plain GRPO: pass@1, pass@16, and the different solutions a task."""
     from matplotlib.figure import Figure
 
-    names = list(table)
-    figure = Figure(figsize=(12, 1.2 + 0.32 * len(names)), layout="constrained")
+    figure = Figure(figsize=(12, 1.2 + 0.32 * len(apart)), layout="constrained")
     for axis, name in zip(
         figure.subplots(1, 3, sharey=True), ("pass@1", "pass@16", "different solutions"), strict=True
     ):
-        for at, run in enumerate(names):
-            mean, low, high = table[run][name]
+        for at, row in enumerate(apart.values()):
+            mean, low, high = row[name]
             axis.errorbar(mean, at, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], fmt="o", color="tab:blue")
-        axis.axvline(table[names[0]][name][0], color="grey", linewidth=0.8)
-        axis.set_title(name)
-        axis.set_yticks(range(len(names)), names)
+        axis.axvline(0.0, color="grey", linewidth=0.8)
+        axis.set_title(f"{name}, difference to grpo")
+        axis.set_yticks(range(len(apart)), apart)
     axis.invert_yaxis()
     figure.savefig(path, dpi=130)
 
