@@ -7,7 +7,7 @@ no calibration, but in (c). A run that collapses stays in the table.
     (a) plain GRPO: pass@1, pass@16 and diversity, before and after
     (b) GRPO with balanced, with pcgrad at three thresholds, and every baseline; the strongest baseline is the one with
         the highest mean pass@16 over the seeds
-    (c) pcgrad by task type, difficulty and pattern, with 2, 4 and 8 groups; on the first three seeds
+    (c) pcgrad by task type, difficulty and pattern, with 2, 4 and 8 groups
 
     python benchmarks/grpo_passk.py run       # resumes: finished runs are skipped
     python benchmarks/grpo_passk.py report    # writes benchmarks/grpo_passk.json, docs/grpo_passk.md and .png
@@ -31,7 +31,6 @@ from agent_gym.metrics import by_task, distinct_call_sequences, pass_at_k
 
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
-SEEDS, FEWER = (1, 2, 3, 4, 5), 3
 TOKENS, TASKS = 60_000, 64
 BASELINES = ("dr-grpo", "clip-higher", "resample", "pass-at-k", "unique")
 RUNS: dict[str, tuple[str, ...]] = {
@@ -41,21 +40,15 @@ RUNS: dict[str, tuple[str, ...]] = {
     **{f"pcgrad, tau {tau}": ("--surgery", "pcgrad", "--tau", tau) for tau in ("0", "0.05", "0.2")},
     **{method: ("--surgery", "none", "--method", method) for method in BASELINES if method != "clip-higher"},
     "clip-higher": ("--surgery", "none", "--method", "clip-higher", "--num-minibatches", "2"),  # one step clips nothing
+    **{
+        f"pcgrad, {groups} by {by}": ("--surgery", "pcgrad", "--group-by", by, "--groups", groups)
+        for by in ("task-type", "difficulty", "pattern")
+        for groups in ("2", "4", "8")
+        if (by, groups) != ("task-type", "4")  # that is "pcgrad, tau 0.05"
+    },
 }
-GROUPINGS: dict[str, tuple[str, ...]] = {
-    f"pcgrad, {groups} by {by}": ("--surgery", "pcgrad", "--group-by", by, "--groups", groups)
-    for by in ("task-type", "difficulty", "pattern")
-    for groups in ("2", "4", "8")
-    if (by, groups) != ("task-type", "4")  # that is "pcgrad, tau 0.05"
-}
-RUNS |= GROUPINGS
 COMMON = ("--group-by", "task-type", "--groups", "4", "--pool-tasks", "64", "--calibration-samples", "2")
 FIGURES = ("pass@1", "pass@4", "pass@8", "pass@16", "different call sequences", "different solutions")
-
-
-def seeds_of(name: str, options: argparse.Namespace) -> list[int]:
-    """The seeds on which a run is made."""
-    return options.seeds[:FEWER] if name in GROUPINGS else options.seeds
 
 
 def start(seed: int, options: argparse.Namespace) -> tuple[str, ...]:
@@ -83,7 +76,7 @@ def job(out: Path, name: str, seed: int, options: argparse.Namespace) -> Path:
 def run(out: Path, options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         list(tqdm(pool.map(lambda s: warm(out, s, options), options.seeds), "warm starts", len(options.seeds)))
-        jobs = [(name, seed) for name in options.only for seed in seeds_of(name, options)]
+        jobs = [(name, seed) for name in options.only for seed in options.seeds]
         list(tqdm(pool.map(lambda j: job(out, j[0], j[1], options), jobs), "runs", len(jobs)))
 
 
@@ -118,10 +111,10 @@ def report(out: Path, options: argparse.Namespace) -> None:
 
     found = {"warm start": np.stack([tested(warm(out, seed, options)) for seed in options.seeds])}
     for name in options.only:
-        found[name] = np.stack([tested(job(out, name, seed, options)) for seed in seeds_of(name, options)])
+        found[name] = np.stack([tested(job(out, name, seed, options)) for seed in options.seeds])
     rates = {}
     for name in options.only:
-        curves = [read_rows(job(out, name, seed, options)) for seed in seeds_of(name, options)]
+        curves = [read_rows(job(out, name, seed, options)) for seed in options.seeds]
         measured = [row["conflict/rate"] for curve in curves for row in curve if "conflict/rate" in row]
         rates[name] = float(np.mean(measured)) if measured else None
     table = {
@@ -129,15 +122,14 @@ def report(out: Path, options: argparse.Namespace) -> None:
     }
     apart = {}
     if "grpo" in found:
-        others = {name: values - found["grpo"][: len(values)] for name, values in found.items() if name != "grpo"}
+        others = {name: values - found["grpo"] for name, values in found.items() if name != "grpo"}
         apart = {
             name: {figure: interval(values[:, :, i]) for i, figure in enumerate(FIGURES)}
             for name, values in others.items()
         }
     lines = [
-        f"{len(options.seeds)} seeds (those with a number of groups: the first {len(options.seeds[:FEWER])}), "
-        f"{options.tokens} generated tokens a run, {options.tasks} test tasks, 16 episodes each. Mean and, in "
-        "brackets, 95% interval over seeds and tasks.",
+        f"{len(options.seeds)} seeds, {options.tokens} generated tokens a run, {options.tasks} test tasks, 16 episodes "
+        "each. Mean and, in brackets, 95% interval over seeds and tasks.",
         "",
         "| run | " + " | ".join(FIGURES) + " | conflict rate |",
         "|---" * (len(FIGURES) + 2) + "|",
@@ -199,7 +191,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("--out", type=Path, default=Path("runs/grpo_passk"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(first_light.SEEDS))
     parser.add_argument("--tokens", type=int, default=TOKENS, help="generated tokens of a run")
     parser.add_argument("--tasks", type=int, default=TASKS, help="test tasks")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="some of the runs")

@@ -430,8 +430,11 @@ def test_fitting_the_oracle_or_its_file_is_the_same(arguments):
     assert table["generated_tokens"] == 0
 
 
-def test_fitting_a_checkpoint_to_a_file_trains_on_what_passed(finished, arguments, capsys):
-    path = finished / "trajectories" / "round_01_samples.jsonl"
+def test_fitting_a_checkpoint_to_a_file_trains_on_what_passed(finished, arguments, capsys, tmp_path):
+    sampled = list(agent_gym.read_trajectories(finished / "trajectories" / "round_01_samples.jsonl"))
+    failed = replace(sampled[0], reward=0.0, verdict=agent_gym.Verdict("fail", "wrong_state", 0.0).to_dict())
+    path = tmp_path / "samples.jsonl"
+    agent_gym.write_trajectories(path, [*sampled, failed])
     read = list(agent_gym.read_trajectories(path))
     passed = [t for t in read if t.success]
     assert 0 < len(passed) < len(read)
