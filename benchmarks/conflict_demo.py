@@ -208,7 +208,7 @@ def successes(folder: Path) -> dict[str, float]:
 def conflict(folder: Path) -> tuple[float, float]:
     """Mean cosine of the two types over the updates that had both, and the last noise floor, of a run with large
     batches."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = first_light.metrics(folder)
     both = [row for row in rows if "cosine/1_0" in row]
     return float(np.mean([row["cosine/1_0"] for row in both])), both[-1]["conflict/floor"]
 
@@ -245,19 +245,14 @@ def report(out: Path, seeds: tuple[int, ...]) -> None:
         "cosine_and_floor": cosines,
         "rescues": rescued,
     }
-    write(ROOT / "benchmarks" / "conflict_demo.json", json.dumps(result, indent=1) + "\n")
-    write(ROOT / "docs" / "conflict_demo.md", "\n".join(lines) + "\n")
+    first_light.write(ROOT / "benchmarks" / "conflict_demo.json", json.dumps(result, indent=1) + "\n")
+    first_light.write(ROOT / "docs" / "conflict_demo.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def cell(values: list[float]) -> str:
     """Mean over the seeds and, in brackets, each seed."""
     return f"{np.mean(values):.2f} ({' '.join(f'{v:.2f}' for v in values)})"
-
-
-def write(path: Path, text: str) -> None:
-    path.with_suffix(".tmp").write_text(text)
-    path.with_suffix(".tmp").replace(path)
 
 
 if __name__ == "__main__":

@@ -113,8 +113,7 @@ def report(out: Path) -> None:
         folders = [place(out, method, chosen[method], seed) for seed in SEEDS]
         tables, curves = [table(folder) for folder in folders], []
         for folder in folders:
-            rows = next(folder.glob("runs/*/metrics.jsonl")).read_text().splitlines()
-            curves.append([json.loads(row) for row in rows])
+            curves.append(metrics(next(folder.glob("runs/*"))))
         areas = [area(curve) for curve in curves]
         result["methods"][method] = {
             "knob": knob,
@@ -128,12 +127,21 @@ def report(out: Path) -> None:
         lines.append(
             f"| {method} | {knob} {chosen[method]} | {cells([[t[k][0] for k in keys] for t in tables], areas)} |"
         )
-    target = ROOT / "benchmarks" / "first_light.json"
-    target.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
-    target.with_suffix(".tmp").replace(target)
     text = "\n".join(lines)
-    (ROOT / "docs" / "first_light.md").write_text(text + "\n")
+    write(ROOT / "benchmarks" / "first_light.json", json.dumps(result, indent=1) + "\n")
+    write(ROOT / "docs" / "first_light.md", text + "\n")
     print(text)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, a row an iteration."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+    path.with_suffix(".tmp").replace(path)
 
 
 def area(curve: list[dict[str, Any]]) -> float:

@@ -114,7 +114,7 @@ def report(out: Path, options: argparse.Namespace) -> None:
         found[name] = np.stack([tested(job(out, name, seed, options)) for seed in options.seeds])
     rates = {}
     for name in options.only:
-        curves = [read_rows(job(out, name, seed, options)) for seed in options.seeds]
+        curves = [first_light.metrics(job(out, name, seed, options)) for seed in options.seeds]
         measured = [row["conflict/rate"] for curve in curves for row in curve if "conflict/rate" in row]
         rates[name] = float(np.mean(measured)) if measured else None
     table = {
@@ -149,8 +149,8 @@ def report(out: Path, options: argparse.Namespace) -> None:
         "seeds": options.seeds, "tokens": options.tokens, "tasks": options.tasks, "table": table,
         "difference_to_grpo": apart, "conflict_rate": rates, "strongest_baseline": strongest,
     }  # fmt: skip
-    write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
-    write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
+    first_light.write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
+    first_light.write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
     if apart:
         draw(apart, ROOT / "docs" / "grpo_passk.png")
     print("\n".join(lines))
@@ -158,10 +158,6 @@ def report(out: Path, options: argparse.Namespace) -> None:
 
 def cells(row: dict[str, tuple[float, float, float]], form: str) -> str:
     return " | ".join(f"{m:{form}} [{low:{form}}, {high:{form}}]" for m, low, high in row.values())
-
-
-def read_rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def draw(apart: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
@@ -180,11 +176,6 @@ def draw(apart: dict[str, dict[str, tuple[float, float, float]]], path: Path) ->
         axis.set_yticks(range(len(apart)), apart)
     axis.invert_yaxis()
     figure.savefig(path, dpi=130)
-
-
-def write(path: Path, text: str) -> None:
-    path.with_suffix(".tmp").write_text(text)
-    path.with_suffix(".tmp").replace(path)
 
 
 if __name__ == "__main__":

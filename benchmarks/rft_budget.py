@@ -103,8 +103,8 @@ def report(options: argparse.Namespace) -> None:
         cells = [cell([figures[key][0] for figures in own]) for key in KEYS]
         lines.append(f"| {name} | {' | '.join(cells)} | {cell([figures['generated tokens'] for figures in own])} |")
     text = "\n".join(lines)
-    write(ROOT / "benchmarks" / "rft_budget.json", json.dumps(found, indent=1) + "\n")
-    write(ROOT / "docs" / "rft_budget.md", text + "\n")
+    first_light.write(ROOT / "benchmarks" / "rft_budget.json", json.dumps(found, indent=1) + "\n")
+    first_light.write(ROOT / "docs" / "rft_budget.md", text + "\n")
     draw(rows, ROOT / "docs" / "rft_budget.png")
     print(text)
 
@@ -134,12 +134,6 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, dpi=130, format="png")
     temporary.replace(path)
-
-
-def write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def test_a_shared_prompt_is_fed_once_and_in_parts(policy, monkeypatch):
     prompts = {tuple(e.ids) for e in episodes}
     assert len(prompts) == 2
     trainer.rollout(policy, episodes, arguments(), 5)
-    assert sorted(shape for shape in fed[:2]) == sorted((1, len(prompt) - 1) for prompt in prompts)
+    assert sorted(fed[:2]) == sorted((1, len(prompt) - 1) for prompt in prompts)
     assert fed[2] == (8, 1)
     assert all(rows == 1 or rows * columns <= 16 for rows, columns in fed)
     assert len({len(step.action_ids) for e in episodes for step in e.steps}) > 2
