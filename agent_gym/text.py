@@ -1,0 +1,42 @@
+"""Text as models and files write it: lines, and the one fenced block that holds an answer."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["fenced", "split_lines"]
+
+_END = re.compile(r"\r\n|\n|\r")
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[\w+#.-]*[ \t]*(?:\r\n|\n|\r)|(?:json|sql)(?=[\s{\[(])", re.IGNORECASE)
+
+
+def split_lines(text: str, keepends: bool = False) -> list[str]:
+    """The lines of ``text``, ended by ``\\n``, ``\\r\\n`` or ``\\r`` alone, as Python and JSON lines have them.
+
+    ``str.splitlines`` also splits at form feeds, U+2028 and others, which stand inside strings.
+
+    Args:
+        text: Any text; one that ends with a line end has no empty line after it.
+        keepends: Whether the lines keep their ends.
+    """
+    lines, start = [], 0
+    for end in _END.finditer(text):
+        lines.append(text[start : end.end() if keepends else end.start()])
+        start = end.end()
+    if start < len(text):
+        lines.append(text[start:])
+    return lines
+
+
+def fenced(text: str) -> str:
+    """What stands in the one block of ``text`` that is fenced by three backticks, with or without words around it.
+
+    The word after the opening fence names a language and is no part of it. The closing fence may be missing: generation
+    often stops there. Text with no such block, or with several, comes back as it is, without the blanks around it.
+    """
+    outside, *parts = text.split(_FENCE, 3)
+    if not parts or len(parts) > 2:
+        return (outside if not parts else text).strip()
+    language = _LANGUAGE.match(parts[0])
+    return parts[0][language.end() if language else 0 :].strip()
