@@ -32,11 +32,13 @@ def split_lines(text: str, keepends: bool = False) -> list[str]:
 def fenced(text: str) -> str:
     """What stands in the one block of ``text`` that is fenced by three backticks, with or without words around it.
 
-    The word after the opening fence names a language and is no part of it. The closing fence may be missing: generation
-    often stops there. Text with no such block, or with several, comes back as it is, without the blanks around it.
+    The word after the opening fence names a language and is no part of it. The closing fence may be missing where the
+    opening one starts a line: generation often stops there. Text with no such block, or with several, comes back as it
+    is, without the blanks around it.
     """
-    outside, *parts = text.split(_FENCE, 3)
-    if not parts or len(parts) > 2:
-        return (outside if not parts else text).strip()
+    before, *parts = text.split(_FENCE, 3)
+    unclosed = len(parts) == 1 and not before.rpartition("\n")[2].strip()
+    if not (len(parts) == 2 or unclosed):
+        return text.strip()
     language = _LANGUAGE.match(parts[0])
     return parts[0][language.end() if language else 0 :].strip()
