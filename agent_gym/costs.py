@@ -9,11 +9,12 @@ from hashlib import blake2b
 
 __all__ = ["CHANNELS", "Latency", "approximate_tokens", "check_budget"]
 
-CHANNELS = ("tool_calls", "output_tokens", "latency_ms")
+CHANNELS = ("tool_calls", "output_tokens", "read_tokens", "latency_ms")
+"""Calls; tokens the agent wrote; tokens of what its tools answered; milliseconds."""
 
 
 def check_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
-    """Complete a budget: every channel is present, an unnamed one is unbounded (``inf``).
+    """The finite bounds of a budget, in the order of the channels; an unnamed or infinite one bounds nothing.
 
     Args:
         budget: Upper bounds by channel, inclusive: a total equal to the bound is within budget.
@@ -29,7 +30,7 @@ def check_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
             raise ValueError(f"budget names the unknown channel {channel!r}; the channels are {', '.join(CHANNELS)}")
         if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound) or bound < 0:
             raise ValueError(f"budget[{channel!r}] must be a number of 0 or more, not {bound!r}")
-    return {channel: float(budget.get(channel, math.inf)) for channel in CHANNELS}
+    return {channel: float(budget[channel]) for channel in CHANNELS if math.isfinite(budget.get(channel, math.inf))}
 
 
 def approximate_tokens(text: str) -> int:

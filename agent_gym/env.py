@@ -1,23 +1,33 @@
-"""ToolEnv: the one step loop. Parse the turn, run its calls, charge their costs, watch the budgets, verify."""
+"""ToolEnv: the one step loop. Read the turn, run its calls, charge their costs, watch the budgets, verify."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import time
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
 
 import gymnasium as gym
+from gymnasium.utils import seeding
+from pydantic import BaseModel
 
 from agent_gym.costs import CHANNELS, Latency, approximate_tokens, check_budget
+from agent_gym.formats import OpenAIParser, Parser, Turn, canonical_text, check_parser, foreign_format, set_apart
 from agent_gym.spaces import Unicode
-from agent_gym.tools import PARSERS, Call, Tool, ToolError, canonical, dump
+from agent_gym.tools import Call, Tool, ToolError, canonical, dump, load
 from agent_gym.verdict import InfraError, Verdict
 
-__all__ = ["Outcome", "Task", "ToolEnv", "World", "asked_levels"]
+__all__ = ["Outcome", "Task", "ToolEnv", "World", "asked_levels", "fingerprint", "tool_env"]
+
+Action = str | Mapping[str, Any]
+"""The text of an assistant turn, or the message as a dict."""
+Costs = tuple[float, ...]
+"""One number a channel."""
+NOTHING: Costs = (0.0,) * len(CHANNELS)
 
 REFUSED = Latency(base_ms=5.0)
 """An unknown tool, unreadable call or invalid argument is answered at the door, before any work is done."""
@@ -64,15 +74,58 @@ class Task(Protocol):
 class Outcome:
     """What a tool did: its answer, the change it made, and how much work that was.
 
-    ``delta`` is None where nothing changed. The time it took is not in here: it follows from the work. ``tokens`` are
-    charged to ``output_tokens`` beside those the agent wrote.
+    ``delta`` is None where nothing changed. What it costs is not in here: the time follows from the work, the tokens
+    from what is shown.
     """
 
     content: str
     delta: Any = None
     units: float = 0.0
     error: str | None = None
-    tokens: float = 0.0
+
+
+def _fed(value: Any) -> Iterator[str]:
+    """The content of a value in one spelling, piece by piece."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        yield f"{type(value).__name__} {value!r};"
+    elif isinstance(value, BaseModel):
+        yield value.model_dump_json()
+    elif isinstance(getattr(value, "hash", None), str):
+        yield value.hash
+    elif is_dataclass(value):
+        for entry in fields(value):
+            yield f"{entry.name}="
+            yield from _fed(getattr(value, entry.name))
+    elif isinstance(value, Mapping):
+        yield f"map {len(value)};"
+        for key in sorted(value, key=str):
+            yield from _fed(key)
+            yield from _fed(value[key])
+    elif isinstance(value, set | frozenset):
+        yield f"set {sorted(''.join(_fed(item)) for item in value)};"
+    elif isinstance(value, tuple | list):
+        yield f"list {len(value)};"
+        for item in value:
+            yield from _fed(item)
+    elif type(value).__repr__ is object.__repr__:  # which holds an address
+        yield type(value).__qualname__
+        yield from _fed(vars(value))
+    else:
+        yield getattr(value, "__qualname__", None) or repr(value)
+
+
+def fingerprint(task: Any) -> str:
+    """Hash of a task's content: its request, world, expectations and oracle, but not its id.
+
+    Args:
+        task: A dataclass. A field's value is plain data, a dataclass, or has a ``hash`` of its own, as worlds have.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    names = [entry.name for entry in fields(task)] if is_dataclass(task) else ["request", "latency_seed", "world"]
+    pieces = (f"{name}={''.join(_fed(getattr(task, name)))}" for name in names if name != "id")
+    return blake2b("\n".join(pieces).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def asked_levels(difficulty: int | Sequence[int], most: int, unit: str = "") -> tuple[int, ...]:
@@ -98,26 +151,33 @@ def _submit(answer: Any = None) -> None:
     """Give the final answer and end the episode.
 
     Args:
-        answer: The answer, in the form the request asks for.
+        answer: The answer, in the form the request asks for; JSON as text.
     """
 
 
 SUBMIT = Tool(_submit, name="submit", reads_only=True, cacheable=False, latency=Latency(0.0, 0.0, 0.0), ends=True)
 
 
-class ToolEnv(gym.Env[str, str]):
+class ToolEnv(gym.Env[str, str], ABC):
     """Base of the suite's environments: text in, text out, a cost on every step.
 
-    A subclass gives ``_task``, ``_tools``, ``_execute``, ``_verify`` and ``oracle``.
+    A subclass gives ``_make_task``, ``_tools``, ``_execute``, ``_verify`` and ``oracle``; docs/own_environment.md shows
+    one whole.
 
     Args:
-        budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``latency_ms``); unnamed ones are free.
+        budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``read_tokens``, ``latency_ms``); unnamed ones
+            are free.
         on_budget: ``"truncate"`` ends the episode at the first charge above a bound; the call that was charged
             has no effect and no result; ``"record"`` only reports the overrun through ``info["budget_left"]``.
         latency: ``"model"`` charges the deterministic model, ``"wall"`` the measured time (not reproducible).
-        parser: ``"hermes"`` or ``"openai"``.
+        parser: How the model writes calls: a name in ``agent_gym.PARSERS`` (``"hermes"``, ``"openai"``,
+            ``"qwen3_coder"``, ``"llama3"``, ``"mistral"``, or one of :func:`~agent_gym.formats.register_parser`), or an
+            object with ``parse`` and ``render``.
+        reasoning: The tags around the model's reasoning, which is set apart before the turn is read; None for no such
+            thing.
         max_turns: Turns after which the episode is truncated.
-        token_counter: Counts an action's tokens; four bytes a token by default.
+        max_calls: Calls of one turn that run; further ones are refused.
+        token_counter: Counts a text's tokens; four bytes a token by default.
         render_mode: ``"ansi"`` or None.
 
     Raises:
@@ -134,8 +194,10 @@ class ToolEnv(gym.Env[str, str]):
         budget: Mapping[str, float] | None = None,
         on_budget: str = "truncate",
         latency: str = "model",
-        parser: str = "hermes",
+        parser: str | Parser = "hermes",
+        reasoning: Sequence[str] | None = ("<think>", "</think>"),
         max_turns: int = 16,
+        max_calls: int = 16,
         token_counter: Callable[[str], int] | None = None,
         render_mode: str | None = None,
         **unknown: Any,
@@ -148,16 +210,17 @@ class ToolEnv(gym.Env[str, str]):
         for name, value, allowed in (
             ("on_budget", on_budget, ("truncate", "record")),
             ("latency", latency, ("model", "wall")),
-            ("parser", parser, tuple(PARSERS)),
             ("render_mode", render_mode, (None, "ansi")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
-        if isinstance(max_turns, bool) or not isinstance(max_turns, int) or max_turns < 1:
-            raise ValueError(f"max_turns={max_turns!r}: must be a whole number of 1 or more")
+        for name, number in (("max_turns", max_turns), ("max_calls", max_calls)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name}={number!r}: must be a whole number of 1 or more")
         self.budget, self.on_budget, self.latency = check_budget(budget), on_budget, latency
-        self.parser, self.max_turns, self.render_mode = PARSERS[parser], max_turns, render_mode
-        self.token_counter = token_counter or approximate_tokens
+        self.parser, self.reasoning = check_parser(parser), _check_tags(reasoning)
+        self.max_turns, self.max_calls, self.render_mode = max_turns, max_calls, render_mode
+        self.token_counter = _check_counter(token_counter) if token_counter is not None else approximate_tokens
         self.tool_cache: Any = None  # a replay.ToolCache, set by whoever owns it
         self.replaying = False  # True inside counterfactuals(): recorders look away
         self.observation_space = Unicode()
@@ -165,7 +228,7 @@ class ToolEnv(gym.Env[str, str]):
         self.task: Any = None
         self._world: Any = None
         self._progress: Any = None  # what a subclass must remember that is not world; immutable
-        self._total = (0.0, 0.0, 0.0)
+        self._total = NOTHING
         self._turn = 0
         self._done = True
         self._screen = ""
@@ -178,7 +241,8 @@ class ToolEnv(gym.Env[str, str]):
 
     @abstractmethod
     def _tools(self) -> Mapping[str, Tool]:
-        """The tools of the current task, by name, without ``submit``."""
+        """The tools of the current task, or before there is one all that a task may have, by name, without
+        ``submit``."""
 
     @abstractmethod
     def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
@@ -227,66 +291,80 @@ class ToolEnv(gym.Env[str, str]):
         Raises:
             ValueError: For an unknown option or task id.
         """
+        if not isinstance(options, Mapping | None):
+            raise ValueError(f"reset(options={options!r}): options is a dict, such as {{'task': id}}")
         super().reset(seed=seed)
         if unknown := sorted(set(options or {}) - {"task"}):
             raise ValueError(f"reset has no option {', '.join(map(repr, unknown))}; the only one is 'task'")
         self.task = self._make_task((options or {}).get("task"))
         self._world, self._progress = self.task.world, None
-        self._total, self._turn, self._done = (0.0, 0.0, 0.0), 0, False
+        self._total, self._turn, self._done = NOTHING, 0, False
         self._screen = self.task.request
         messages = [{"role": "system", "content": self.system_prompt}, {"role": "user", "content": self._screen}]
         tools = json.loads(f"[{','.join(tool.schema_json for tool in (*self._tools().values(), SUBMIT))}]")
-        kind = {"task_id": self.task.id, "task_type": self._task_type()}
-        return self._screen, {**kind, "tools": tools, "messages": messages, **self._info((0.0, 0.0, 0.0), [])}
+        kind = {"task_id": self.task.id, "task_hash": self.task_hash, "task_type": self._task_type()}
+        return self._screen, {**kind, "tools": tools, "messages": messages, **self._info(NOTHING, [])}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Action) -> tuple[str, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
         """Play one assistant turn.
 
+        Args:
+            action: Its text in the format of ``parser``, or an assistant message as a dict: ``content`` (text, read by
+                ``parser``, or a list of parts) and ``tool_calls``. A dict may give ``output_tokens``, the turn's own
+                count, which is charged instead of ``token_counter``'s.
+
         Returns:
-            The tools' results (one a line), the reward (0 until the episode ends), terminated, truncated, info.
+            The tools' results (one a line), the reward (0 until the episode ends, NaN where there is no verdict),
+            terminated, truncated, info.
 
         Raises:
-            TypeError: If the action is not text.
+            TypeError: If the action is neither text nor a message.
             RuntimeError: If no episode is running.
         """
-        if not isinstance(action, str):
-            raise TypeError(f"an action is text (str), not {type(action).__name__}")
+        turn = self.read(action) if self.task is not None else Turn(_spelled(action))
         if self._done:
             raise RuntimeError("no episode is running: call reset() before step()")
         self._turn += 1
-        tokens = float(self.token_counter(action))
-        calls = latency = 0.0
-        results: list[dict[str, Any]] = []
-        turn = self._parse(action)
+        own = None if isinstance(action, str) else action.get("output_tokens")
+        tokens = float(self.token_counter(canonical_text(turn)) if own is None else own)
+        calls = read = latency = 0.0
+        results: list[dict[str, Any]] = []  # one a call
+        shown: list[dict[str, Any]] = []  # those that arrive
         answer: Any = turn.text
-        answered = not turn.calls
-        infra: Verdict | None = None
-        over = self._over(calls, tokens, latency)
-        for call in () if over else turn.calls:
+        answered, infra = not turn.calls, None
+        over = self._over((calls, tokens, read, latency))
+        stop = "the budget was used up" if over else ""  # why the calls that are left do not run
+        for number, call in enumerate(turn.calls):
+            if stop:
+                results.append(_not_run(call, stop))
+                continue
             calls += 1.0
-            if over := self._over(calls, tokens, latency):
-                break
-            world = self._world
-            try:
-                result, shown = self._run(call)
-            except InfraError as fault:
-                infra = Verdict("infra", "infra", 0.0, (str(fault),))
-                break
-            latency, tokens = latency + result["latency_ms"], tokens + shown
-            if over := self._over(calls, tokens, latency):
-                self._world = world  # it ran out of budget: neither its effect nor its answer arrives
-                break
+            if not (over := self._over((calls, tokens, read, latency))):
+                world = self._world
+                try:
+                    result = self._run(call, number)
+                except InfraError as fault:
+                    infra, stop = Verdict("infra", "infra", 0.0, (str(fault),)), "the environment's machinery failed"
+                    results.append(_not_run(call, stop))
+                    continue
+                latency, read = latency + result["latency_ms"], read + float(self.token_counter(result["content"]))
+                if over := self._over((calls, tokens, read, latency)):
+                    self._world = world  # it ran out of budget: neither its effect nor its answer arrives
+            if over:
+                stop = "the budget was used up"
+                results.append(_not_run(call, stop))
+                continue
             results.append(result)
+            shown.append(result)
             tool = SUBMIT if call.name == "submit" else self._tools().get(call.name)
-            if tool is not None and tool.ends and result["error"] != "invalid":
+            if tool is not None and tool.ends and result["error"] not in ("invalid", "refused"):
                 answered, answer = True, call.arguments.get("answer") if tool is SUBMIT else dict(call.arguments)
-                break
-        self._observe(results)
-        cost = (calls, tokens, latency)
-        before = self._total
-        self._total = (before[0] + calls, before[1] + tokens, round(before[2] + latency, 3))
+                stop = "the final answer was given before it"
+        self._observe(shown)
+        cost = (calls, tokens, read, round(latency, 3))
+        self._total = tuple(round(before + spent, 3) for before, spent in zip(self._total, cost, strict=True))
         message = self._next_message(answer) if answered and not over and infra is None else None
-        observation = "\n".join([result["content"] for result in results] + ([message] if message else []))
+        observation = "\n".join([result["content"] for result in shown] + ([message] if message else []))
         observation = self._cut(observation, self.observation_space.max_length)  # type: ignore[attr-defined]
         terminated = answered and not over and message is None and infra is None
         truncated = not terminated and (over or infra is not None or self._turn >= self.max_turns)
@@ -296,7 +374,7 @@ class ToolEnv(gym.Env[str, str]):
             self._done = True
             verdict = infra or self._judge(answer if terminated else None, terminated, over)
             reward, info["verdict"] = verdict.reward, verdict.to_dict()
-        self._screen = f"{action}\n{observation}"
+        self._screen = f"{_spelled(action)}\n{observation}"
         return observation, reward, terminated, truncated, info
 
     def render(self) -> str | None:  # type: ignore[override]
@@ -305,20 +383,56 @@ class ToolEnv(gym.Env[str, str]):
 
     # ---- the parts of a step ---------------------------------------------------------------------------------
 
-    def _parse(self, action: str) -> Any:
-        if len(action) <= self.action_space.max_length:  # type: ignore[attr-defined]
-            return self.parser.parse(action)
-        limit = self.action_space.max_length  # type: ignore[attr-defined]
-        error = f"the message is {len(action)} characters long; at most {limit} are read"
-        return replace(self.parser.parse(""), calls=(Call("", error=error),))
+    def read(self, action: Action) -> Turn:
+        """The turn that an action spells: reasoning set apart, the calls' arguments as their tools want them. A text in
+        another format than the parser's is a call with an error, never an answer.
 
-    def _run(self, call: Call) -> tuple[dict[str, Any], float]:
-        """Execute one call, through the cache where there is one, and price it: its result, and tokens it charges."""
+        Raises:
+            TypeError: If the action is neither text nor a message.
+        """
+        text, limit = _spelled(action), self.action_space.max_length  # type: ignore[attr-defined]
+        if len(text) > limit:
+            error = f"the message is {len(text)} characters long; at most {limit} are read"
+            return Turn("", (Call("", error=error, written=text),))
+        reasoning = ""
+        if isinstance(action, str):
+            reasoning, text = set_apart(action, self.reasoning)
+            turn = self.parser.parse(text)
+        else:
+            try:
+                turn = _MESSAGES.message(load(text))
+            except ValueError as fault:
+                return Turn("", (Call("", error=f"the message cannot be read: {fault}", written=text),))
+        more, words = set_apart(turn.text, self.reasoning)  # of a message's content
+        reasoning += turn.reasoning + more
+        words, calls = words.strip(), turn.calls
+        if not (isinstance(action, str) or calls or isinstance(self.parser, OpenAIParser)):
+            inner = self.parser.parse(words)  # a server that reads no calls leaves them in the content
+            words, calls = inner.text, inner.calls
+        if not calls and (name := foreign_format(words, self.parser)):
+            error = (
+                f"the message holds a tool call in the format {name!r}, which is not the one read here; it did not run"
+            )
+            return Turn("", (Call("", error=error, written=words),), reasoning)
+        tools = self._tools()
+        typed = (
+            SUBMIT.typed(c) if c.name == "submit" else tools[c.name].typed(c) if c.name in tools else c for c in calls
+        )
+        return Turn(words, tuple(typed), reasoning)
+
+    def write(self, turn: Turn) -> str:
+        """An action that :meth:`read` reads as ``turn``."""
+        return turn.reasoning + self.parser.render(turn.text, turn.calls)
+
+    def _run(self, call: Call, number: int = 0) -> dict[str, Any]:
+        """Execute one call, the turn's ``number``-th from 0, through the cache where there is one, and price it."""
         tools, started = self._tools(), time.perf_counter() if self.latency == "wall" else 0.0
         tool = SUBMIT if call.name == "submit" else tools.get(call.name)
         model = REFUSED
         spelling = call.name
         try:
+            if number >= self.max_calls:
+                raise ToolError("refused", f"at most {self.max_calls} calls of a turn run; make this one in the next")
             if call.error is not None:
                 raise ToolError("invalid", call.error)
             if tool is None:
@@ -334,14 +448,8 @@ class ToolEnv(gym.Env[str, str]):
             milliseconds = (time.perf_counter() - started) * 1000.0
         else:
             milliseconds = model.milliseconds(outcome.units, self.task.latency_seed, spelling)
-        result = {
-            "name": call.name,
-            "arguments": dict(call.arguments),
-            "content": self._cut(outcome.content, self.observation_space.max_length // 2),  # type: ignore[attr-defined]
-            "error": outcome.error,
-            "latency_ms": milliseconds,
-        }
-        return result, outcome.tokens
+        content = self._cut(outcome.content, self.observation_space.max_length // 2)  # type: ignore[attr-defined]
+        return _result(call, content, outcome.error, milliseconds)
 
     @staticmethod
     def _cut(text: str, limit: int) -> str:
@@ -359,16 +467,12 @@ class ToolEnv(gym.Env[str, str]):
             cache.put(key, outcome)
         return outcome
 
-    def _over(self, calls: float, tokens: float, latency: float) -> bool:
+    def _over(self, cost: Costs) -> bool:
         """Whether the step so far takes a total above its bound, where that ends the episode."""
-        if self.on_budget == "record":
+        if self.on_budget == "record" or not self.budget:
             return False
-        total, budget = self._total, self.budget
-        return (
-            total[0] + calls > budget["tool_calls"]
-            or total[1] + tokens > budget["output_tokens"]
-            or round(total[2] + latency, 3) > budget["latency_ms"]
-        )
+        spent = zip(CHANNELS, self._total, cost, strict=True)
+        return any(round(before + more, 3) > self.budget[name] for name, before, more in spent if name in self.budget)
 
     def _judge(self, answer: Any, answered: bool, over: bool) -> Verdict:
         try:
@@ -381,20 +485,49 @@ class ToolEnv(gym.Env[str, str]):
 
     @property
     def tools(self) -> Mapping[str, Tool]:
-        """The tools of the current task, by name, without ``submit``."""
+        """The tools of the current task, by name, without ``submit``; before ``reset`` all that a task may have."""
         return self._tools()
+
+    @property
+    def task_hash(self) -> str:
+        """The current task's :func:`fingerprint`."""
+        return fingerprint(self.task)
+
+    def task_list(self, n: int, seed: int = 0) -> list[tuple[str, str]]:
+        """Ids and fingerprints of ``n`` different tasks: the first of a given list, else those that resets with the
+        seeds from ``seed`` on would draw. The running episode is not touched.
+
+        Args:
+            n: How many; there are fewer where the environment does not have as many.
+            seed: The first seed.
+        """
+        if given := getattr(self, "task_ids", None):
+            return [(id, fingerprint(self._make_task(id))) for id in list(given)[:n]]
+        found: dict[str, str] = {}
+        generator = self._np_random
+        try:
+            for at in range(seed, seed + 20 * n):
+                if len(found) == n:
+                    break
+                self._np_random = seeding.np_random(at)[0]
+                task = self._make_task(None)
+                if task.id not in found:
+                    found[task.id] = fingerprint(task)
+        finally:
+            self._np_random = generator
+        return list(found.items())
 
     @property
     def cost_total(self) -> dict[str, float]:
         """What the episode has cost so far, by channel."""
         return dict(zip(CHANNELS, self._total, strict=True))
 
-    def _info(self, cost: tuple[float, float, float], results: list[dict[str, Any]]) -> dict[str, Any]:
-        total, budget = self._total, self.budget
+    def _info(self, cost: Costs, results: list[dict[str, Any]]) -> dict[str, Any]:
+        total = self.cost_total
         return {
             "cost": dict(zip(CHANNELS, cost, strict=True)),
-            "cost_total": self.cost_total,
-            "budget_left": {name: budget[name] - spent for name, spent in zip(CHANNELS, total, strict=True)},
+            "cost_total": total,
+            "budget_left": {name: round(bound - total[name], 3) for name, bound in self.budget.items()},
             "state_hash": self._world.hash,
             "tool_results": results,
         }
@@ -414,3 +547,76 @@ class ToolEnv(gym.Env[str, str]):
             self.task, self._world, self._progress, self._total, self._turn, self._done, self._screen, generator,
         ) = state  # fmt: skip
         self.np_random.bit_generator.state = generator
+
+
+_MESSAGES = OpenAIParser()
+
+
+def _result(call: Call, content: str, error: str | None, milliseconds: float) -> dict[str, Any]:
+    """An entry of ``info["tool_results"]``."""
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments": dict(call.arguments),
+        "content": content,
+        "error": error,
+        "latency_ms": milliseconds,
+    }
+
+
+def _not_run(call: Call, why: str) -> dict[str, Any]:
+    """The entry of a call that has no result: the history of a chat needs one for each call."""
+    return _result(
+        call, dump({"error": "not_run", "message": f"{why}: this call has no effect and no result"}), "not_run", 0.0
+    )
+
+
+def _check_tags(tags: Any) -> tuple[str, str] | None:
+    if tags is None:
+        return None
+    pair = () if isinstance(tags, str) or not isinstance(tags, Sequence) else tuple(tags)
+    if len(pair) != 2 or not all(isinstance(tag, str) and tag for tag in pair) or pair[0] == pair[1]:
+        raise ValueError(
+            f"reasoning={tags!r}: the opening and the closing tag, such as ['<think>', '</think>'], or None"
+        )
+    return pair
+
+
+def _check_counter(counter: Any) -> Callable[[str], int]:
+    if not callable(counter):
+        raise ValueError(f"token_counter={counter!r}: a function from a text to its number of tokens")
+    count = counter("How many tokens?")
+    if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < 1e9:
+        raise ValueError(f"token_counter: it returned {count!r} for a text; it must return a number of tokens")
+    return counter
+
+
+def _spelled(action: Any) -> str:
+    """An action as text; a message as JSON.
+
+    Raises:
+        TypeError: If it is neither text nor a message of plain data.
+    """
+    if isinstance(action, str):
+        return action
+    if not isinstance(action, Mapping):
+        raise TypeError(f"an action is text (str) or an assistant message (dict), not {type(action).__name__}")
+    own = action.get("output_tokens")
+    if own is not None and (isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own < 1e12):
+        raise TypeError(f"output_tokens={own!r}: a turn's own count is a number of 0 or more")
+    try:
+        return dump(dict(action))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"an assistant message is plain JSON data: {error}") from None
+
+
+def tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
+    """The :class:`ToolEnv` inside ``env``, whatever wrappers are around it: ``env.unwrapped`` with its type.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    base = env.unwrapped
+    if not isinstance(base, ToolEnv):
+        raise TypeError(f"{type(base).__name__} is not an environment of agent_gym")
+    return base

@@ -60,7 +60,7 @@ def _oracle_faults(env: gym.Env, task_id: str, seed: int) -> Iterator[str]:
         at = next((t for t, (a, b) in enumerate(zip(first.turns, second.turns, strict=False)) if repr(a) != repr(b)), 0)
         yield f"repeat: two runs of the oracle differ at turn {at}"
     declared = re.fullmatch(r"(?:train|test)-(\d+)-\d+", task_id)
-    turns = [len(base.parser.parse(action).calls) for action in actions]
+    turns = [len(base.read(action).calls) for action in actions]
     if declared and hasattr(base.task, "calls") and max(turns) <= 1 and sum(turns) != int(declared[1]):
         yield f"necessity: the oracle makes {sum(turns)} calls, declared are {declared[1]}"
 

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from agent_gym.costs import CHANNELS
-from agent_gym.tools import Call, canonical
+from agent_gym.tools import Call, canonical, dump
 from agent_gym.trajectory import Trajectory
 
 __all__ = [
@@ -193,6 +193,7 @@ def call_sequence(trajectory: Trajectory) -> tuple[str, ...]:
         canonical(Call(result["name"], result["arguments"]))
         for step in trajectory.steps
         for result in step.tool_results
+        if result["error"] != "not_run"
     )
 
 
@@ -241,7 +242,8 @@ def distinct_n(trajectories: Iterable[Trajectory], n: int) -> float:
     grams: list[tuple[object, ...]] = []
     for trajectory in _judged(trajectories):
         for step in trajectory.steps:
-            tokens: Sequence[object] = step.action.split() if step.action_ids is None else step.action_ids
+            words = step.action if isinstance(step.action, str) else dump(step.action)
+            tokens: Sequence[object] = words.split() if step.action_ids is None else step.action_ids
             grams += [tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 

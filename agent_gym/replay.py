@@ -17,8 +17,11 @@ from typing import Any, Literal
 
 import gymnasium as gym
 
+from agent_gym.env import Action
+from agent_gym.formats import Turn
 from agent_gym.snapshot import Snapshot, restore, snapshot
-from agent_gym.tools import Call, Tool, Turn, dump, load
+from agent_gym.text import split_lines
+from agent_gym.tools import Call, Tool, dump, load
 from agent_gym.trajectory import Trajectory
 
 __all__ = [
@@ -53,7 +56,7 @@ class Swap:
     """Play ``action`` in place of step ``t``."""
 
     t: int
-    action: str
+    action: Action
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,7 @@ def _leaves(value: Any) -> Iterator[str]:
     elif isinstance(value, str):
         yield value.strip()
         if "\n" in value:  # a block of text is shown line by line, often each after its number
-            yield from (line.strip() for line in value.splitlines())
+            yield from (line.strip() for line in split_lines(value))
         yield from (next(filter(None, groups)) for groups in _TOKEN.findall(value))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield dump(value)
@@ -255,7 +258,12 @@ def counterfactuals(
 
 def _execute(env: gym.Env, trajectory: Trajectory) -> list[Snapshot]:
     """Re-execute the recorded actions; the state before each."""
-    observation, _ = env.reset(seed=trajectory.seed, options={"task": trajectory.task_id})
+    observation, info = env.reset(seed=trajectory.seed, options={"task": trajectory.task_id})
+    if trajectory.task_hash not in (None, info["task_hash"]):
+        raise Drift(
+            f"the task {trajectory.task_id!r} has the content {info['task_hash']} here, recorded was "
+            f"{trajectory.task_hash}: the environment was made with other arguments, or its tasks have changed"
+        )
     snapshots, done, measured = [], False, env.unwrapped.latency == "wall"  # type: ignore[attr-defined]
     for t, step in enumerate(trajectory.steps):
         if done:
@@ -288,9 +296,9 @@ def _replay(
     env: gym.Env, trajectory: Trajectory, intervention: Intervention, snapshots: Sequence[Snapshot], grounding: bool
 ) -> Counterfactual:
     steps, base, t = trajectory.steps, env.unwrapped, intervention.t
-    parser = base.parser  # type: ignore[attr-defined]
     shown = [step.observation for step in steps]  # shown[i] is what the agent saw before step i
-    after = [*shown[1:], "\n".join(result["content"] for result in steps[-1].tool_results)]
+    last = (result["content"] for result in steps[-1].tool_results if result["error"] != "not_run")
+    after = [*shown[1:], "\n".join(last)]
     start = t + 1 if isinstance(intervention, Truncate | Perturb) else t
     choices = " ".join(choice for tool in base.tools.values() for choice in tool.choices)  # type: ignore[attr-defined]
     kept, removed = [base.system_prompt, choices, *shown[: start + 1]], []  # type: ignore[attr-defined]
@@ -305,7 +313,7 @@ def _replay(
         suffix = suffix[intervention.length :]
         removed = after[t : t + intervention.length]
     elif isinstance(intervention, Truncate):
-        answered = bool(suffix) and _is_answer(parser.parse(steps[-1].action), base.tools)  # type: ignore[attr-defined]
+        answered = bool(suffix) and _is_answer(base.read(steps[-1].action), base.tools)  # type: ignore[attr-defined]
         removed = after[start:-1]
         suffix = suffix[-1:] if answered else []
     elif isinstance(intervention, Perturb):
@@ -330,7 +338,7 @@ def _replay(
             continue
         observation, _, terminated, truncated, info = env.step(action)
         if action == steps[i].action:
-            failed = any(r["error"] for r in info["tool_results"])
+            failed = any(r["error"] not in (None, "not_run") for r in info["tool_results"])
             unpaid = "verdict" in info and info["verdict"]["reason"] == "budget"
             validity.append("invalid" if failed or unpaid else "executed")
         else:  # some of the turn's calls were left out, and their results with them
@@ -344,28 +352,35 @@ def _replay(
     return Counterfactual(trajectory, intervention, reward, dict(total), tuple(validity), verdict)
 
 
-def _grounded(base: Any, action: str, kept: list[str], removed: list[str]) -> str | None:
+def _grounded(base: Any, action: Action, kept: list[str], removed: list[str]) -> Action | None:
     """The action without its ungrounded calls; None when nothing of it can be issued."""
-    parser, tools = base.parser, base.tools
+    tools = base.tools
 
     def known(found: frozenset[str]) -> bool:
         return all(not _seen(atom, removed) or _seen(atom, kept) for atom in found)
 
-    turn = parser.parse(action)
+    turn = base.read(action)
     if not turn.calls:
         return action if known(_atoms_of_text(turn.text)) else None
     calls = [call for call in turn.calls if known(_call_atoms(call, tools))]
     if len(calls) == len(turn.calls):
         return action
-    return parser.render(turn.text, calls) if calls else None
+    return base.write(replace(turn, calls=tuple(calls))) if calls else None
 
 
 # ---- processes ---------------------------------------------------------------------------------------------------
 
+
+def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an environment that JSON can hold: without functions and parser objects, which whoever makes it
+    again gives again."""
+    return {k: v for k, v in kwargs.items() if k != "token_counter" and (k != "parser" or isinstance(v, str))}
+
+
 _worker: dict[str, Any] = {}
 
 
-def _work(spec: str, counter: Any, cached: bool, *job: Any) -> list[Counterfactual]:
+def _work(spec: str, given: tuple[Any, Any], cached: bool, *job: Any) -> list[Counterfactual]:
     """One chunk of replays in a worker; it keeps its environment and cache between chunks."""
     import agent_gym  # noqa: F401  (registers the environments)
 
@@ -373,7 +388,7 @@ def _work(spec: str, counter: Any, cached: bool, *job: Any) -> list[Counterfactu
         _worker.update(spec=(spec, cached), env=gym.make(gym.envs.registration.EnvSpec.from_json(spec)))
         _worker["cache"] = ToolCache() if cached else None
     env = _worker["env"]
-    env.unwrapped.token_counter = counter
+    env.unwrapped.token_counter, env.unwrapped.parser = given
     trajectory, interventions, grounding, snapshots = job
     found = counterfactuals(
         env, trajectory, interventions, grounding=grounding, cache=_worker["cache"], snapshots=snapshots
@@ -396,10 +411,11 @@ def _spread(
     pool = own or workers
     size = 1 if own is None else -(-len(interventions) // workers)  # type: ignore[operator]
     chunks = [interventions[at : at + size] for at in range(0, len(interventions), max(1, size))]
-    spec = replace(env.spec, kwargs={k: v for k, v in env.spec.kwargs.items() if k != "token_counter"}).to_json()
-    counter = env.unwrapped.token_counter  # type: ignore[attr-defined]
+    spec = replace(env.spec, kwargs=plain_kwargs(env.spec.kwargs)).to_json()
+    base: Any = env.unwrapped
+    given = base.token_counter, base.parser
     try:
-        jobs = [pool.submit(_work, spec, counter, cached, trajectory, c, grounding, snapshots) for c in chunks]  # type: ignore[union-attr]
+        jobs = [pool.submit(_work, spec, given, cached, trajectory, c, grounding, snapshots) for c in chunks]  # type: ignore[union-attr]
         return [replace(one, base=trajectory) for job in jobs for one in job.result()]
     finally:
         if own is not None:

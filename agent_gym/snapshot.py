@@ -22,10 +22,12 @@ class Snapshot:
     Args:
         env: The innermost environment's state.
         wrappers: From the outermost in: the wrapper's class name and its counters.
+        kind: The innermost environment's class name.
     """
 
     env: tuple[Any, ...]
     wrappers: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+    kind: str
 
 
 def _counters(wrapper: gym.Wrapper) -> tuple[tuple[str, Any], ...]:
@@ -49,12 +51,27 @@ def snapshot(env: gym.Env) -> Snapshot:
 
     Args:
         env: A ToolEnv, wrapped or not.
+
+    Raises:
+        TypeError: For an environment that is not of this suite.
+        RuntimeError: Before the first reset.
     """
     wrappers = []
+    base = _base(env, "snapshot")
+    if base.task is None:
+        raise RuntimeError("there is nothing to take a snapshot of: call reset() first")
     while isinstance(env, gym.Wrapper):
         wrappers.append((type(env).__name__, _counters(env)))
         env = env.env
-    return Snapshot(env.get_state(), tuple(wrappers))  # type: ignore[attr-defined]
+    return Snapshot(base.get_state(), tuple(wrappers), type(base).__name__)
+
+
+def _base(env: Any, function: str) -> Any:
+    """The innermost environment, which has a state to take and to put back."""
+    base = env.unwrapped if isinstance(env, gym.Env) else env
+    if not hasattr(base, "get_state") or not hasattr(base, "set_state"):
+        raise TypeError(f"{function} needs an environment of agent_gym, not {type(base).__name__}")
+    return base
 
 
 def restore(env: gym.Env, snap: Snapshot) -> None:
@@ -65,12 +82,18 @@ def restore(env: gym.Env, snap: Snapshot) -> None:
             another process.
 
     Raises:
-        ValueError: If the wrapper stacks differ.
+        ValueError: If the snapshot is of another environment, or the wrapper stacks differ.
+        TypeError: If ``env`` is not of this suite, or ``snap`` is no snapshot.
     """
-    wrappers, base = [], env
-    while isinstance(base, gym.Wrapper):
-        wrappers.append(base)
-        base = base.env
+    base = _base(env, "restore")
+    if not isinstance(snap, Snapshot):
+        raise TypeError(f"restore needs a Snapshot, as snapshot(env) gives it, not {type(snap).__name__}")
+    if snap.kind != type(base).__name__:
+        raise ValueError(f"the snapshot was taken of {snap.kind}, this environment is {type(base).__name__}")
+    wrappers = []
+    while isinstance(env, gym.Wrapper):
+        wrappers.append(env)
+        env = env.env
     names, taken = [type(wrapper).__name__ for wrapper in wrappers], [name for name, _ in snap.wrappers]
     if names != taken:
         raise ValueError(f"the snapshot was taken under the wrappers {taken}, this environment has {names}")
@@ -80,9 +103,13 @@ def restore(env: gym.Env, snap: Snapshot) -> None:
             continue
         for name, value in state:
             setattr(wrapper, name, value.copy() if isinstance(value, _CONTAINERS) else value)
-    base.set_state(snap.env)  # type: ignore[attr-defined]
+    base.set_state(snap.env)
 
 
 def state_hash(env: gym.Env) -> str:
-    """Hash of the world's content alone: equal for all histories that lead to the same state."""
-    return env.unwrapped._world.hash  # type: ignore[attr-defined]
+    """Hash of the world's content alone: equal for all histories that lead to the same state.
+
+    Raises:
+        TypeError: For an environment that is not of this suite.
+    """
+    return _base(env, "state_hash")._world.hash

@@ -1,8 +1,4 @@
-"""A typed Python function becomes a tool; text becomes tool calls.
-
-Parsers never raise on any input: what cannot be read as a call becomes a call that carries its own error, which
-the environment charges for and answers in words.
-"""
+"""A typed Python function becomes a tool: a JSON schema for the model, a validated call for the function."""
 
 from __future__ import annotations
 
@@ -10,16 +6,17 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from agent_gym.costs import Latency
 
-__all__ = ["PARSERS", "Call", "HermesParser", "OpenAIParser", "Parser", "Tool", "ToolError", "Turn", "tool"]
+__all__ = ["Call", "Tool", "ToolError", "dump", "load", "tool"]
 
 
 class ToolError(Exception):
@@ -61,6 +58,57 @@ def _parameter_docs(doc: str) -> dict[str, str]:
     return {name: re.sub(r"\s*\n\s*", " ", text) for _, name, text in entries}
 
 
+_SCALARS = ["string", "number", "boolean", "null"]
+
+
+def _strict(schema: Any) -> Any:
+    """A JSON schema of pydantic's by the rules of strict function calling."""
+    if isinstance(schema, list):
+        return [_strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    required = schema.get("required", [])
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "properties":
+            made[key] = {
+                name: (_typed if name in required else _nullable)(_strict(entry)) for name, entry in value.items()
+            }
+        elif key != "default" and not (key == "title" and isinstance(value, str)):
+            made[key] = _strict(value)
+    if "properties" in made:
+        made["required"], made["additionalProperties"] = list(made["properties"]), False
+    return made
+
+
+def _typed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with a type: any value that has no inner structure where none is named."""
+    return entry if {"type", "anyOf", "$ref", "enum", "const"} & entry.keys() else {**entry, "type": _SCALARS}
+
+
+def _nullable(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry that takes null as well."""
+    entry = _typed(entry)
+    kinds = entry.get("type")
+    if "null" in (kinds or ()) or {"type": "null"} in entry.get("anyOf", ()):
+        return entry
+    if isinstance(kinds, str) and "const" not in entry:
+        more = {"enum": [*entry["enum"], None]} if "enum" in entry else {}
+        return {**entry, "type": [kinds, "null"], **more}
+    outer = {key: entry.pop(key) for key in ("description",) if key in entry}
+    return {**outer, "anyOf": [*entry.get("anyOf", [entry]), {"type": "null"}]}
+
+
+def _types(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:
+    """The JSON types that an entry of a schema takes."""
+    if "$ref" in entry:
+        return _types(definitions[entry["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in entry:
+        return [kind for one in entry["anyOf"] for kind in _types(one, definitions)]
+    kinds = entry.get("type", _SCALARS)
+    return [kinds] if isinstance(kinds, str) else kinds
+
+
 class Tool:
     """A callable that a model can name.
 
@@ -99,6 +147,7 @@ class Tool:
         hints = get_type_hints(fn, include_extras=True)
         fields: dict[str, Any] = {}
         names: list[str] = []
+        optional: list[str] = []
         for index, parameter in enumerate(list(inspect.signature(fn).parameters.values())[context:]):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(f"tool {self.name!r}: name every parameter; {parameter} has no schema")
@@ -109,6 +158,9 @@ class Tool:
             entry = Field(default, alias=parameter.name, description=docs.get(parameter.name))
             fields[f"argument_{index}"] = (hints[parameter.name], entry)
             names.append(parameter.name)
+            if default is not ...:
+                optional.append(parameter.name)
+        self._optional = frozenset(optional)
         self._arguments: type[BaseModel] = create_model(
             self.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
         )
@@ -117,13 +169,34 @@ class Tool:
 
     @cached_property
     def schema_json(self) -> str:
-        """The tool as an OpenAI function, ready (once loaded) for ``apply_chat_template(tools=...)``."""
-        parameters = self._arguments.model_json_schema()
-        parameters.pop("title", None)
-        for entry in parameters.get("properties", {}).values():
-            entry.pop("title", None)
+        """The tool as an OpenAI function, ready (once loaded) for ``apply_chat_template(tools=...)``.
+
+        The schema keeps to the rules of strict function calling: every parameter is required and has a type, one with a
+        default may be null, which stands for the default, and nothing else is taken.
+        """
+        parameters = _strict(self._arguments.model_json_schema())
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return dump({"type": "function", "function": function})
+
+    @cached_property
+    def _types(self) -> dict[str, frozenset[str]]:
+        """The JSON types of each parameter."""
+        parameters = json.loads(self.schema_json)["function"]["parameters"]
+        definitions = parameters.get("$defs", {})
+        return {name: frozenset(_types(entry, definitions)) for name, entry in parameters["properties"].items()}
+
+    def typed(self, call: Call) -> Call:
+        """A call whose arguments are text (see ``Call.raw``), each read as its parameter wants it."""
+        if not call.raw:
+            return call
+        arguments = dict(call.arguments)
+        for name, text in call.raw.items():
+            if "string" in self._types.get(name, ()):
+                arguments[name] = text
+            elif name in self._types:
+                with suppress(ValueError):
+                    arguments[name] = load(text)
+        return replace(call, arguments=arguments)
 
     @cached_property
     def choices(self) -> tuple[str, ...]:
@@ -136,6 +209,8 @@ class Tool:
         Raises:
             ToolError: Of kind ``invalid``, naming the first faulty argument.
         """
+        if None in arguments.values():  # null stands for the default
+            arguments = {k: value for k, value in arguments.items() if value is not None or k not in self._optional}
         try:
             model = self._arguments.model_validate(arguments)
         except ValidationError as error:
@@ -156,32 +231,23 @@ def tool(**options: Any) -> Callable[[Callable[..., Any]], Tool]:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One tool call as the model wrote it; ``error`` says why it could not be read, if it could not."""
+    """One tool call as the model wrote it.
+
+    Args:
+        name: Of the tool.
+        arguments: By parameter.
+        id: Of the call, where its format has one.
+        error: Why it could not be read, if it could not.
+        written: The text that could not be read.
+        raw: The arguments as text, of a format that knows nothing else: the tool says what they are.
+    """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
     error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One assistant turn: free text and any number of calls. Without a call it is the final answer."""
-
-    text: str
-    calls: tuple[Call, ...] = ()
-
-
-class Parser(Protocol):
-    """Text to turn and back; ``parse`` accepts every string."""
-
-    def parse(self, action: str) -> Turn:
-        """The turn that ``action`` spells."""
-        ...
-
-    def render(self, text: str, calls: Iterable[Call]) -> str:
-        """An action that parses back to ``text`` and ``calls``."""
-        ...
+    written: str = field(default="", compare=False, repr=False)
+    raw: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
 
 
 def _no_constants(token: str) -> Any:
@@ -195,7 +261,8 @@ def _finite(token: str) -> float:
     return value
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constants, parse_float=_finite).decode
+_decoder = json.JSONDecoder(parse_constant=_no_constants, parse_float=_finite)
+_blanks = re.compile(r"[ \t\n\r]*")
 
 
 def _check_depth(value: Any, left: int = MOST_NESTED) -> None:
@@ -206,116 +273,35 @@ def _check_depth(value: Any, left: int = MOST_NESTED) -> None:
             _check_depth(item, left - 1)
 
 
+def load_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that starts at ``start``, blanks before it aside, and where it ends.
+
+    Raises:
+        ValueError: As :func:`load`; what follows the value is not looked at.
+    """
+    start = _blanks.match(text, start).end()  # type: ignore[union-attr]
+    try:
+        value, end = _decoder.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos - start}") from None
+    except RecursionError:
+        raise ValueError(f"nested more than {MOST_NESTED} deep") from None
+    written = text[start:end]
+    if written.count("{") + written.count("[") > MOST_NESTED:
+        _check_depth(value)
+    written.encode()
+    if "\\u" in written:  # only an escape can still have made half a surrogate pair
+        dump(value).encode()
+    return value, end
+
+
 def load(text: str) -> Any:
     """Strict JSON from a model.
 
     Raises:
         ValueError: For anything that is not JSON, is nested too deeply, or cannot be written as UTF-8.
     """
-    try:
-        value = _decode(text)
-    except RecursionError:
-        raise ValueError(f"nested more than {MOST_NESTED} deep") from None
-    if text.count("{") + text.count("[") > MOST_NESTED:
-        _check_depth(value)
-    text.encode()
-    if "\\u" in text:  # only an escape can still have made half a surrogate pair
-        dump(value).encode()
+    value, end = load_at(text, 0)
+    if text[end:].strip(" \t\n\r"):
+        raise ValueError(f"there is more text after the value: {text[end:].strip()[:40]!r}")
     return value
-
-
-def _call(name: Any, arguments: Any, id: Any = None) -> Call:
-    """A call from its JSON parts; arguments come as an object or as a JSON string of one."""
-    id = id if isinstance(id, str) else None
-    if not isinstance(name, str) or not name:
-        return Call("", id=id, error='a tool call needs a "name" that is a string')
-    if isinstance(arguments, str):
-        try:
-            arguments = load(arguments) if arguments.strip() else {}
-        except ValueError as error:
-            return Call(name, id=id, error=f'{name}: "arguments" is not valid JSON: {error}')
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, dict):
-        return Call(name, id=id, error=f'{name}: "arguments" must be a JSON object, not {type(arguments).__name__}')
-    return Call(name, arguments, id)
-
-
-class HermesParser:
-    """The Hermes/Qwen form: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them.
-
-    The last tag may be unclosed: generation often stops there.
-    """
-
-    _inner = re.compile(r"<(?=/?tool_call>)")
-    _tag = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
-
-    def parse(self, action: str) -> Turn:
-        """See :class:`Parser`."""
-        if "<tool_call>" not in action:
-            return Turn(action.strip())
-        calls, texts, end = [], [], 0
-        for tag in self._tag.finditer(action):
-            texts.append(action[end : tag.start()])
-            end = tag.end()
-            try:
-                value = load(tag[1])
-            except ValueError as error:
-                calls.append(Call("", error=f"the tool call is not valid JSON: {error}"))
-                continue
-            if isinstance(value, dict):
-                calls.append(_call(value.get("name"), value.get("arguments")))
-            else:
-                calls.append(Call("", error='a tool call must be a JSON object with "name" and "arguments"'))
-        return Turn("".join([*texts, action[end:]]).strip(), tuple(calls))
-
-    def render(self, text: str, calls: Iterable[Call]) -> str:
-        """See :class:`Parser`."""
-        bodies = (dump({"name": call.name, "arguments": call.arguments}) for call in calls)
-        # a tag inside a string would end the call early; JSON can spell its first character otherwise
-        bodies = (body if "tool_call>" not in body else self._inner.sub(r"\\u003c", body) for body in bodies)
-        tags = (f"<tool_call>{body}</tool_call>" for body in bodies)
-        return "\n".join(part for part in (text, *tags) if part)
-
-
-class OpenAIParser:
-    """The chat-completions form: the assistant message as JSON, with ``content`` and ``tool_calls``.
-
-    Text that is not such a message is a final answer.
-    """
-
-    def parse(self, action: str) -> Turn:
-        """See :class:`Parser`."""
-        try:
-            message = load(action)
-        except ValueError:
-            return Turn(action.strip())
-        calls = message.get("tool_calls") if isinstance(message, dict) else None
-        if not calls:
-            content = message.get("content") if isinstance(message, dict) and "content" in message else action
-            return Turn(content.strip() if isinstance(content, str) else "")
-        content = message.get("content")
-        text = content.strip() if isinstance(content, str) else ""
-        return Turn(text, tuple(map(self._entry, calls if isinstance(calls, list) else [calls])))
-
-    @staticmethod
-    def _entry(entry: Any) -> Call:
-        function = entry.get("function") if isinstance(entry, dict) else None
-        if not isinstance(function, dict):
-            return Call("", error='an entry of "tool_calls" needs a "function" object')
-        return _call(function.get("name"), function.get("arguments"), entry.get("id"))
-
-    def render(self, text: str, calls: Iterable[Call]) -> str:
-        """See :class:`Parser`."""
-        entries = [
-            {
-                "id": call.id or f"call_{index}",
-                "type": "function",
-                "function": {"name": call.name, "arguments": dump(call.arguments)},
-            }
-            for index, call in enumerate(calls)
-        ]
-        return dump({"role": "assistant", "content": text, **({"tool_calls": entries} if entries else {})})
-
-
-PARSERS: dict[str, Parser] = {"hermes": HermesParser(), "openai": OpenAIParser()}

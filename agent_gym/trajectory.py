@@ -21,7 +21,7 @@ class Step:
 
     Args:
         observation: The text the action answered (not the one it caused).
-        action: The assistant turn, verbatim.
+        action: The assistant turn, verbatim: text, or the message as a dict.
         cost: What this step cost, by channel.
         tool_results: One entry a call, as in ``info["tool_results"]``.
         state_hash: World state after the step.
@@ -32,7 +32,7 @@ class Step:
     """
 
     observation: str
-    action: str
+    action: str | dict[str, Any]
     cost: dict[str, float]
     tool_results: list[dict[str, Any]]
     state_hash: str
@@ -60,10 +60,11 @@ class Trajectory:
         env_kwargs: Keyword arguments of ``gym.make``.
         seed: Seed of the reset, if one was given.
         steps: The turns in order.
-        reward: Final reward; None where there was no verdict (``infra``).
-        verdict: ``Verdict.to_dict()``, or None while the episode is unfinished.
+        reward: Final reward; None where there was no verdict: ours failed (``infra``), or a wrapper cut the episode.
+        verdict: ``Verdict.to_dict()``, or None where the episode was cut before there was one.
         cost_total: Totals by channel.
         group: Optional cluster.
+        task_hash: The task's fingerprint, which replay checks; None in files from before there was one.
     """
 
     task_id: str
@@ -75,6 +76,7 @@ class Trajectory:
     verdict: dict[str, Any] | None
     cost_total: dict[str, float]
     group: Group | None = None
+    task_hash: str | None = None
 
     @property
     def success(self) -> bool:
@@ -97,13 +99,15 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Trajectory:
-        """The trajectory that ``to_json`` wrote.
+        """The trajectory that ``to_json`` wrote. A channel that a file does not have yet was not charged: 0.
 
         Raises:
             ValueError: If the line is not a trajectory; the sentence says what is missing or wrong.
         """
         try:
             data = json.loads(line.decode() if isinstance(line, bytes) else line)
+            for costs in (data["cost_total"], *(step["cost"] for step in data["steps"])):
+                costs.update({channel: costs.get(channel, 0.0) for channel in CHANNELS})
             steps = tuple(Step(**step) for step in data.pop("steps"))
             group = data.pop("group", None)
             return cls(steps=steps, group=Group(**group) if group else None, **data)

@@ -15,6 +15,8 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from agent_gym.costs import CHANNELS
+from agent_gym.env import tool_env
+from agent_gym.replay import plain_kwargs
 from agent_gym.trajectory import Step, Trajectory
 
 __all__ = ["RecordTrajectory", "ScalarCost", "WallClock"]
@@ -33,10 +35,12 @@ class ScalarCost(gym.Wrapper, RecordConstructorArgs):
         weights: Weight by channel, an unnamed channel weighing 0; ``{"tool_calls": 1.0}`` by default.
 
     Raises:
+        TypeError: For an environment that is not of this suite.
         ValueError: For an unknown channel.
     """
 
     def __init__(self, env: gym.Env, weights: Mapping[str, float] | None = None) -> None:
+        tool_env(env)
         if unknown := sorted(set(weights or ()) - set(CHANNELS)):
             raise ValueError(
                 f"weights names the unknown channel {unknown[0]!r}; the channels are {', '.join(CHANNELS)}"
@@ -84,6 +88,7 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
     Finished episodes stand in ``trajectories``, oldest first (clear it when it grows too long), and the newest in
     ``last``. The episode in the making belongs to a snapshot, so that a restored episode is recorded as if nothing had
     happened in between; finished ones are not taken back. Replays of ``counterfactuals`` are not recorded.
+    An episode that a wrapper inside, such as ``TimeLimit``, cuts has neither a verdict nor a reward.
 
     Args:
         env: An environment made by ``gym.make``; a ToolEnv inside.
@@ -91,20 +96,24 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
             crash has left is dropped before the first write.
 
     Raises:
-        ValueError: If the environment was not made by ``gym.make``.
+        TypeError: For an environment that is not of this suite.
+        ValueError: If the environment was not made by ``gym.make``, or ``path`` cannot be written.
     """
 
     def __init__(self, env: gym.Env, path: str | Path | None = None) -> None:
         RecordConstructorArgs.__init__(self, path=None if path is None else str(path))
+        base = tool_env(env)
         gym.Wrapper.__init__(self, env)
         if env.spec is None:
             raise ValueError("RecordTrajectory needs to know how to remake its environment: make it with gym.make")
-        kwargs = {name: value for name, value in env.spec.kwargs.items() if name != "token_counter"}
+        kwargs = plain_kwargs(env.spec.kwargs)
+        if "budget" in kwargs:  # without its infinite bounds
+            kwargs["budget"] = base.budget
         self._id, self._kwargs = env.spec.id, json.loads(json.dumps(kwargs))
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else _writable(Path(path))
         self.trajectories: list[Trajectory] = []
         self._seed: int | None = None
-        self._task_id, self._observation = "", ""
+        self._task_id, self._task_hash, self._observation = "", "", ""
         self._steps: tuple[Step, ...] = ()
         self._mended = False
 
@@ -116,7 +125,7 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Info]:
         """See :class:`gymnasium.Env`."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._seed, self._task_id = seed, info["task_id"]
+        self._seed, self._task_id, self._task_hash = seed, info["task_id"], info["task_hash"]
         self._observation, self._steps = observation, ()
         return observation, info
 
@@ -126,7 +135,7 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
         if not self.unwrapped.replaying:  # type: ignore[attr-defined]
             step = Step(
                 observation=self._observation,
-                action=action,
+                action=action if isinstance(action, str) else copy.deepcopy(dict(action)),
                 cost=dict(info["costs"] if "costs" in info else info["cost"]),
                 tool_results=copy.deepcopy(info["tool_results"]),
                 state_hash=info["state_hash"],
@@ -146,9 +155,10 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
             env_kwargs=copy.deepcopy(self._kwargs),
             seed=self._seed,
             steps=self._steps,
-            reward=None if verdict and verdict["status"] == "infra" else reward,
+            reward=None if verdict is None or verdict["status"] == "infra" else reward,
             verdict=verdict,
             cost_total=dict(info["cost_total"]),
+            task_hash=self._task_hash,
         )
         self.trajectories.append(trajectory)
         if self.path is not None:
@@ -160,11 +170,22 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
 
     def get_state(self) -> tuple[Any, ...]:
         """The episode in the making, for ``agent_gym.snapshot``."""
-        return self._seed, self._task_id, self._observation, self._steps
+        return self._seed, self._task_id, self._task_hash, self._observation, self._steps
 
     def set_state(self, state: tuple[Any, ...]) -> None:
         """Put back what ``get_state`` gave."""
-        self._seed, self._task_id, self._observation, self._steps = state
+        self._seed, self._task_id, self._task_hash, self._observation, self._steps = state
+
+
+def _writable(path: Path) -> Path:
+    """The path, if a file can be written there."""
+    if path.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"path={str(path)!r}: there is no folder {str(path.parent)!r} to write into")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"path={str(path)!r} cannot be written")
+    return path
 
 
 def _mend(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 from agent_gym import Call
-from agent_gym.tools import HermesParser
+from agent_gym.formats import HermesParser
 from agent_gym.wrappers import RecordTrajectory
 
 CUSTOMERS = [

@@ -444,7 +444,7 @@ class BFCLEnv(ToolEnv):
         return _task(task_id)
 
     def _tools(self) -> Mapping[str, Tool]:
-        return _tools(self.task.owners)
+        return _tools(tuple(MODULES) if self.task is None else self.task.owners)
 
     def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
         owner = tool.owner  # type: ignore[attr-defined]

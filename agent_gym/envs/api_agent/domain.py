@@ -175,7 +175,7 @@ class APITask:
     @property
     def tools(self) -> dict[str, Tool]:
         """Tools of the task's domains, by name."""
-        return _tools_of(self.domains)
+        return tools_of(self.domains)
 
     @cached_property
     def goal(self) -> World:
@@ -323,7 +323,8 @@ def register_domain(domain: Domain) -> Domain:
     return domain
 
 
-def _tools_of(domains: tuple[str, ...]) -> dict[str, Tool]:
+def tools_of(domains: tuple[str, ...]) -> dict[str, Tool]:
+    """The tools of domains, by name."""
     if domains not in _tool_tables:
         _tool_tables[domains] = {name: tool for d in domains for name, tool in DOMAINS[d].tools.items()}
     return _tool_tables[domains]

@@ -12,8 +12,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.api_agent import domains as _builtin
-from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, levels_of, run_tool
+from agent_gym.envs.api_agent.domain import (
+    DOMAINS,
+    MOST_CALLS,
+    SPLITS,
+    APITask,
+    compose,
+    levels_of,
+    run_tool,
+    tools_of,
+)
 from agent_gym.envs.api_agent.world import World
+from agent_gym.text import fenced
 from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
 
@@ -75,6 +85,8 @@ class APIAgentEnv(ToolEnv):
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
             calls, seed = int(parts[1]), int(parts[2])
+            if parts[0] != self.split:
+                raise ValueError(f"the task {task_id!r} is of the split {parts[0]!r}, not of this one's {self.split!r}")
             if 1 <= calls <= MOST_CALLS:
                 return compose(parts[0], calls, seed, self.domains)
         raise ValueError(f"unknown task id {task_id!r}: it reads split-calls-seed, such as 'train-3-42'")
@@ -84,7 +96,7 @@ class APIAgentEnv(ToolEnv):
         return "+".join(sorted({goal.split(":")[0] for goal in self.task.composition})) or "task"
 
     def _tools(self) -> Mapping[str, Tool]:
-        return self.task.tools
+        return tools_of(self.domains if self.task is None else self.task.domains)
 
     def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
         return run_tool(tool, arguments, self._world)
@@ -137,11 +149,23 @@ def answer_model(fields: tuple[tuple[str, type], ...]) -> type[BaseModel]:
     return create_model("answer", __config__=ConfigDict(extra="forbid", strict=True), **entries)
 
 
+def _read_answer(text: str) -> Any:
+    """The JSON that a text is, or that stands in its one fenced block.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        return load(text)
+    except ValueError:
+        return load(fenced(text))
+
+
 def _compare(answer: Any, expected: dict[str, Any]) -> list[str]:
     """Faults of an answer: against its schema first, then against its values."""
     model = answer_model(tuple((name, type(value)) for name, value in expected.items()))
     try:
-        answer = load(answer) if isinstance(answer, str) else answer
+        answer = _read_answer(answer) if isinstance(answer, str) else answer
         model.model_validate(answer)
     except ValidationError as error:
         return [f"{'.'.join(('answer', *map(str, e['loc'])))}: {e['msg']}" for e in error.errors(include_url=False)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_gym.costs import Latency
-from agent_gym.env import Outcome, ToolEnv, asked_levels
+from agent_gym.env import Action, Outcome, ToolEnv, asked_levels
 from agent_gym.envs.code_agent.generate import KINDS, LEVELS, SPLITS, compose
 from agent_gym.envs.code_agent.tasks import CodeTask, count, load_tasks, subset
 from agent_gym.envs.code_agent.workspace import Workspace
@@ -203,7 +203,7 @@ class CodeAgentEnv(ToolEnv):
         if isinstance(result, dict):
             done = ", ".join(result)
             return Outcome(f"{done} is changed", delta=result, units=sum(map(len, result.values())) / 100)
-        return Outcome(result, units=result.count("\n") + 1, tokens=float(self.token_counter(result)))
+        return Outcome(result, units=result.count("\n") + 1)
 
     def _run_visible(self, number: int | None) -> Outcome:
         visible = self.task.visible
@@ -217,7 +217,7 @@ class CodeAgentEnv(ToolEnv):
         passed = round(verdict.score * ran)
         lines = [f"{passed} of {ran} tests passed", *verdict.diagnostics]
         content = "\n".join(lines)
-        return Outcome(content, units=ran, tokens=float(self.token_counter(content)))
+        return Outcome(content, units=ran)
 
     def _judged(self, number: str | int | None) -> Verdict:
         """The verdict of all visible tests (None), of one, or of the ``"hidden"`` ones, on the workspace as it is.
@@ -242,7 +242,7 @@ class CodeAgentEnv(ToolEnv):
         """The hidden tests; the answer's words count for nothing."""
         return self._judged("hidden")
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Action) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """See :meth:`ToolEnv.step`. The last step's info also has ``verifier_info``: ``tests``, how many hidden ones
         there are, and ``fraction``, the share that passed; None without a verdict."""
         *found, info = super().step(action)

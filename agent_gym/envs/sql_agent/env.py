@@ -198,11 +198,9 @@ class SQLEnv(ToolEnv):
         else:
             result = tool.fn(self._world, **arguments)
         if isinstance(result, str):
-            return Outcome(result, units=result.count("\n") + 1.0, tokens=float(self.token_counter(result)))
+            return Outcome(result, units=result.count("\n") + 1.0)
         content = _table(result)
-        return Outcome(
-            content, delta=result.changes or None, units=result.units, tokens=float(self.token_counter(content))
-        )
+        return Outcome(content, delta=result.changes or None, units=result.units)
 
     # ---- the verdict -------------------------------------------------------------------------------------------------
 

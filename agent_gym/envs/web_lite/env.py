@@ -13,6 +13,7 @@ from agent_gym.envs.web_lite.page import MOST_CHARACTERS, Element, Page, canonic
 from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.tasks import LEVELS, WebTask, compose, levels_of, play
 from agent_gym.envs.web_lite.world import Move, World
+from agent_gym.text import fenced
 from agent_gym.tools import Call, Tool, ToolError, dump
 from agent_gym.verdict import Verdict
 
@@ -156,6 +157,8 @@ class WebLiteEnv(ToolEnv):
         if unknown := [name for name in names if name not in SITES] or (None if names else ["(none)"]):
             raise ValueError(f"sites: there is no {unknown[0]!r}; there are {', '.join(SITES)}")
         self.split, self.sites, self.render_mode = split, names, render_mode
+        if backend == "dom":
+            self.metadata = {**self.metadata, "render_modes": ["ansi"]}  # type: ignore[misc]
         self.levels = self._levels(difficulty)
         self._backend: Any = DomBackend()
         if backend == "chromium":
@@ -181,6 +184,8 @@ class WebLiteEnv(ToolEnv):
             return compose(self.split, calls, int(self.np_random.integers(2**31)), self.sites)
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
+            if parts[0] != self.split:
+                raise ValueError(f"the task {task_id!r} is of the split {parts[0]!r}, not of this one's {self.split!r}")
             calls, seed = int(parts[1]), int(parts[2])
             if LEVELS[0] <= calls <= LEVELS[1]:
                 return compose(parts[0], calls, seed, self.sites)
@@ -295,4 +300,4 @@ class WebLiteEnv(ToolEnv):
 
 def _plain(answer: Any) -> str:
     """An answer without the marks that a sentence puts around it."""
-    return str(answer).strip().strip("\"'`.").strip().lower()
+    return fenced(str(answer)).strip("\"'`.").strip().lower()
