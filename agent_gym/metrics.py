@@ -193,7 +193,7 @@ def call_sequence(trajectory: Trajectory) -> tuple[str, ...]:
         canonical(Call(result["name"], result["arguments"]))
         for step in trajectory.steps
         for result in step.tool_results
-        if result["error"] != "not_run"
+        if result.get("error") != "not_run"
     )
 
 

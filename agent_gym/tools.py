@@ -67,13 +67,10 @@ def _strict(schema: Any) -> Any:
         return [_strict(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    required = schema.get("required", [])
     made: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties":
-            made[key] = {
-                name: (_typed if name in required else _nullable)(_strict(entry)) for name, entry in value.items()
-            }
+            made[key] = {name: _typed(_strict(entry)) for name, entry in value.items()}
         elif key != "default" and not (key == "title" and isinstance(value, str)):
             made[key] = _strict(value)
     if "properties" in made:
@@ -86,9 +83,11 @@ def _typed(entry: dict[str, Any]) -> dict[str, Any]:
     return entry if {"type", "anyOf", "$ref", "enum", "const"} & entry.keys() else {**entry, "type": _SCALARS}
 
 
-def _nullable(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry that takes null as well."""
-    entry = _typed(entry)
+def _nullable(entry: dict[str, Any], default: Any) -> dict[str, Any]:
+    """An entry that takes null as well, which stands for the default."""
+    if default is not None:
+        words = f"null means {dump(default)}"
+        entry["description"] = f"{entry['description'].rstrip('.')}; {words}." if "description" in entry else words
     kinds = entry.get("type")
     if "null" in (kinds or ()) or {"type": "null"} in entry.get("anyOf", ()):
         return entry
@@ -147,7 +146,7 @@ class Tool:
         hints = get_type_hints(fn, include_extras=True)
         fields: dict[str, Any] = {}
         names: list[str] = []
-        optional: list[str] = []
+        defaults: dict[str, Any] = {}
         for index, parameter in enumerate(list(inspect.signature(fn).parameters.values())[context:]):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(f"tool {self.name!r}: name every parameter; {parameter} has no schema")
@@ -159,8 +158,8 @@ class Tool:
             fields[f"argument_{index}"] = (hints[parameter.name], entry)
             names.append(parameter.name)
             if default is not ...:
-                optional.append(parameter.name)
-        self._optional = frozenset(optional)
+                defaults[parameter.name] = default
+        self._defaults = defaults
         self._arguments: type[BaseModel] = create_model(
             self.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
         )
@@ -175,6 +174,8 @@ class Tool:
         default may be null, which stands for the default, and nothing else is taken.
         """
         parameters = _strict(self._arguments.model_json_schema())
+        for name, default in self._defaults.items():
+            parameters["properties"][name] = _nullable(parameters["properties"][name], default)
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return dump({"type": "function", "function": function})
 
@@ -210,7 +211,7 @@ class Tool:
             ToolError: Of kind ``invalid``, naming the first faulty argument.
         """
         if None in arguments.values():  # null stands for the default
-            arguments = {k: value for k, value in arguments.items() if value is not None or k not in self._optional}
+            arguments = {k: value for k, value in arguments.items() if value is not None or k not in self._defaults}
         try:
             model = self._arguments.model_validate(arguments)
         except ValidationError as error:

@@ -122,7 +122,7 @@ def test_vector_environments_play_as_single_ones(kind, mode):
                 assert infos["state_hash"][index] == info["state_hash"]
                 for channel in CHANNELS:
                     assert infos["cost"][channel][index] == info["cost"][channel]
-                    assert infos["budget_left"][channel][index] == math.inf
+                assert info["budget_left"] == infos["budget_left"] == {}
                 assert list(infos["tool_results"][index]) == info["tool_results"]
                 done[index] = ended and mode is not AutoresetMode.SAME_STEP
     finally:
@@ -162,12 +162,15 @@ def test_space_holds_what_can_be_encoded():
 
 
 def _check_info(info):
-    for field in ("cost", "cost_total", "budget_left"):
+    for field in ("cost", "cost_total"):
         assert list(info[field]) == list(CHANNELS)
+    for field in ("cost", "cost_total", "budget_left"):
         assert all(type(value) is float for value in info[field].values())
+    assert list(info["budget_left"]) == ["latency_ms"]
     assert len(info["state_hash"]) == 32
     for result in info["tool_results"]:
-        assert set(result) == {"name", "arguments", "content", "error", "latency_ms"}
+        assert set(result) == {"id", "name", "arguments", "content", "error", "latency_ms"}
+    json.dumps(info, allow_nan=False)
 
 
 def _scramble(value):
@@ -235,7 +238,7 @@ def test_call_above_the_budget_is_charged_but_not_executed(tmp_path):
     _, reward, terminated, truncated, info = env.step(two)
     assert (reward, terminated, truncated) == (0.0, False, True)
     assert info["cost"]["tool_calls"] == 2.0
-    assert [r["name"] for r in info["tool_results"]] == ["get_order"]
+    assert [(r["name"], r["error"]) for r in info["tool_results"]] == [("get_order", None), ("refund_order", "not_run")]
     assert info["state_hash"] == start["state_hash"]
     assert (info["verdict"]["status"], info["verdict"]["reason"]) == ("fail", "budget")
     assert info["verdict"]["diagnostics"]
@@ -253,7 +256,7 @@ def test_latency_budget_is_inclusive_and_the_late_call_has_no_effect(tmp_path):
         assert truncated is over
         assert info["cost"]["latency_ms"] == spent
         assert (info["state_hash"] == start["state_hash"]) is over
-        assert bool(info["tool_results"]) is not over
+        assert [r["error"] for r in info["tool_results"]] == ["not_run" if over else None]
 
 
 def test_token_budget(tmp_path):
@@ -271,10 +274,11 @@ def test_token_budget(tmp_path):
 def test_zero_budget(channel):
     env = make(budget={channel: 0})
     env.reset(seed=0)
-    *_, truncated, info = env.step(LIST)
+    observation, *_, truncated, info = env.step(LIST)
     assert truncated
     assert info["verdict"]["reason"] == "budget"
-    assert info["tool_results"] == []
+    assert observation == ""
+    assert [r["error"] for r in info["tool_results"]] == ["not_run"]
 
 
 def test_zero_calls_still_allow_an_answer():
@@ -441,7 +445,7 @@ def test_wrong_use_is_named_with_a_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"'tusk'.*'task'"):
         env.reset(options={"tusk": 1})
     env.reset(seed=1)
-    with pytest.raises(TypeError, match=r"text \(str\), not int"):
+    with pytest.raises(TypeError, match=r"text \(str\) or an assistant message \(dict\), not int"):
         env.step(5)
     env.step("Done.")
     with pytest.raises(RuntimeError, match="reset"):

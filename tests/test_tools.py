@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Optional
 import pytest
 from pydantic import BaseModel, Field
 
-from agent_gym import Tool, ToolError, tool
+from agent_gym import Call, Tool, ToolError, tool
 
 
 class Address(BaseModel):
@@ -50,18 +50,37 @@ def test_schema_from_types():
     assert found["name"] == "book"
     assert found["description"] == "Book a room in the hotel."
     parameters = found["parameters"]
-    assert parameters["required"] == ["guest", "nights"]
+    assert parameters["required"] == list(parameters["properties"])
     assert parameters["additionalProperties"] is False
     fields = parameters["properties"]
     assert list(fields) == ["guest", "nights", "room", "extras", "note", "address", "price"]
     assert fields["guest"] == {"type": "string", "description": "Who comes."}
     nights = {"type": "integer", "minimum": 1, "maximum": 30, "description": "How long, in nights."}
     assert fields["nights"] == nights
-    assert fields["room"]["enum"] == ["single", "double"]
-    assert fields["room"]["default"] == "single"
+    assert fields["room"]["enum"] == ["single", "double", None]
+    assert fields["room"]["description"] == 'Kind of room; null means "single".'
     assert {"type": "array", "items": {"type": "string"}} in fields["extras"]["anyOf"]
     assert {"type": "null"} in fields["note"]["anyOf"]
-    assert parameters["$defs"]["Address"]["properties"]["number"]["type"] == "integer"
+    assert fields["price"]["type"] == ["number", "null"]
+    address = parameters["$defs"]["Address"]
+    assert address["properties"]["number"]["type"] == "integer"
+    assert (address["required"], address["additionalProperties"]) == (["street", "number"], False)
+
+
+def test_null_stands_for_the_default():
+    given = {"guest": "Ana", "nights": 3, "room": None, "price": None, "note": None}
+    assert BOOK.validate(given) == BOOK.validate({"guest": "Ana", "nights": 3})
+    with pytest.raises(ToolError, match="nights"):
+        BOOK.validate({"guest": "Ana", "nights": None})
+
+
+def test_text_arguments_are_read_as_the_parameters_want_them():
+    raw = {"guest": "42", "nights": "3", "extras": '["sea"]', "note": "true", "price": "1.5", "unknown": "7"}
+    call = BOOK.typed(Call("book", dict.fromkeys(raw, 0), raw=raw))
+    assert call.arguments == {
+        "guest": "42", "nights": 3, "extras": ["sea"], "note": "true", "price": 1.5, "unknown": 0,
+    }  # fmt: skip
+    assert BOOK.typed(Call("book", {"nights": 0}, raw={"nights": "three"})).arguments == {"nights": 0}
 
 
 def test_validate_fills_defaults_and_converts():
