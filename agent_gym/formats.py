@@ -1,7 +1,7 @@
 """How models write a turn: reasoning, words, and tool calls in one of several formats.
 
 Parsers never raise on any input: what cannot be read as a call becomes a call that carries its own error, which
-the environment charges for and answers in words. All of them take time linear in the text.
+the environment charges for and answers in words.
 """
 
 from __future__ import annotations
