@@ -264,14 +264,14 @@ class QwenCoderParser:
         if not name:
             fault = "it has no <function=name>"
         elif not (closing[1] or closing[2] or end == len(action) or self._start.match(action, end)):
-            fault = f"{name}: expected <parameter=key> or </function>, found {action[end : end + 40]!r}"
+            fault = f"{name!r}: expected <parameter=key> or </function>, found {action[end : end + 40]!r}"
         if fault:
             following = self._start.search(action, end)
             end = following.start() if following else len(action)
             other = "; this is JSON, not Qwen3-Coder's form" if action[at:end].lstrip()[:1] == "{" else ""
             fault = f"the tool call cannot be read: {fault}{other}"
         elif not _encodes(dump([name, arguments])):
-            fault = f"{name}: half a surrogate pair is no text"
+            fault = f"{name!r}: half a surrogate pair is no text"
         if fault:
             return Call(name, error=fault, written=action[start.start() : end]), end
         return Call(name, arguments, raw=raw), end
@@ -532,10 +532,14 @@ def check_parser(parser: Any) -> Parser:
 
 def foreign_format(text: str, parser: Parser) -> str | None:
     """The name of a format, other than the parser's own, in which ``text`` holds a call; None where there is none."""
+    found = None
     for name, other in PARSERS.items():
-        if other is not parser and any(other.parse(one).calls for one in dict.fromkeys((text, fenced(text)))):
-            return name
-    return None
+        for one in dict.fromkeys((text, fenced(text))) if other is not parser else ():
+            if calls := other.parse(one).calls:
+                if not calls[0].error:
+                    return name
+                found = found or name
+    return found
 
 
 def canonical_text(turn: Turn) -> str:
