@@ -165,8 +165,8 @@ class ToolEnv(gym.Env[str, str], ABC):
     one whole.
 
     Args:
-        budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``read_tokens``, ``latency_ms``); unnamed ones
-            are free.
+        budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``read_tokens``, ``latency_ms``); those not
+            named are free.
         on_budget: ``"truncate"`` ends the episode at the first charge above a bound; the call that was charged
             has no effect and no result; ``"record"`` only reports the overrun through ``info["budget_left"]``.
         latency: ``"model"`` charges the deterministic model, ``"wall"`` the measured time (not reproducible).

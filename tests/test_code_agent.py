@@ -18,8 +18,9 @@ from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, resto
 from agent_gym.envs.code_agent import load_tasks
 from agent_gym.envs.code_agent.generate import KINDS, compose
 from agent_gym.envs.code_agent.workspace import Workspace
+from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
-from agent_gym.tools import HermesParser, ToolError
+from agent_gym.tools import ToolError
 from agent_gym.wrappers import RecordTrajectory
 
 

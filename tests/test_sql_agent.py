@@ -24,8 +24,9 @@ from agent_gym.envs.sql_agent.generate import LEVELS, compose, kind_of
 from agent_gym.envs.sql_agent.schemas import SCHEMAS
 from agent_gym.envs.sql_agent.syntax import alternatives, identifiers, order_keys, reads_clock, statements
 from agent_gym.envs.sql_agent.world import World
+from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
-from agent_gym.tools import HermesParser, ToolError
+from agent_gym.tools import ToolError
 from agent_gym.wrappers import RecordTrajectory
 
 DDL = (
