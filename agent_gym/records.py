@@ -58,7 +58,7 @@ def load_records(path: Path, read: Callable[[int, dict[str, Any]], T]) -> tuple[
         read: The task of a record and its number, from 1. It raises ValueError where the record is none.
 
     Returns:
-        The tasks, and the fault of each record that is none, by its id, or by ``record N`` where it has none of its own.
+        The tasks, and the fault of each record that is none: by its id, or by ``record N`` where it has none.
 
     Raises:
         ValueError: If the file cannot be read, or no record is a task; names file, record and fault.
@@ -170,4 +170,4 @@ def checked(model: type[M], value: Any, where: str = "") -> M:
 
 def _kind(value: Any) -> str:
     """What a value is, for a message."""
-    return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else json.dumps(value)[:80]
+    return type(value).__name__ if isinstance(value, dict | list) else json.dumps(value)[:80]

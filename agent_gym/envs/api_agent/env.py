@@ -203,7 +203,7 @@ def _task(number: int, record: dict[str, Any]) -> APITask:
     models = {name: model for d in domains for name, model in DOMAINS[d].tables.items()}
     tools = {name for d in domains for name in DOMAINS[d].tools}
     if unknown := sorted({*line.tables} - {*models}):
-        raise ValueError(f"tables: {unknown[0]!r} is no table of the domains; there are {', '.join(models)}")
+        raise ValueError(f"unknown table {unknown[0]!r}; there are {', '.join(models)}")
     tables: dict[str, dict[str, Record]] = {name: {} for name in models}
     for table, rows in line.tables.items():
         for at, value in enumerate(rows):
@@ -215,7 +215,7 @@ def _task(number: int, record: dict[str, Any]) -> APITask:
         call = checked(_Call, value, f"calls[{at}]")
         if call.name not in tools:
             close = "".join(f", did you mean {n!r}?" for n in difflib.get_close_matches(call.name, tools, 1))
-            raise ValueError(f"calls[{at}]: {call.name!r} is no tool of the domains {', '.join(domains)}{close}")
+            raise ValueError(f"calls[{at}]: {call.name!r} is no tool of {', '.join(domains)}{close}")
         _writable(call.arguments, f"calls[{at}].arguments")
         calls.append(Call(call.name, call.arguments))
     if line.answer is not None:

@@ -171,7 +171,7 @@ def _own(record: dict[str, Any]) -> CodeTask:
         if not own.entry_point:
             raise ValueError("the key 'entry_point' is missing")
         hidden: Checks = Asserts(tuple(own.hidden), tuple(own.names), own.setup)
-        visible = replace(hidden, statements=tuple(own.visible)) if own.visible else None
+        visible = Asserts(tuple(own.visible), tuple(own.names), own.setup) if own.visible else None
     elif isinstance(own, _Unittest):
         every = Suite(own.test_files, tuple(dict.fromkeys([*own.hidden, *(own.visible or ())])))
         hidden, visible = _only(every, tuple(own.hidden)), _only(every, tuple(own.visible)) if own.visible else None
