@@ -9,11 +9,14 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Fault", "Own", "Published", "checked", "load_records"]
+__all__ = ["Fault", "Own", "Published", "Text", "checked", "load_records"]
+
+Text = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
+"""A string without half surrogate pairs: it can be written to a file."""
 
 
 class _Task(Protocol):

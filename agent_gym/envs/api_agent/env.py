@@ -15,7 +15,7 @@ from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.api_agent import domains as _builtin
 from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, levels_of, run_tool
 from agent_gym.envs.api_agent.world import Record, World
-from agent_gym.records import Own, checked, load_records
+from agent_gym.records import Own, Text, checked, load_records
 from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
 
@@ -169,17 +169,17 @@ def _in_order(domains: Any) -> tuple[str, ...]:
 
 
 class _Line(Own):
-    id: str = Field(min_length=1)
-    request: str
-    domains: list[str]
-    tables: dict[str, list[Any]]
+    id: Text = Field(min_length=1)
+    request: Text
+    domains: list[Text]
+    tables: dict[Text, list[Any]]
     calls: list[Any]
-    answer: dict[str, Any] | None = None
+    answer: dict[Text, Any] | None = None
 
 
 class _Call(Own):
-    name: str
-    arguments: dict[str, Any]
+    name: Text
+    arguments: dict[Text, Any]
 
 
 def load_tasks(path: str) -> tuple[list[APITask], dict[str, str]]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from agent_gym.envs.code_agent.workspace import Workspace
-from agent_gym.records import Own, Published, checked, load_records
+from agent_gym.records import Own, Published, Text, checked, load_records
 from agent_gym.sandbox import Asserts, Limits, Raises, Suite, Test, same
 from agent_gym.sandbox.grader import ARGUMENT_BYTES, Cases, Request
 from agent_gym.sandbox.wire import REPLY_BYTES, decode, encode
@@ -134,28 +134,28 @@ def _write_all(files: Mapping[str, str], before: Mapping[str, str]) -> tuple[Cal
 
 
 class _Own(Own):
-    id: str = Field(min_length=1)
-    request: str
-    files: dict[str, str]
-    entry_point: str = ""
-    checker: str
+    id: Text = Field(min_length=1)
+    request: Text
+    files: dict[Text, Text] = Field(min_length=1)
+    entry_point: Text = ""
+    checker: Text
     visible: list[Any] | None = None
     hidden: list[Any] = Field(min_length=1)
-    solution: dict[str, str]
+    solution: dict[Text, Text]
 
 
 class _Statements(_Own):
-    visible: list[str] | None = None
-    hidden: list[str] = Field(min_length=1)
+    visible: list[Text] | None = None
+    hidden: list[Text] = Field(min_length=1)
 
 
 class _Asserts(_Statements):
-    names: list[str]
-    setup: str = ""
+    names: list[Text]
+    setup: Text = ""
 
 
 class _Unittest(_Statements):
-    test_files: dict[str, str]
+    test_files: dict[Text, Text]
 
 
 CHECKERS: dict[str, type[_Own]] = {"cases": _Own, "asserts": _Asserts, "unittest": _Unittest}
@@ -187,9 +187,9 @@ def _own(record: dict[str, Any]) -> CodeTask:
 class _Case(Own):
     args: Any
     expected: Any = None
-    raises: str = Field("", min_length=1)
+    raises: Text = Field("", min_length=1)
     python: bool = False
-    entry_point: str | None = None
+    entry_point: Text | None = None
 
 
 def _case(value: Any, where: str, entry_point: str) -> Test:
@@ -229,15 +229,15 @@ def _parsed(code: str, what: str) -> ast.Module:
         raise ValueError(f"{what} is not Python: {error}") from None
 
 
-Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Name = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
 class _MBPP(Published):
     task_id: Name
-    prompt: str
-    code: str
-    test_list: list[str] = Field(min_length=1)
-    test_imports: list[str] | None = None
+    prompt: Text
+    code: Text
+    test_list: list[Text] = Field(min_length=1)
+    test_imports: list[Text] | None = None
 
 
 def _mbpp(record: dict[str, Any]) -> CodeTask:
@@ -261,14 +261,14 @@ def _mbpp(record: dict[str, Any]) -> CodeTask:
 
 class _HumanEval(Published):
     task_id: Name
-    prompt: str
-    entry_point: str
-    canonical_solution: str
-    test: str
+    prompt: Text
+    entry_point: Text
+    canonical_solution: Text
+    test: Text
 
 
 class _HumanEvalFix(_HumanEval):
-    buggy_solution: str
+    buggy_solution: Text
 
 
 def _human_eval(record: dict[str, Any]) -> CodeTask:
@@ -294,12 +294,12 @@ def _human_eval_fix(record: dict[str, Any]) -> CodeTask:
 
 
 class _Exercism(Published):
-    slug: str
-    instructions: str
-    solution_files: dict[str, str]
-    test_files: dict[str, str]
-    reference: dict[str, str]
-    editor_files: dict[str, str] | None = None
+    slug: Text
+    instructions: Text
+    solution_files: dict[Text, Text]
+    test_files: dict[Text, Text]
+    reference: dict[Text, Text]
+    editor_files: dict[Text, Text] | None = None
 
 
 def _exercism(record: dict[str, Any]) -> CodeTask:

@@ -12,7 +12,7 @@ from typing import Any
 from agent_gym.envs.sql_agent.database import INSTRUCTIONS, Database, Result
 from agent_gym.envs.sql_agent.syntax import alternatives, reads_clock, statements
 from agent_gym.envs.sql_agent.world import World
-from agent_gym.records import Fault, Published, checked, load_records
+from agent_gym.records import Fault, Published, Text, checked, load_records
 from agent_gym.tools import Call, ToolError
 from agent_gym.verdict import InfraError
 
@@ -120,26 +120,26 @@ def _records_file(source: Any) -> Path:
 
 
 class _Record(Published):
-    question: str
+    question: Text
     uses_now: bool | None = None
 
 
 class _Spider(_Record):
     """Spider (arXiv:1809.08887); BIRD (arXiv:2305.03111) says SQL for query, and adds evidence."""
 
-    db_id: str
-    query: str | None = None
-    SQL: str | None = None
-    evidence: str | None = None
+    db_id: Text
+    query: Text | None = None
+    SQL: Text | None = None
+    evidence: Text | None = None
 
 
 class _Defog(_Record):
     """defog's sql-eval: alternatives by semicolon, sets of columns in braces."""
 
-    db_name: str
-    query: str
-    instructions: str | None = None
-    full_instructions: str | None = None
+    db_name: Text
+    query: Text
+    instructions: Text | None = None
+    full_instructions: Text | None = None
 
 
 def _read(record: dict[str, Any]) -> tuple[str, tuple[str, ...], str, bool]:
