@@ -158,7 +158,10 @@ def checked(model: type[M], value: Any, where: str = "") -> M:
     fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     above, place = "", where
     for part in fault["loc"]:
-        above, place = place, f"{place}[{part}]" if isinstance(part, int) else f"{place}.{part}".lstrip(".")
+        above, place = (
+            place,
+            f"{place}[{part}]" if isinstance(part, int) else f"{place}.{json.dumps(part)[1:-1]}".lstrip("."),
+        )
     said, message = f"{above}: " if above else "", fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         raise ValueError(f"{said}the key {fault['loc'][-1]!r} is missing")
