@@ -127,15 +127,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _constant(token: str) -> Any:
-    raise ValueError(f"{token} is not JSON: a number is finite")
-
-
-def _finite(token: str) -> float:
-    return float(token) if math.isfinite(float(token)) else _constant(token)
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite).decode
+_decode = json.JSONDecoder(object_pairs_hook=_object).decode
 
 
 def checked(model: type[M], value: Any, where: str = "") -> M:
@@ -152,16 +144,16 @@ def checked(model: type[M], value: Any, where: str = "") -> M:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is a JSON object, not {_kind(value)}")
     try:
-        return model.model_validate(value)
+        found = model.model_validate(value)
+        if issubclass(model, Own):
+            _check_finite(value, where)
+        return found
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
     fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     above, place = "", where
     for part in fault["loc"]:
-        above, place = (
-            place,
-            f"{place}[{part}]" if isinstance(part, int) else f"{place}.{json.dumps(part)[1:-1]}".lstrip("."),
-        )
+        above, place = place, _below(place, part)
     said, message = f"{above}: " if above else "", fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         raise ValueError(f"{said}the key {fault['loc'][-1]!r} is missing")
@@ -172,6 +164,22 @@ def checked(model: type[M], value: Any, where: str = "") -> M:
     if message.startswith("Input should"):
         raise ValueError(f"{place} {message.removeprefix('Input ')}, not {_kind(fault['input'])}")
     raise ValueError(f"{place}: {message}")
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Python reads NaN and Infinity, which no JSON has and no verifier can compare."""
+    left = [(where, value)]
+    while left:
+        place, one = left.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError(f"{place} is {json.dumps(one)}: a number must be finite")
+        parts = one.items() if isinstance(one, dict) else enumerate(one) if isinstance(one, list) else ()
+        left += [(_below(place, part), inner) for part, inner in parts]
+
+
+def _below(place: str, part: str | int) -> str:
+    """The place of a part, such as ``hidden[0].args``."""
+    return f"{place}[{part}]" if isinstance(part, int) else f"{place}.{json.dumps(part)[1:-1]}".lstrip(".")
 
 
 def _kind(value: Any) -> str:
