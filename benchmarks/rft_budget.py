@@ -20,14 +20,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from agent_gym import CHANNELS, read_trajectories
-from agent_gym.metrics import (
-    bootstrap_interval,
-    in_budget_success,
-    mean_cost,
-    success_rate,
-    violation_rate,
-    wilson_interval,
-)
+from agent_gym.metrics import mean_interval, share_interval
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = ("--rounds", "100", "--tasks-per-round", "60", "--parallel", "48", "--eval-episodes", "256")
@@ -71,15 +64,14 @@ def tested(folder: Path) -> dict[str, Any]:
     tests = [done.parent / "trajectories" / "test_final.jsonl", *sorted(done.parent.glob("trajectories/test_round_*"))]
     episodes = [t for t in read_trajectories(next(t for t in reversed(tests) if t.exists())) if t.reward is not None]
     figures: dict[str, Any] = {"generated tokens": json.loads(done.read_text())["generated_tokens"]}
-    for name, share in (
-        ("success@1", success_rate(episodes)),
-        ("in-budget success", in_budget_success(episodes, BUDGET)),
-        ("violation any", violation_rate(episodes, BUDGET)),
+    for name, hits in (
+        ("success@1", [t.success for t in episodes]),
+        ("in-budget success", [t.success and not t.violates(BUDGET) for t in episodes]),
+        ("violation any", [t.violates(BUDGET) for t in episodes]),
     ):
-        figures[name] = (share, *wilson_interval(round(share * len(episodes)), len(episodes)))
+        figures[name] = share_interval(hits)
     for name, channel in zip(MEANS, CHANNELS, strict=True):
-        own = [t.cost_total[channel] for t in episodes]
-        figures[name] = (mean_cost(episodes, channel), *bootstrap_interval(own, seed=0))
+        figures[name] = mean_interval([t.cost_total[channel] for t in episodes], seed=0)
     return figures
 
 

@@ -437,28 +437,32 @@ def test_humaneval_is_sound():
     ("changes", "says"),
     [
         ({"checker": "magic"}, "checker 'magic': choose 'cases', 'asserts', 'unittest'"),
-        ({"hidden": [{"expected": 1}]}, "KeyError: 'args'"),
-        ({"files": None}, "TypeError"),
-        ({"checker": None, "id": "x"}, "checker None"),
+        ({"hidden": [{"expected": 1}]}, "hidden[0]: the key 'args' is missing"),
+        ({"files": None}, "files should be a valid dictionary, not null"),
+        ({"checker": None}, "checker None: choose"),
     ],
 )
-def test_bad_record_is_named(tmp_path, changes, says):
+def test_bad_record_is_named_and_left_out(tmp_path, changes, says):
     path = write(tmp_path / "tasks.jsonl", TASK, {**TASK, "id": "other", **changes})
-    with pytest.raises(ValueError, match="record 2: not a task") as error:
-        load_tasks(path)
-    assert says in str(error.value)
+    with pytest.warns(UserWarning, match=r"tasks\.jsonl: 1 of 2 records were left out; record 2: "):
+        env = make(tasks=path)
+    assert env.unwrapped.task_ids == ("clamp",)
+    assert list(env.unwrapped.left_out) == ["other"]
+    assert says in env.unwrapped.left_out["other"]
 
 
 def test_bad_files_are_named(tmp_path):
     (tmp_path / "cut.jsonl").write_text('{"id": ')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "foreign.jsonl").write_text('{"question": 1}\n')
-    for name, says in (("cut", "neither a JSON list nor JSON lines"), ("empty", "has no task"),
+    for name, says in (("cut", r"cut\.jsonl, record 1: not JSON: "), ("empty", "has no task"),
                        ("foreign", "its format is not known"), ("absent", "nor a file")):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             load_tasks(str(tmp_path / f"{name}.jsonl"))
-    with pytest.raises(ValueError, match="taken by an earlier record"):
-        load_tasks(write(tmp_path / "twice.jsonl", TASK, TASK))
+    with pytest.warns(UserWarning, match="taken by an earlier record"):
+        tasks, left_out = load_tasks(write(tmp_path / "twice.jsonl", TASK, TASK))
+    assert [task.id for task in tasks] == ["clamp"]
+    assert left_out == {"record 2": "the id 'clamp' is taken by an earlier record"}
 
 
 @pytest.mark.parametrize(

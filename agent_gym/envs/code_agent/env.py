@@ -131,6 +131,7 @@ class CodeAgentEnv(ToolEnv):
             in any of several files; 5: two faults.
         kinds: ``"repair"``, ``"completion"`` (a function's body is missing; difficulty 2 and 3), or both.
         tasks: A real data set instead of the generator; see :func:`~agent_gym.envs.code_agent.tasks.load_tasks`.
+            ``left_out`` says which of its records are no tasks, and why.
         sandbox: ``"auto"`` (Docker where it works, else bubblewrap), ``"docker"``, ``"bubblewrap"``, or ``"process"``,
             which does not protect this machine.
         **kwargs: See :class:`~agent_gym.env.ToolEnv`.
@@ -166,7 +167,8 @@ class CodeAgentEnv(ToolEnv):
         self.levels = tuple(level for level in asked if any(level in KINDS[kind] for kind in self.kinds))
         if not self.levels:
             raise ValueError(f"difficulty={difficulty!r}: there is no {self.kinds[0]} task of that difficulty")
-        self._given = {task.id: task for task in load_tasks(tasks)} if tasks else {}
+        given, self.left_out = ([], {}) if tasks is None else load_tasks(tasks)
+        self._given = {task.id: task for task in given}
         self.task_ids = tuple(self._given) or None
         self._verdicts: dict[tuple[str, str, str | int | None], Verdict] = {}
         shared_pool(sandbox, LIMITS)  # now, so that a machine without a sandbox says so before the first episode

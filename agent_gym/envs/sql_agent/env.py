@@ -127,7 +127,8 @@ class SQLEnv(ToolEnv):
             them by default. 1: the request names tables and columns as the schema does; from 2 on it describes them.
         kinds: ``"query"``, ``"change"``, or both.
         tasks: Path of a real data set instead of the generator; see
-            :func:`~agent_gym.envs.sql_agent.tasks.load_tasks`.
+            :func:`~agent_gym.envs.sql_agent.tasks.load_tasks`. ``left_out`` says which of its records are no tasks,
+            and why.
         instructions: Most instructions of SQLite's virtual machine for one query.
         **kwargs: See :class:`~agent_gym.env.ToolEnv`.
 
@@ -160,7 +161,7 @@ class SQLEnv(ToolEnv):
         if isinstance(instructions, bool) or not isinstance(instructions, int) or instructions < 1000:
             raise ValueError(f"instructions={instructions!r}: must be a whole number of 1000 or more")
         self.split, self.kinds, self.instructions = split, tuple(kinds), instructions
-        given, self.left_out = load_tasks(tasks, instructions) if tasks else ([], {})
+        given, self.left_out = ([], {}) if tasks is None else load_tasks(tasks, instructions)
         self._given = {task.id: task for task in given}
         self.task_ids = tuple(self._given) or None
 
