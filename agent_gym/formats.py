@@ -254,10 +254,12 @@ class QwenCoderParser:
             if begin <= last:
                 stop = action.index(self._value_end, begin)
                 at = stop + len(self._value_end)
+                text = action[begin:stop]
             else:  # generation stopped there
-                stop = at = len(action)
-            key, text = html.unescape(parameter[1]), self._inner.read(action[begin:stop])
-            arguments[key], raw[key] = self._value(text)
+                at = len(action)
+                text = f"{action[begin:].rstrip()}\n"
+            key = html.unescape(parameter[1])
+            arguments[key], raw[key] = self._value(self._inner.read(text))
         closing = self._end.match(action, at)
         assert closing is not None  # it matches nothing, too
         end, fault = closing.end(), ""
@@ -391,10 +393,9 @@ class MistralParser:
         written = action[start:end]
         if named:
             return [_call({"name": named[1], "arguments": value}, written, named[2])], end
-        if not isinstance(value, list):
-            return [_call(value, written)], end
-        if not value:
+        if value == []:
             return [Call("", error="the list of tool calls is empty", written=written)], end
+        value = value if isinstance(value, list) else [value]
         return [
             _call(_without_id(one), dump(one), one.get("id") if isinstance(one, dict) else None) for one in value
         ], end

@@ -140,7 +140,7 @@ def test_the_order_of_domains_counts_for_nothing(own_domains, names: list[str], 
 def test_all_domains_in_any_order_are_the_default() -> None:
     default, turned = APIAgentEnv(), APIAgentEnv(domains=NAMES[::-1])
     assert default.domains == turned.domains == NAMES
-    for task_id in ("train-3-42", "test-8-7"):
+    for task_id in ("train-3-42", "train-8-7"):
         assert default.reset(options={"task": task_id}) == turned.reset(options={"task": task_id})
 
 

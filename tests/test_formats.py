@@ -250,7 +250,7 @@ def test_openai_parts(content, words):
             "",
             [("f", {}), ("g", {})],
         ),
-        (QWEN, "<tool_call><function=f><parameter=x>\n[1, 2", "", [("f", {"x": "\n[1, 2"})]),
+        (QWEN, "<tool_call><function=f><parameter=x>\n[1, 2", "", [("f", {"x": "[1, 2"})]),
         (LLAMA, '{"name": "f", "parameters": {"x": 1}}', "", [("f", {"x": 1})]),
         (LLAMA, '<|python_tag|>{"name": "f", "parameters": {"x": 1}}', "", [("f", {"x": 1})]),
         (
