@@ -81,6 +81,41 @@ def test_reasons(pool, source, reason, score):
     assert bool(verdict.diagnostics) == (reason != "passed")
 
 
+def test_what_ended_the_run_is_the_reason_whatever_failed_before(pool):
+    source = "def f(x):\n    while x == 2: pass\n    return 0\n"
+    verdict = pool.check(source, "f", [((1,), 2), ((3,), 0), ((2,), 3)])
+    assert (verdict.reason, verdict.score) == ("timeout", 1 / 3)
+    assert verdict.diagnostics == ("no answer within the time limit", "f(1): expected 2, found 0")
+
+
+def test_a_loop_and_a_sleep_are_told_in_the_same_words(pool):
+    limits = Limits(cpu_s=1, wall_s=1.5, memory_mb=128, disk_mb=8, processes=16)
+    loop, sleep = (pool.check(f"import time\ndef f(x): {body}", "f", TESTS, limits)
+                   for body in ("\n    while True: pass", "time.sleep(99)"))  # fmt: skip
+    assert loop == sleep
+
+
+def test_an_answer_knows_the_cpu_time_of_its_run(pool):
+    source = "import time\ndef f(x):\n    while time.process_time() < {}: pass\n    return x + 1\n"
+    quick, slow = (pool.submit(source.format(seconds), "f", TESTS) for seconds in (0, 0.6))
+    assert quick.result() == slow.result()
+    assert 0.0 < quick.cpu_s < 0.6 <= slow.cpu_s
+
+
+def test_a_program_that_ends_its_run_by_force_does_not_win_the_time_of_a_new_one(monkeypatch, pool):
+    grade, runs = pool_module.grade, []
+
+    def counted(sandbox, request):
+        runs.append(request is not pool_module.CONTROL)
+        return grade(sandbox, request)
+
+    monkeypatch.setattr(pool_module, "grade", counted)
+    source = "import os, time\ndef f(x):\n    time.sleep(1.6)\n    os.kill(os.getpid(), 9)\n"
+    limits = Limits(cpu_s=2, wall_s=2.0, memory_mb=128, disk_mb=8, processes=16)
+    assert pool.check(source, "f", TESTS, limits).reason == "timeout"
+    assert sum(runs) <= 2
+
+
 def test_diagnostics_name_call_expectation_and_finding(pool):
     (line,) = pool.check("def f(x, y): return x", "f", [Test((1,), 2, kwargs={"y": "a"})]).diagnostics
     assert line == "f(1, y='a'): expected 2, found 1"
@@ -144,6 +179,29 @@ def test_suite_is_weak_and_wants_exactly_its_tests(pool):
     assert pool.check(PLUS_ONE, "", Suite(skipped, SUITE.ids[:1])).status == "pass"
     extra = pool.check(PLUS_ONE, "", Suite(SUITE.files, SUITE.ids[:1]))
     assert (extra.status, extra.score) == ("fail", 0.0)
+
+
+def test_a_result_that_makes_a_test_call_with_no_plain_data_is_a_wrong_answer(pool):
+    body = Asserts(("assert f(f(1) - f(1)) == 1",), ("f",))
+    verdict = pool.check("def f(x): return float('inf')", "f", body)
+    assert (verdict.reason, verdict.score) == ("wrong_answer", 0.0)
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [{"unittest.loader._FailedTest.x": ""}, {"unittest.loader._FailedTest.x": []}, {"test_f.T.test_a": 1}, 7],
+)
+def test_forged_outcomes_are_a_verdict_too(quick, outcomes):
+    forger = f"""
+import json, os, socket, struct, sys
+frame = sys._getframe()
+while not isinstance(frame.f_locals.get("message"), dict): frame = frame.f_back
+data = json.dumps({{"nonce": frame.f_locals["message"]["nonce"], "outcomes": {outcomes!r}}}).encode()
+socket.socket(fileno=3).send(struct.pack(">I", len(data)) + data)
+os._exit(0)
+"""
+    verdict = check(forger, "", SUITE, quick, LIMITS)
+    assert (verdict.status, verdict.reason, verdict.score) == ("fail", "error", 0.0)
 
 
 def test_suite_honest_comparisons():
@@ -233,6 +291,7 @@ def test_limits_are_validated(field, value):
         ({"a//b.py": ""}, "a:f", TESTS, "not a relative path"),
         ({"a\0.py": ""}, "a:f", TESTS, "not a relative path"),
         ({"": ""}, "a:f", TESTS, "not a relative path"),
+        ({".": ""}, "a:f", TESTS, "not a relative path"),
         ({}, "a:f", TESTS, "no source"),
         ({"a.py": b"x"}, "a:f", TESTS, "must be text, not bytes"),
         ({"a.py": "", "b.py": ""}, "f", TESTS, "with several files it reads 'module:function'"),
@@ -433,6 +492,25 @@ def test_a_sandbox_lost_once_is_no_fault_and_one_lost_always_is(monkeypatch, qui
             ("the program, or the sandbox under it, is killed every time it runs",),
         )
         assert pool.check("# after\n" + PLUS_ONE, "f", TESTS).status == "pass"
+
+
+def test_a_sandbox_that_is_mute_after_a_timeout_gives_no_verdict_and_no_second_timeout(monkeypatch, quick):
+    class Mute(Bubblewrap):
+        def end(self):
+            raise Lost("it does not answer")
+
+    grade, runs = pool_module.grade, []
+
+    def counted(sandbox, request):
+        runs.append(request is not pool_module.CONTROL)
+        return grade(sandbox, request)
+
+    monkeypatch.setattr(pool_module, "grade", counted)
+    pool = Pool(quick, slots=1, limits=Limits(wall_s=1.0))
+    pool.kind = Mute
+    verdict = pool.check("import time\ndef f(x): time.sleep(99)", "f", TESTS)
+    pool.close()
+    assert (verdict.status, verdict.diagnostics, runs) == ("infra", ("it does not answer",), [True])
 
 
 # ---- the journal ---------------------------------------------------------------------------------------------------
