@@ -33,10 +33,10 @@ class Fault(ValueError):
 
     Args:
         sentence: Says what is wrong, where, and what would be right.
-        id: Of the task that it would have been, where the record itself has none.
+        id: Of the task that it would have been, where that is not the record's ``id``.
     """
 
-    def __init__(self, sentence: str, id: str | None = None) -> None:
+    def __init__(self, sentence: str, id: str) -> None:
         super().__init__(sentence)
         self.id = id
 
