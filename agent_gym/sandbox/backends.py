@@ -497,12 +497,13 @@ class Docker(Sandbox):
             ready, _, _ = select.select([listener, words], [], [], max(0.0, deadline - time.monotonic()))
             if listener in ready:
                 return listener.accept()[0]
-            part = os.read(words.fileno(), 1 << 12) if ready else b""
-            said = (said + part)[-(1 << 12) :]
+            if not ready:
+                raise Lost(f"the container has not connected to this process within {self.patience:g} s")
+            part = os.read(words.fileno(), 1 << 12)
             if not part:
-                text = re.sub(rb"\2\0\0\0.{4}", b"", said, flags=re.DOTALL).decode("utf-8", "replace").strip()
-                how = "ended before" if ready else f"has not, within {self.patience:g} s,"
-                raise Lost(f"the container {how} connected to this process: {text.rpartition(chr(10))[2]}")
+                text = re.sub(rb"\x02\x00\x00\x00.{4}", b"", said, flags=re.DOTALL).decode("utf-8", "replace").strip()
+                raise Lost(f"the container ended before it connected to this process: {text.rpartition(chr(10))[2]}")
+            said = (said + part)[-(1 << 12) :]
 
     def _create(self, folder: str) -> Any:
         import docker
@@ -514,6 +515,7 @@ class Docker(Sandbox):
             docker_image(),
             [PYTHON, "-P", "-s", "-B", ZYGOTE, config],
             auto_remove=True,
+            stop_signal="SIGKILL",  # PID 1 is deaf to others: a daemon that stops would wait ten seconds for it
             network_mode="none",
             read_only=True,
             tmpfs={

@@ -72,7 +72,7 @@ def bpf() -> bytes:
     try:
         lib = ctypes.CDLL(ctypes.util.find_library("seccomp") or "libseccomp.so.2", use_errno=True)
     except OSError:
-        raise SandboxUnavailable("libseccomp is missing: install it (Debian, Ubuntu: apt install libseccomp2)") from None
+        raise SandboxUnavailable("libseccomp is missing (Debian, Ubuntu: apt install libseccomp2)") from None
     lib.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(lib.seccomp_init(_errno(errno.EPERM)))
 
