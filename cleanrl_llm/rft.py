@@ -1071,7 +1071,7 @@ def sampled(
 
 
 def price(trajectory: Trajectory, args: Args) -> float:
-    """What an episode cost, each channel relative to its bound; in tokens where nothing is bounded."""
+    """What an episode cost, each channel relative to its bound; in tokens written where nothing is bounded."""
     bounds = {k: b for k, b in bounds_of(args).items() if math.isfinite(b)}
     if not bounds:
         return trajectory.cost_total["output_tokens"]

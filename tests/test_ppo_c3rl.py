@@ -588,7 +588,9 @@ def test_truncate(untrained, cascade):
     episode = played(untrained, cascade, [FIND, ORDERS, REFUNDED, LOOK, PRODUCT, "Done."])
     (found,), _ = measured(untrained, [episode], interventions=("truncate",))
     np.testing.assert_array_equal(found.u, [math.nan, math.nan, 1.0, 0.0, 0.0, 1.0])
-    np.testing.assert_allclose(found.v, [*[[math.nan] * 4] * 3, spent(episode, 3), spent(episode, 4), [0.0] * 4], atol=2e-3)
+    np.testing.assert_allclose(
+        found.v, [*[[math.nan] * 4] * 3, spent(episode, 3), spent(episode, 4), [0.0] * 4], atol=2e-3
+    )
 
 
 def test_swap(untrained, cascade):
@@ -603,6 +605,18 @@ def test_swap(untrained, cascade):
     tokens = spent(episodes[0], 0, 1, 2)[1] - untrained.count(other)  # the other look-up was paid for
     np.testing.assert_allclose(found.v[0][:2], [2.0, tokens])
     np.testing.assert_array_equal(failed.u, [0.0, 0.0])
+
+
+def test_calls_that_did_not_run_are_no_calls(untrained, cascade):
+    """Neither for a swap, nor on the map."""
+    late = turn(("submit", {"answer": "x"}), ("get_order", {"order_id": "O2001"}))
+    episode = played(untrained, cascade, [FIND, late])
+    step = episode.steps[-1]
+    assert [(r["name"], r["error"]) for r in step.tool_results] == [("submit", None), ("get_order", "not_run")]
+    assert trainer.first_tool(step) == "submit"
+    assert trainer.first_tool(replace(step, tool_results=step.tool_results[1:])) is None
+    (found,), _ = measured(untrained, [episode])
+    assert trainer.credit_map(episode, found, 0)["steps"][1] == "submit(x)"
 
 
 def test_selection(untrained, cascade):
@@ -938,7 +952,9 @@ def shell():
 
 
 def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The metrics; neither NaN nor infinity is JSON."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def run(args):
@@ -1107,12 +1123,86 @@ def test_variants_start_from_a_checkpoint(checkpoint, tmp_path, changes, recwarn
     assert len(history) == 2
     assert all(math.isfinite(x) for row in history for x in row.values())
     assert history[0]["losses/ratio"] == pytest.approx(1.0, abs=0.2)
+    text = (folder / "args.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["budget"]["read_tokens"] == "inf"
+    assert trainer.read_args(folder / "args.json") == arguments(init=checkpoint, **{**settings, **changes})
+    bounds = {"tool_calls": 2, "output_tokens": 48} | ({} if changes.get("critic") else {"latency_ms": 200})
+    for path in folder.glob("trajectories/*.jsonl"):
+        for t in agent_gym.read_trajectories(path):
+            assert t.env_kwargs["budget"] == bounds
+            options = {"task": t.task_id}
+            assert make_env(split=t.env_kwargs["split"]).reset(options=options)[1]["task_hash"] == t.task_hash
     if changes.get("critic"):
         assert [row["budget/latency_ms"] for row in history] == [-1.0, -1.0]
         assert [row["lambda/latency_ms"] for row in history] == [0.0, 0.0]
     if changes.get("method") == "truncation":
         assert all(row["cost/tool_calls"] <= 5.0 for row in history)  # the call that goes over is the last
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_episodes_that_a_wrapper_cuts_are_dropped_and_counted(checkpoint, tmp_path):
+    """They have no verdict: neither a failure nor a success."""
+    settings = {**SMALL_RUN, "total_iterations": 1, "eval_episodes": 0, "device": "cpu", "run_dir": str(tmp_path)}
+    limited = json.dumps({**ENV, "max_episode_steps": 2})
+    (row,) = rows(run(arguments(init=checkpoint, env_kwargs=limited, **settings)))
+    (path,) = tmp_path.glob("*/trajectories/iteration_000000.jsonl")
+    kept = list(agent_gym.read_trajectories(path))
+    assert 0 < len(kept) == 8 - row["charts/infra"] < 8
+    assert all(t.verdict is not None and t.reward is not None and t.steps[-1].terminated for t in kept)
+    assert row["charts/success"] == np.mean([t.success for t in kept])
+
+
+def test_nothing_but_cut_episodes(policy, monkeypatch, refused, checkpoint):
+    """The sentence says what happened to them."""
+    look = [*policy.encode(call("get_order", order_id="O2001")), policy.eos]
+
+    def rollout(policy, episodes, args, seed):
+        for episode in episodes:
+            trainer.advance(policy, episode, look, [-0.5] * len(look), 0.0, 10_000)
+
+    monkeypatch.setattr(trainer, "rollout", rollout)
+    text = refused(env_kwargs=json.dumps({**ENV, "max_episode_steps": 1}), init=checkpoint, eval_episodes=0)
+    assert text == "iteration 0: no episode reached a verdict (cut by a wrapper)"
+
+
+def test_a_run_from_before_a_channel_is_refused(finished, checkpoint, tmp_path):
+    """Its figures mean something else."""
+    old = json.loads((finished / "args.json").read_text())
+    del old["budget"]["read_tokens"]
+    (tmp_path / "args.json").write_text(json.dumps(old))
+    text = sentence(trainer.Args(resume=str(tmp_path)))
+    assert text == f"{tmp_path}: this run is from before the cost channel read_tokens and cannot go on; start a new one"
+    shutil.copytree(checkpoint, tmp_path / "old")
+    state = torch.load(tmp_path / "old" / "trainer.pt", weights_only=False)
+    state["values"] = torch.nn.Linear(32, 4).state_dict()
+    torch.save(state, tmp_path / "old" / "trainer.pt")
+    assert trainer.load(tmp_path / "old", arguments(), torch.device("cpu"))[0].values is None
+    with pytest.raises(SystemExit, match="value heads from before there was the cost channel read_tokens"):
+        trainer.load(tmp_path / "old", arguments(critic=True), torch.device("cpu"))
+
+
+def test_bounds_follow_the_environment():
+    """A preset's bounds, and none where it has none; what is given stands."""
+    for env_id, bounds in [
+        ("APIAgent-v0", [2, 48, math.inf, 200]),
+        ("CodeAgent-v0", [1.5, 48, 28, 60]),
+        ("SomethingElse-v0", [math.inf] * 4),
+    ]:
+        args = trainer.Args(env_id=env_id)
+        trainer.settle(args, torch.device("cpu"))
+        assert trainer.bounds_of(args) == dict(zip(CHANNELS, bounds, strict=True))
+    args = trainer.Args(env_id="CodeAgent-v0", budget=trainer.Budget(read_tokens=math.inf, tool_calls=9))
+    trainer.settle(args, torch.device("cpu"))
+    assert list(trainer.bounds_of(args).values()) == [9, 48, math.inf, 60]
+
+
+def test_a_figure_that_is_not_defined_is_no_number(tmp_path):
+    log = trainer.Log(tmp_path, arguments(), [])
+    log.add({"iteration": 0, "charts/success": 0.5, "credit/u_mean": math.nan, "losses/kl": math.inf})
+    log.close()
+    assert rows(tmp_path) == log.rows == [{"iteration": 0, "charts/success": 0.5}]
+    table = {"success@1": (math.nan, 0.0, 1.0), "bound": math.inf, "n": [1, True, None, "NaN"]}
+    assert trainer.dumps(table) == '{"success@1": [null, 0.0, 1.0], "bound": "inf", "n": [1, true, null, "NaN"]}'
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_starts_from_its_warm_start(tmp_path):
@@ -1233,8 +1323,14 @@ def test_wrong_numbers(refused):
     assert refused(num_episodes=0) == "--num-episodes must be 1 or more, not 0"
     assert refused(group_size=0) == "--group-size must be 1 or more, not 0"
     assert refused(temperature=0.0) == "--temperature must be above 0, not 0.0"
+    assert refused(budget={"read_tokens": -0.5}) == "--budget.read-tokens must be 0 or more, not -0.5"
+    for slack in (0.0, math.inf, math.nan):
+        assert refused(truncation_slack=slack) == f"--truncation-slack must be a number above 0, not {slack}"
     text = refused(dual={"channels": ("tool_calls", "euros")})
-    assert text == "--dual.channels: unknown ['euros']; the channels are tool_calls, output_tokens, read_tokens, latency_ms"
+    assert (
+        text
+        == "--dual.channels: unknown ['euros']; the channels are tool_calls, output_tokens, read_tokens, latency_ms"
+    )
 
 
 def test_wrong_folders(refused, checkpoint, tmp_path):
