@@ -201,6 +201,7 @@ class CodeAgentEnv(ToolEnv):
             return compose(self.split, kind, level, int(self.np_random.integers(2**31)))
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 4 and parts[0] in SPLITS and parts[1] in KINDS and all(map(str.isdecimal, parts[2:])):
+            self._check_split(parts[0], task_id)
             level, seed = int(parts[2]), int(parts[3])
             if level in KINDS[parts[1]]:
                 return compose(parts[0], parts[1], level, seed)
