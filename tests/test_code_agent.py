@@ -188,21 +188,32 @@ def test_tool_errors_say_what_would_be_right(tasks, name, arguments, says):
 def test_costs_differ(tasks):
     env = make(tasks=tasks)
 
-    def latency(*actions):
+    def costs(*actions):
         play(env, *actions)
-        return env.unwrapped.cost_total["latency_ms"]
+        return env.unwrapped.cost_total
 
-    whole = latency(call("read_file", path="numbers_.py"))
-    some = latency(call("read_lines", path="numbers_.py", start=1, end=2))
-    suite, single = latency(call("run_tests")), latency(call("run_test", number=1))
-    assert suite > single > 5 * whole > 5 * some
+    whole = costs(call("read_file", path="numbers_.py"))
+    some = costs(call("read_lines", path="numbers_.py", start=1, end=2))
+    suite, single = costs(call("run_tests")), costs(call("run_test", number=1))
+    assert suite["latency_ms"] > single["latency_ms"] > 5 * whole["latency_ms"] > 5 * some["latency_ms"]
+    assert whole["read_tokens"] > some["read_tokens"] + 20
 
 
-def test_what_is_shown_is_no_output_of_the_agent(tasks):
+def test_what_is_shown_is_read_and_no_output_of_the_agent(tasks):
     env = make(tasks=tasks, token_counter=len)
-    for action in (call("read_file", path="numbers_.py"), call("search", text="low"), call("run_tests")):
+    for action in (call("read_file", path="notes.txt"), call("search", text="low"), call("run_tests")):
         _, _, info = play(env, action)
         assert info["cost"]["output_tokens"] == len(action)
+        assert info["cost"]["read_tokens"] == len(info["tool_results"][0]["content"])
+    _, _, info = play(env, call("read_file", path="notes.txt"))
+    assert info["cost"]["read_tokens"] == len("1| a\n2| b")
+
+
+def test_read_above_the_budget_shows_nothing(tasks):
+    env = make(tasks=tasks, budget={"read_tokens": 20})
+    observation, _, info = play(env, call("read_file", path="numbers_.py"))
+    assert observation == ""
+    assert info["verdict"]["reason"] == "budget"
 
 
 def test_search_shows_a_page_and_cuts_long_lines(tmp_path):
@@ -249,7 +260,7 @@ WILD = st.one_of(
 def test_nothing_that_a_model_writes_makes_a_step_raise(tmp_path, actions, unittest):
     env = make(tasks=write(tmp_path / "tasks.jsonl", EXERCISE if unittest else TASK))
     _, _, info = play(env, *actions, "Done.")
-    json.dumps({**info, "budget_left": None}, allow_nan=False)
+    json.dumps(info, allow_nan=False)
     assert info["verdict"]["status"] in ("pass", "fail")
 
 
