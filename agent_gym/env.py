@@ -33,6 +33,10 @@ REFUSED = Latency(base_ms=5.0)
 """An unknown tool, unreadable call or invalid argument is answered at the door, before any work is done."""
 
 
+MOST_MESSAGE = 1000
+"""Characters of an error's message."""
+
+
 class World(Protocol):
     """An immutable value. Structure is shared between successive worlds, so a snapshot is a reference."""
 
@@ -410,7 +414,9 @@ class ToolEnv(gym.Env[str, str], ABC):
             except ValueError as fault:
                 return Turn("", (Call("", error=f"the message cannot be read: {fault}", written=text),))
         more, words = set_apart(turn.text, self.reasoning)  # of a message's content
-        reasoning += turn.reasoning + more
+        if turn.reasoning:  # it stands in a field of its own
+            reasoning += turn.reasoning.join(self.reasoning or ("", ""))
+        reasoning += more
         words, calls = words.strip(), turn.calls
         if not (isinstance(action, str) or calls or isinstance(self.parser, OpenAIParser)):
             inner = self.parser.parse(words)  # a server that reads no calls leaves them in the content
@@ -427,8 +433,11 @@ class ToolEnv(gym.Env[str, str], ABC):
         return Turn(words, tuple(typed), reasoning)
 
     def write(self, turn: Turn) -> str:
-        """An action that :meth:`read` reads as ``turn``."""
-        return turn.reasoning + self.parser.render(turn.text, turn.calls)
+        """An action that :meth:`read` reads as ``turn``; without tags for it, the reasoning is left out."""
+        thought = turn.reasoning if self.reasoning else ""
+        if thought and not set_apart(f"{thought}.", self.reasoning)[1]:  # it was never closed
+            thought += self.reasoning[1]  # type: ignore[index]
+        return thought + self.parser.render(turn.text, turn.calls)
 
     def _run(self, call: Call, number: int = 0) -> dict[str, Any]:
         """Execute one call, the turn's ``number``-th from 0, through the cache where there is one, and price it."""
@@ -447,7 +456,8 @@ class ToolEnv(gym.Env[str, str], ABC):
             model, spelling = tool.latency, canonical(call)
             outcome = Outcome("null") if tool is SUBMIT else self._cached(tool, arguments, spelling)
         except ToolError as error:
-            outcome = Outcome(dump({"error": error.kind, "message": str(error)}), error=error.kind)
+            message = self._cut(str(error), MOST_MESSAGE)  # it may quote what the model wrote, and stays JSON
+            outcome = Outcome(dump({"error": error.kind, "message": message}), error=error.kind)
         if outcome.delta is not None:
             self._world = self._world.apply(outcome.delta)
         if self.latency == "wall":

@@ -51,8 +51,19 @@ class Parser(Protocol):
 # ---- reasoning ---------------------------------------------------------------------------------------------------
 
 _OPENERS = re.compile(r"\A|<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\](?:[^\[\]{}<>]*\[ARGS\])?|(<parameter=[^<>]*>)")
-_BLANKS = re.compile(r"\s*")
 _NEXT_OBJECT = re.compile(r"\s*;\s*(?=\{)")
+
+
+def _json_end(action: str, start: int) -> int:
+    """Where the JSON that starts there ends, with the objects that semicolons separate from it; ``start`` for none."""
+    end = start
+    try:
+        end = load_at(action, start)[1]
+        while following := _NEXT_OBJECT.match(action, end):
+            end = load_at(action, following.end())[1]
+    except ValueError:
+        pass
+    return end
 
 
 def _arguments_spans(action: str) -> Iterator[tuple[int, int]]:
@@ -62,18 +73,13 @@ def _arguments_spans(action: str) -> Iterator[tuple[int, int]]:
         start = opener.end()
         if opener.start() < end:
             continue
-        if opener[1]:
-            stop = action.find("</parameter>", start) if start <= last else start
+        if not opener[1]:
+            stop = _json_end(action, start)
         else:
-            start = _BLANKS.match(action, start).end()  # type: ignore[union-attr]
-            try:
-                stop = load_at(action, start)[1]
-                while following := _NEXT_OBJECT.match(action, stop):
-                    stop = load_at(action, following.end())[1]
-            except ValueError:
-                continue
-        yield start, stop
-        end = stop
+            stop = action.find("</parameter>", start) if start <= last else start
+        if stop > start:
+            yield start, stop
+            end = stop
 
 
 def set_apart(action: str, tags: Sequence[str] | None) -> tuple[str, str]:
@@ -97,15 +103,16 @@ def set_apart(action: str, tags: Sequence[str] | None) -> tuple[str, str]:
     span = next(spans, None)
     thought: list[str] = []
     said: list[str] = []
-    start, inside = 0, False
+    start, inside, message_end = 0, False, 0
     for mark in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", action):
         while span is not None and span[1] <= mark.start():
             span = next(spans, None)
-        if span is not None and span[0] <= mark.start():
+        if mark.start() < message_end or (span is not None and span[0] <= mark.start()):
             continue
         if mark[0] == closing:
             thought.append(action[start : mark.end()])
             start, inside = mark.end(), False
+            message_end = _json_end(action, start)  # a message as JSON may follow
         elif not inside:
             said.append(action[start : mark.start()])
             start, inside = mark.start(), True
