@@ -517,11 +517,12 @@ def test_expansions_at_compile_time_are_refused():
     for spelling in spellings:
         with pytest.raises(ToolError, match="inside each other too often"):
             world().run(chain(20, **spelling))
-    shadowed = "WITH t AS (SELECT 1 x) SELECT a.x FROM t a, t b"
-    for _ in range(13):
-        shadowed = f"WITH t AS ({shadowed}) SELECT a.x FROM t a, t b"
-    with pytest.raises(ToolError, match="inside each other too often"):
-        world().run(shadowed)
+    for name in ("t", "window", "'t'"):
+        shadowed = f"WITH {name} AS (SELECT 1 x) SELECT a.x FROM {name} a, {name} b"
+        for _ in range(13):
+            shadowed = f"WITH {name} AS ({shadowed}) SELECT a.x FROM {name} a, {name} b"
+        with pytest.raises(ToolError, match="inside each other too often"):
+            world().run(shadowed)
     twice = "WITH a AS (SELECT age FROM person), b AS (SELECT x.age FROM a x, a y) SELECT COUNT(*) FROM b, b c"
     assert world().run(twice).rows == [(625,)]
     # names of columns are no copies, however often they stand there
@@ -584,7 +585,8 @@ def test_results_are_cut_by_rows_and_characters(ages):
     count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT {}) SELECT {} FROM n"
     observation, _, info = play(env, run_sql(count.format(1000, "x")))
     assert observation.splitlines()[-2:] == ["[50]", "... (more rows)"]
-    assert info["cost"]["output_tokens"] == len(run_sql(count.format(1000, "x")))  # what the agent wrote, and no more
+    assert info["cost"]["output_tokens"] == len(run_sql(count.format(1000, "x")))
+    assert info["cost"]["read_tokens"] == len(observation)
     observation, *_ = play(env, run_sql(count.format(40, "hex(zeroblob(50000))")))
     assert len(observation) < 12_000
     assert "..." in observation.splitlines()[1]
@@ -1137,7 +1139,7 @@ def test_no_action_makes_a_step_raise(texts, ways, task, monkeypatch):
         }.get(way) or call(way, **{"table" if way == "describe_table" else "query": text})
         observation, _, terminated, truncated, info = env.step(action)
         assert env.observation_space.contains(observation)
-        assert json.loads(json.dumps(info)).keys() == info.keys()
+        assert json.loads(json.dumps(info, allow_nan=False)).keys() == info.keys()
         for result in info["tool_results"]:
             assert result["error"] not in QueryError.KINDS or json.loads(result["content"])["error"] == result["error"]
         if terminated or truncated:
@@ -1260,8 +1262,10 @@ def test_difficulty_one_names_everything_as_the_schema_does():
 def test_a_task_id_names_its_task():
     env = make()
     _, info = env.reset(seed=5)
-    _, other = make(split="test").reset(options={"task": info["task_id"]})
-    assert other["state_hash"] == info["state_hash"]
+    _, other = make(difficulty=1).reset(options={"task": info["task_id"]})
+    assert (other["state_hash"], other["task_hash"]) == (info["state_hash"], info["task_hash"])
+    with pytest.raises(ValueError, match="is of the split 'train', not of this environment's 'test'"):
+        make(split="test").reset(options={"task": info["task_id"]})
 
 
 def test_the_order_of_columns_is_drawn_by_the_seed():

@@ -36,7 +36,7 @@ TICK = 100
 MOST_SECONDS = 2.0
 """Of this thread's processor time, for one query: instructions on long values are slow. What it stops reads like what
 the count stops, and costs the same. Nothing looks at the clock within an instruction, along a stretch of program that
-never jumps back, nor while SQLite compiles: the bounds below keep each of these to about a second."""
+never jumps back, nor while SQLite compiles: the bounds below keep each of these to a second or two."""
 MOST_SQL = 20_000
 """Characters of one query."""
 MOST_LENGTH = 120_000
