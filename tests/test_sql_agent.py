@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -12,17 +13,35 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import agent_gym
 from agent_gym import Call, Delete, ToolCache, Truncate, counterfactuals, restore, snapshot, state_hash
-from agent_gym.envs.sql_agent import load_tasks
+from agent_gym.envs.sql_agent import database, load_tasks
 from agent_gym.envs.sql_agent.compare import differences
-from agent_gym.envs.sql_agent.database import MOST_SQL, NOW, Database, Result
+from agent_gym.envs.sql_agent.database import (
+    INSTRUCTIONS,
+    MOST_MESSAGE,
+    MOST_SQL,
+    NOW,
+    TICK,
+    Database,
+    QueryError,
+    Result,
+)
 from agent_gym.envs.sql_agent.generate import LEVELS, compose, kind_of
 from agent_gym.envs.sql_agent.schemas import SCHEMAS
-from agent_gym.envs.sql_agent.syntax import alternatives, identifiers, order_keys, reads_clock, statements
+from agent_gym.envs.sql_agent.syntax import (
+    alternatives,
+    compiled,
+    holds_fence,
+    identifiers,
+    looks_like_query,
+    order_keys,
+    reads_clock,
+    statements,
+)
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
@@ -245,6 +264,42 @@ FORBIDDEN = {
     "SELECT * FROM dbstat": "no such table|READ|UPDATE",
 }
 
+SHOWN = "the tools list_tables and describe_table show what the database has"
+CATALOGUE = [
+    "SELECT * FROM sqlite_master",
+    "SELECT sql FROM main.sqlite_master",
+    "SELECT group_concat(name) FROM sqlite_schema",
+    "SELECT COUNT(*) FROM sqlite_master",
+    "SELECT COUNT(*) FROM SQLITE_SCHEMA",
+    "SELECT COUNT(*) FROM 'SQLITE_MASTER'",
+    "SELECT COUNT(*) FROM Sqlite_Temp_Master",
+    "SELECT name FROM temp.sqlite_schema",
+    "SELECT rowid FROM [sqlite_master]",
+    "SELECT * FROM pragma_table_list",
+    "SELECT COUNT(*) FROM pragma_table_list",
+    "SELECT COUNT(*) FROM PRAGMA_TABLE_INFO('town')",
+    "SELECT name FROM pragma_table_info('town')",
+    "SELECT * FROM pragma_table_xinfo('town')",
+    "SELECT * FROM pragma_foreign_key_list('person')",
+    "SELECT * FROM pragma_index_list('person')",
+    "SELECT * FROM pragma_index_info('sqlite_autoindex_person_1')",
+    "SELECT * FROM pragma_function_list",
+    "PRAGMA table_info(town)",
+    "PRAGMA table_list",
+    "PRAGMA foreign_key_list(person)",
+    "PRAGMA index_list(person)",
+    "PRAGMA database_list",
+    "PRAGMA foreign_key_check",
+    "SELECT json_extract('{}', (SELECT group_concat(sql) FROM sqlite_master))",
+    "SELECT 1 FROM person WHERE EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'town')",
+    "SELECT * FROM person, json_each((SELECT json_group_array(name) FROM sqlite_master))",
+    "WITH c AS (SELECT name FROM sqlite_master) SELECT * FROM c",
+    "EXPLAIN SELECT * FROM sqlite_master",
+    "EXPLAIN PRAGMA table_list",
+    "SELECT * FROM dbstat",
+    "SELECT sql FROM sqlite_stmt",
+]
+
 
 @pytest.mark.parametrize("writable", [False, True])
 @pytest.mark.parametrize("query", FORBIDDEN)
@@ -260,6 +315,62 @@ def test_what_is_forbidden(tmp_path, query, writable):
     if writable:  # the refusal left no transaction open
         changed = here.run("DELETE FROM person WHERE id = 1", write=True).changes
         assert list(changed) == [("person", 1)]
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("query", CATALOGUE)
+def test_the_catalogue_is_closed_to_queries(query, writable):
+    here = world(writable)
+    here.session.describe("town")  # the tools go their own way, and leave none open
+    here.run("SELECT * FROM json_each('[1]')")
+    with pytest.raises(ToolError) as error:
+        here.run(query, write=writable)
+    assert (error.value.kind, "no such table" in str(error.value)) in {("not_permitted", False), ("sql", True)}
+    assert SHOWN in str(error.value) or "no such table: " in str(error.value)
+    assert not re.search("label|town_id", str(error.value))
+
+
+def test_what_is_no_catalogue_stays_open():
+    here = world()
+    for query in ("SELECT COUNT(*) FROM PERSON", 'SELECT COUNT(*) FROM "Person" AS p', "SELECT Age FROM pErSoN"):
+        assert here.run(query).reads
+    assert not here.run("SELECT COUNT(*) FROM json_each('[1]')").reads
+    query = "SELECT p.name, j.value FROM person p, json_each('[30, 41]') j WHERE j.value = p.age ORDER BY 1 LIMIT 2"
+    assert here.run(query).rows == [("Ann", 30), ("Bob", 41)]
+    assert here.run("SELECT fullkey FROM json_tree('{\"a\": [1]}')").rows == [("$",), ("$.a",), ("$.a[0]",)]
+    assert here.run("WITH sqlite AS (SELECT 1), pragma AS (SELECT 2) SELECT COUNT(*) FROM sqlite, pragma").rows == [
+        (1,)
+    ]
+
+
+def test_an_explained_change_does_not_name_the_tables_that_refer_to_its_own():
+    here = world()
+    for query in ("EXPLAIN QUERY PLAN DELETE FROM town", "EXPLAIN DELETE FROM town", "EXPLAIN UPDATE town SET id = 2"):
+        with pytest.raises(ToolError, match="not allowed here"):
+            here.run(query, write=True)
+    assert here.run("EXPLAIN QUERY PLAN SELECT * FROM town", write=True).rows[0][-1] == "SCAN town"
+    assert len(here.run("DELETE FROM person", write=True).changes) == 5
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT json_extract('{}', (SELECT group_concat(name || ' ' || id || hex(zeroblob(900))) FROM person))",
+        "SELECT " + "a" * 15_000,
+        "SELECT '" + "x" * 15_000,
+        "SELECT * FROM " + "b" * 15_000,
+        f"SELECT json_extract('{{}}', '{'z' * 9000}')",
+    ],
+)
+def test_an_error_prints_no_table(ages, query):
+    env = make(tasks=ages)
+    for action in (run_sql(query), submit(query)):
+        observation, *_ = play(env, action)
+        message = json.loads(observation)["message"] if observation != "null" else ""
+        assert len(message) <= MOST_MESSAGE
+        assert message.endswith("... (cut)")
+    long = play(env, call("describe_table", table="c" * 40_000))[0]
+    assert len(json.loads(long)["message"]) < MOST_MESSAGE
 
 
 @pytest.mark.parametrize(
@@ -300,15 +411,140 @@ def test_runaway_queries_are_stopped_by_their_instructions(ages, query):
     assert play(env, *env.unwrapped.oracle())[1] == 1.0
 
 
+LONG = "replace(hex(zeroblob(30000)), '0', 'a')"
+MANY = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 100000), s(x) AS (SELECT " + LONG + ") "
+SLOW = {  # statements whose instructions take long, or that take long where nothing counts instructions
+    "zeroblob": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
+    "SELECT SUM(length(replace(hex(zeroblob(45000 + x * 0)), '0', '1'))) FROM n",
+    "instr": MANY + "SELECT SUM(instr(x || i, substr(x, 30000) || 'b')) FROM s, n",
+    "replace": MANY + "SELECT SUM(length(replace(x || i, substr(x, 30000) || 'b', ''))) FROM s, n",
+    "like": MANY + f"SELECT SUM((x || i) LIKE '%{'a' * 80}b') FROM s, n",
+    "glob": MANY + f"SELECT SUM((x || i) GLOB '*{'[a-b]' * 18}c') FROM s, n",
+    "trim": MANY + f"SELECT SUM(length(trim(x || i, '{'b' * 90}a'))) FROM s, n",
+    "dates": MANY + "SELECT COUNT(date(x || i)) FROM s, n",
+    "json": MANY + "SELECT COUNT(*) FROM n, json_tree(replace(hex(zeroblob(900)), '0', '[') || "
+    "replace(hex(zeroblob(900)), '0', ']'))",
+    "distinct": MANY + "SELECT COUNT(*) FROM (SELECT DISTINCT (x || i) COLLATE NOCASE FROM s, n)",
+    "sort": MANY + "SELECT length(y) FROM (SELECT x || i AS y FROM s, n) ORDER BY y COLLATE NOCASE DESC",
+    "window": MANY + "SELECT SUM(length(g)) FROM (SELECT group_concat(i) OVER (ROWS 9000 PRECEDING) g FROM n)",
+    "precision": "SELECT length(printf('%.2147483647c', 'a'))",
+    "precisions": "SELECT format('%5d" + "%.*c" * 9 + "', 7" + ", 2147483647, 'a'" * 9 + ")",
+    "stretch": "WITH s(x, y) AS MATERIALIZED (SELECT " + LONG + " || age, " + LONG + " || 'b' FROM person) SELECT "
+    + " + ".join(["instr(x, y)"] * 900) + " FROM s",
+    "quoted": "WITH s(x, y) AS MATERIALIZED (SELECT " + LONG + " || age, " + LONG + " || 'b' FROM person) SELECT "
+    + " + ".join(['"instr"(x, y)'] * 900) + " FROM s",
+    "doubled": "SELECT x + x + x + x + x + x + x + x AS x FROM (" * 9 + "SELECT age AS x FROM person" + ")" * 9,
+    "copied": "WITH s(x) AS (SELECT instr(name, 'a') FROM person)"
+    + "".join(f", s{n}(x) AS (SELECT x + x + x + x FROM s{n - 1 if n else ''})" for n in range(14))
+    + " SELECT * FROM s13",
+    "joined": "SELECT * FROM person p0 " + " ".join(f"JOIN person p{n} USING (id, name, age)" for n in range(1, 60)),
+    "crossed": "SELECT 1 FROM " + ", ".join(f"person p{n}" for n in range(60))
+    + " WHERE " + " AND ".join(f"p{n}.id = p{n + 1}.id" for n in range(59)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", SLOW)
+def test_no_statement_takes_long(attack, monkeypatch):
+    monkeypatch.setattr(database, "MOST_SECONDS", 0.3)  # the rest is what nothing can stop
+    here = world()
+    start, kind, units = time.thread_time(), "", 0.0
+    try:
+        here.run(SLOW[attack])
+    except QueryError as error:
+        kind, units = error.kind, error.units
+    assert time.thread_time() - start < 10.0
+    assert kind in ("timeout", "memory", "too_long", "sql")
+    if kind in ("timeout", "memory"):  # what was stopped for its work has the price of all of it
+        assert units == INSTRUCTIONS // TICK
+    assert here.run("SELECT COUNT(*) FROM person").rows == [(5,)]
+
+
+def test_what_the_clock_stops_costs_and_reads_like_what_the_count_stops(ages, monkeypatch):
+    monkeypatch.setattr(database, "MOST_SECONDS", 0.3)
+    env = make(tasks=ages)
+    slow, endless = (play(env, run_sql(query)) for query in (SLOW["zeroblob"], RUNAWAYS[0]))
+    assert json.loads(slow[0]) == json.loads(endless[0])
+    for _, _, info in (slow, endless):
+        assert info["cost"]["latency_ms"] > 0.9 * INSTRUCTIONS / TICK
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("INSERT INTO town SELECT i + 9, 'a', i, NULL FROM n", "changes too many rows"),
+        ("INSERT INTO town SELECT i + 9, 'a', i, x FROM n, s LIMIT 1000", "changes too many rows"),
+        ("SELECT x || i FROM n, s LIMIT 1000", "needs too much memory"),
+    ],
+)
+def test_a_world_and_a_result_stay_small(query, says):
+    here = world()
+    many = MANY.replace("100000", "60000")
+    with pytest.raises(ToolError, match=says) as error:
+        here.run(many + query, write=True, most_rows=1000, instructions=100 * INSTRUCTIONS)
+    assert error.value.kind == "memory"
+    assert here.run("SELECT COUNT(*) FROM town").rows == [(3,)]
+    after = written(here, MANY.replace("100000", "2000") + "INSERT INTO town SELECT i + 9, 'a', i, NULL FROM n")
+    assert after.run("SELECT COUNT(*) FROM town").rows == [(2003,)]
+
+
+def test_long_values_can_still_be_worked_on():
+    query = f"WITH s(x) AS (SELECT {LONG}) SELECT length(upper(x) || x), instr(x, 'b'), x LIKE 'a%', trim(' a '), "
+    query += "trim('--a-', '-'), ltrim(55.5, '5'), printf('%5.1f|%-4s|%c', 2.25, 'ab', 'xyz'), "
+    query += "printf('%.2f%%', 50), printf('%s', NULL), rtrim(x, 'a') FROM s"
+    assert world().run(query).rows == [
+        (120_000, 0, 1, "a", "a", ".5", "  2.3|ab  |x", "50.00%", "", "")
+    ]  # fmt: skip
+    with pytest.raises(ToolError, match="more than 100 characters to trim, a precision of %c"):
+        world().run(f"SELECT trim('a', {LONG})")
+
+
 def test_expansions_at_compile_time_are_refused():
-    nested = ", ".join(f"c{n} AS (SELECT a.x FROM c{n - 1} a, c{n - 1} b)" for n in range(1, 20))
-    with pytest.raises(ToolError, match="inside each other too often"):
-        world().run(f"WITH c0 AS (SELECT 1 x), {nested} SELECT * FROM c19")
+    def chain(count, name="c{}", body="SELECT a.x FROM {0} a, {0} b", head="AS"):
+        parts = [f"{name.format(0)}(x) {head} (SELECT 1 x)"]
+        for n in range(1, count):
+            parts.append(f"{name.format(n)}(x) {head} ({body.format(name.format(n - 1))})")
+        return f"WITH {', '.join(parts)} SELECT * FROM {name.format(count - 1)}"
+
+    spellings = [
+        {},
+        {"name": '"a b {}"'},
+        {"name": "'c{}'"},
+        {"name": "[c {}]"},
+        {"name": "c{}\u20ac"},
+        {"name": "c{}$"},
+    ]
+    spellings += [{"head": "AS/* */"}, {"head": "AS NOT MATERIALIZED"}, {"head": "AS MATERIALIZED -- x\n"}]
+    for spelling in spellings:
+        with pytest.raises(ToolError, match="inside each other too often"):
+            world().run(chain(20, **spelling))
+    for name in ("t", "window", "'t'"):
+        shadowed = f"WITH {name} AS (SELECT 1 x) SELECT a.x FROM {name} a, {name} b"
+        for _ in range(13):
+            shadowed = f"WITH {name} AS ({shadowed}) SELECT a.x FROM {name} a, {name} b"
+        with pytest.raises(ToolError, match="inside each other too often"):
+            world().run(shadowed)
     twice = "WITH a AS (SELECT age FROM person), b AS (SELECT x.age FROM a x, a y) SELECT COUNT(*) FROM b, b c"
     assert world().run(twice).rows == [(625,)]
+    # names of columns are no copies, however often they stand there
+    qualified = "WITH " + ", ".join(f"c{n} AS (SELECT id, age FROM person)" for n in range(6)) + " SELECT "
+    qualified += ", ".join(f"c{n}.id, c{n}.age, c{n}.id + c{n}.age, c{n}.age" for n in range(6)) + " FROM c0"
+    qualified += "".join(f" JOIN c{n} ON c{n}.id = c0.id" for n in range(1, 6))
+    assert len(world().run(qualified).rows) == 5
+    joins = "SELECT COUNT(*) FROM person p0" + "".join(f" JOIN person p{n} ON p{n}.id = p0.id" for n in range(1, 30))
+    assert world().run(joins).rows == [(5,)]
+    for query in (
+        SLOW["joined"],
+        SLOW["crossed"],
+        "SELECT 1 FROM (person a JOIN (person b, " + "person, " * 40 + "town))",
+    ):
+        with pytest.raises(ToolError, match="tables; at most 32 are allowed"):
+            world().run(query)
 
 
-@pytest.mark.parametrize("query", ["SELECT zeroblob(2000000)", "SELECT replace(hex(zeroblob(400000)), '0', 'aaaa')"])
+@pytest.mark.parametrize(
+    "query",
+    ["SELECT zeroblob(120001)", "SELECT zeroblob(2000000)", "SELECT replace(hex(zeroblob(400000)), '0', 'aaaa')"],
+)
 def test_values_that_grow_are_refused(query):
     with pytest.raises(ToolError, match="too big"):
         world().run(query)
@@ -349,10 +585,13 @@ def test_results_are_cut_by_rows_and_characters(ages):
     count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT {}) SELECT {} FROM n"
     observation, _, info = play(env, run_sql(count.format(1000, "x")))
     assert observation.splitlines()[-2:] == ["[50]", "... (more rows)"]
-    assert info["cost"]["output_tokens"] == len(run_sql(count.format(1000, "x"))) + len(observation)
+    assert info["cost"]["output_tokens"] == len(run_sql(count.format(1000, "x")))
+    assert info["cost"]["read_tokens"] == len(observation)
     observation, *_ = play(env, run_sql(count.format(40, "hex(zeroblob(50000))")))
     assert len(observation) < 12_000
     assert "..." in observation.splitlines()[1]
+    observation, *_ = play(env, run_sql(f"SELECT 1 AS {'a' * 5000}, {', '.join(f'{n} AS b{n}' for n in range(1500))}"))
+    assert len(observation) < 9000  # names of columns are cut as well
 
 
 def test_costs_matter(ages):
@@ -734,6 +973,41 @@ def test_an_answer_may_come_in_several_ways(ages):
         assert play(env, action)[1] == 1.0, action
 
 
+def test_an_answer_may_be_fenced(ages):
+    env, query = make(tasks=ages), "SELECT name FROM person WHERE age = 30"
+    for answer in (
+        f"Here it is:\n```sql\n{query}\n```\nIt reads one table.", f"```\n{query}\n```", f"```SQL\r\n{query}\r\n```",
+        f"With this it's done:\n```sql\n{query}\n```", f"Select this:\n\n```sql\n{query};\n```", f"```sql\n{query}",
+        f"{query} OR name = '```sql\nSELECT 1\n```'", f"-- ```\n{query} -- ```",
+        f'{query} OR name IN ("```", \'``` it\'\'s\')',
+    ):  # fmt: skip
+        for action in (answer, call("submit", answer=answer)):
+            assert play(env, action)[1] == 1.0, answer
+    two = f"```sql\nSELECT 1\n```\nor\n```sql\n{query}\n```"
+    for answer in (two, "```" + "\n" * 20_000 + "x", "```" * 5000, "`" * 9999, f"It is ```{query[:6]}``` or not"):
+        assert play(env, answer)[2]["verdict"]["status"] == "fail"
+
+
+def test_a_value_may_be_fenced_and_no_answer_is_too_odd():
+    env = make()
+    task = next(t for seed in range(1, 40) if (t := compose("train", 2, seed)).value)
+    ((wanted,),) = task.world.run(task.golds[0]).rows
+    for answer in (f"```\n{wanted}\n```", f"The value:\n```json\n{json.dumps(wanted)}\n```", json.dumps(wanted)):
+        assert play(env, answer, task=task.id)[1] == 1.0, answer
+    for answer in (
+        "[" * 990,
+        "[" * 30_000,
+        '{"a":' * 900,
+        "9" * 400,
+        "9" * 5000,
+        "-1e999",
+        "NaN",
+        "Infinity",
+        "```\n[[\n```",
+    ):
+        assert play(env, answer, task=task.id)[2]["verdict"]["reason"] == "wrong_answer"
+
+
 def test_order_counts_where_the_gold_orders(tmp_path):
     gold = "SELECT name, age FROM person ORDER BY age DESC"
     env = make(tasks=spider(tmp_path / "given", record(gold), record(f"SELECT * FROM ({gold})")))
@@ -806,6 +1080,94 @@ def test_a_change_is_judged_by_the_state():
     _, reward, info = play(env, submit("UPDATE nowhere SET x = 1"), task=TASK)
     assert (reward, info["verdict"]["reason"]) == (0.0, "error")
     assert info["verdict"]["diagnostics"][0] == "no such table: nowhere"
+
+
+# ---- no action makes a step raise ----------------------------------------------------------------------------------
+
+VALUE = next(t.id for seed in range(1, 40) if (t := compose("train", 2, seed)).value)
+OPENED = [("(", ")"), ("[", "]"), ('{"a":', "}"), ("SELECT (", ")"), ("SELECT * FROM (", ")"), ("-", ""), ("NOT ", ""),
+          ("CASE WHEN 1 THEN ", " END"), ("json_array(", ")"), ("WITH a AS (SELECT 1) SELECT * FROM (", ")"),
+          ("/*", "*/")]  # fmt: skip
+SIGNS = [*"'\"`[]();,.-*/%$#a1\0\ud800\u20ac", "```", "a ", "a,", "a("]
+WHOLE = ["9" * 400, "1" * 5000, "NaN", "-Infinity", "1e999", "null", "true", '{"query": 1}',
+         "```\n" + "\n" * 9000, "x, " * 9000, '1 AS "' + "n" * 15_000 + '"', ", ".join(["hex(zeroblob(50000))"] * 800),
+         *SLOW.values()]  # fmt: skip
+HEADS = ["", "SELECT ", "SELECT '", "SELECT * FROM ", "VALUES ", "WITH a AS (", "WITH ", "```sql\n", "INSERT INTO ",
+         "EXPLAIN ", "SELECT 1 WHERE ", "[", '"', "SELECT 1, "]  # fmt: skip
+
+
+def nested(pair, depth, inner, closed):
+    return pair[0] * depth + inner + pair[1] * (depth if closed else 0)
+
+
+ODD = st.builds(
+    str.__add__,
+    st.sampled_from(HEADS),
+    st.one_of(
+        st.builds(
+            nested,
+            st.sampled_from(OPENED),
+            st.integers(1, 3000),
+            st.sampled_from(["", "1", "SELECT 1", "'a", "age"]),
+            st.booleans(),
+        ),
+        st.builds(str.__mul__, st.sampled_from(SIGNS) | st.characters(codec=None), st.integers(1, 30_000)),
+        st.text(st.characters(codec=None), max_size=60),
+        st.sampled_from(WHOLE),
+    ),
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(ODD, min_size=1, max_size=3),
+    ways=st.lists(
+        st.sampled_from(["answer", "submit", "run_sql", "submit_sql", "describe_table", "unknown", "extra"]), min_size=3
+    ),
+    task=st.sampled_from([VALUE, TASK, "train-1-1"]),
+)
+def test_no_action_makes_a_step_raise(texts, ways, task, monkeypatch):
+    monkeypatch.setattr(database, "MOST_SECONDS", 0.1)
+    env = make()
+    env.reset(seed=0, options={"task": task})
+    for text, way in zip(texts, ways, strict=False):
+        action = {
+            "answer": text,
+            "submit": call("submit", answer=text),
+            "extra": call("submit_sql", **{"query": "SELECT 1", text: text}),
+            "unknown": call(text, query=text),
+        }.get(way) or call(way, **{"table" if way == "describe_table" else "query": text})
+        observation, _, terminated, truncated, info = env.step(action)
+        assert env.observation_space.contains(observation)
+        assert json.loads(json.dumps(info, allow_nan=False)).keys() == info.keys()
+        for result in info["tool_results"]:
+            assert result["error"] not in QueryError.KINDS or json.loads(result["content"])["error"] == result["error"]
+        if terminated or truncated:
+            assert info["verdict"]["status"] == "fail"
+            return
+
+
+def test_a_submission_with_a_long_fault_is_answered(ages):
+    env = make(tasks=ages)
+    _, _, terminated, _, info = (
+        env.reset(seed=0),
+        env.step(call("submit_sql", **{"query": "SELECT 1", "n" * 50_000: 1})),
+    )[1]
+    assert (terminated, info["tool_results"][0]["error"]) == (False, "invalid")
+    _, reward, info = play(make(), call("submit_sql", **{"query": "UPDATE " + "n" * 15_000 + " SET x = 1"}), task=TASK)
+    assert (reward, info["verdict"]["reason"]) == (0.0, "error")
+    assert len(info["verdict"]["diagnostics"][0]) <= MOST_MESSAGE
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a ", "`", "'", '"', "[", "(", "a(", "AS(", "a AS (", ",a", "--", "/*", "```", "\n", "SELECT "]
+)
+def test_reading_takes_time_in_line_with_length(text):
+    start = time.thread_time()
+    for head in ("", "SELECT ", "WITH ", '"', "SELECT a FROM "):
+        query = (head + text * 60_000)[:60_000]
+        looks_like_query(query), holds_fence(query), identifiers(query), compiled(query)
+    assert time.thread_time() - start < 10.0
 
 
 # ---- generated tasks -----------------------------------------------------------------------------------------------
@@ -900,8 +1262,24 @@ def test_difficulty_one_names_everything_as_the_schema_does():
 def test_a_task_id_names_its_task():
     env = make()
     _, info = env.reset(seed=5)
-    _, other = make(split="test").reset(options={"task": info["task_id"]})
-    assert other["state_hash"] == info["state_hash"]
+    _, other = make(difficulty=1).reset(options={"task": info["task_id"]})
+    assert (other["state_hash"], other["task_hash"]) == (info["state_hash"], info["task_hash"])
+    with pytest.raises(ValueError, match="is of the split 'train', not of this environment's 'test'"):
+        make(split="test").reset(options={"task": info["task_id"]})
+
+
+def test_the_order_of_columns_is_drawn_by_the_seed():
+    places, found = set(), {}
+    for seed in range(150):
+        task = compose("train", 3, seed)
+        for statement in task.world.database.ddl:
+            columns = re.findall(r"[(,] ?(\w+)", statement.replace("(id)", ""))
+            places.add(columns.index("id"))
+            found.setdefault(frozenset(re.findall(r"\w+", statement)), set()).add(tuple(columns))
+        assert {refill.ddl for refill in task.refills} <= {task.world.database.ddl}
+    assert places >= {0, 1, 2, 3}
+    # tables with the same columns have them in many orders
+    assert sum(len(orders) - 1 for orders in found.values()) > 8
 
 
 @pytest.mark.parametrize("kind", ["query", "change"])

@@ -36,13 +36,15 @@ TICK = 100
 MOST_SECONDS = 2.0
 """Of this thread's processor time, for one query: instructions on long values are slow. What it stops reads like what
 the count stops, and costs the same. Nothing looks at the clock within an instruction, along a stretch of program that
-never jumps back, nor while SQLite compiles: the bounds below keep each of these to about a second."""
+never jumps back, nor while SQLite compiles: the bounds below keep each of these to a second or two."""
 MOST_SQL = 20_000
 """Characters of one query."""
-MOST_LENGTH = 100_000
+MOST_LENGTH = 120_000
 """Bytes of one value or row that a query makes: ``instr`` and ``replace`` take a time that is its square."""
-MOST_PATTERN = 100
-"""Bytes of a pattern of LIKE or GLOB, and characters that a ``trim`` takes away."""
+MOST_PATTERN = 200
+"""Bytes of a pattern of LIKE or GLOB."""
+MOST_TRIMMED = 100
+"""Characters that a ``trim`` takes away."""
 MOST_ARGUMENTS = 40
 """Of one function."""
 MOST_CALLS = 50
@@ -238,6 +240,7 @@ class Session:
             "ESCAPE '\\' ORDER BY rowid"
         ).fetchall()
         self.tables = tuple(name for name, _, _ in listed)
+        self._own = frozenset(map(str.lower, self.tables))
         self._readable = frozenset((*self.tables, *TABLE_FUNCTIONS))
         self._registered = False
         db.execute("PRAGMA trusted_schema=OFF")
@@ -282,7 +285,7 @@ class Session:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
             return True
         if action == sqlite3.SQLITE_READ:
-            self._reads |= first in self.tables
+            self._reads |= str(first).lower() in self._own  # where rows are counted, it is spelled as in the query
             if not second and first not in self._readable:  # rows are counted: this may name a query of a WITH clause
                 return not str(first).lower().startswith(HIDDEN)
             return schema != "temp" and first in self._readable
@@ -419,9 +422,9 @@ class Session:
         return Result(columns, rows, more, units, changes, self._reads)
 
     def _check_calls(self, query: str, words: Sequence[str]) -> None:
-        """Refuse a program with many calls of functions: SQLite may go through all of them before the clock is looked at.
+        """Refuse a program that calls functions in many places: it may pass them all before the clock is looked at.
 
-        They are counted in what SQLite compiles, where this can be more than the query itself has.
+        They are counted in what SQLite compiles, which can hold a call more often than the query does.
         """
         lower = [word.lower() for word in words]
         calls = sum(word.strip('"`[]') in FUNCTIONS for word in lower)
@@ -561,13 +564,13 @@ def _limit(db: sqlite3.Connection) -> None:
         db.setlimit(limit, value)
 
 
-_REFUSED = f"more than {MOST_PATTERN} characters to trim, a precision of %c, or a date that is none"
+_REFUSED = f"more than {MOST_TRIMMED} characters to trim, a precision of %c, or a date that is none"
 
 
 def _replace_functions(db: sqlite3.Connection) -> None:
-    """Let the clock stand still at ``NOW``, in UTC, for every function that looks at it, and keep long work from others.
+    """Let the clock stand still at ``NOW``, in UTC, for every function that looks at it, and keep long work from some.
 
-    What remains to be done is done by the same function of another connection.
+    The rest is done by the same function of another connection.
     """
 
     def original(name: str, given: Sequence[Any]) -> Any:
@@ -588,7 +591,7 @@ def _replace_functions(db: sqlite3.Connection) -> None:
 
     def trimmed(name: str) -> Any:
         def call(text: Any, characters: Any) -> Any:
-            if isinstance(characters, str | bytes) and len(characters) > MOST_PATTERN:
+            if isinstance(characters, str | bytes) and len(characters) > MOST_TRIMMED:
                 raise ValueError
             return original(name, (text, characters))
 

@@ -132,7 +132,7 @@ def holds_fence(text: str) -> bool:
     return any("```" in word and (word[0] == "`" or word[-1] != word[0]) for word in tokens(text))
 
 
-_AFTER_FROM = frozenset("select where group having order limit window union intersect except set values".split())
+_AFTER_FROM = frozenset("select where group having order limit union intersect except set values".split())
 
 
 def compiled(query: str) -> tuple[int, int]:
