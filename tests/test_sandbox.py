@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import os
+import re
 import shutil
 import socketserver
 import subprocess
@@ -35,6 +36,7 @@ from agent_gym.sandbox import (
     Test,
     backends,
     check,
+    owned,
     rootfs,
     seccomp,
     shared_pool,
@@ -511,7 +513,8 @@ def test_a_trial_that_is_killed_is_tried_again(quick, monkeypatch):
     def mortal(self):
         control = launch(self)
         if len(deaths) < backends.TRIALS - 1:
-            deaths.append(self.process.kill())
+            deaths.append(control.close())
+            raise Lost("killed")
         return control
 
     monkeypatch.setattr(Bubblewrap, "_launch", mortal)
@@ -848,8 +851,14 @@ def test_commands(tmp_path, capsys):
         assert auto == "auto: takes docker, because it works and comes first"
     else:
         assert auto == "auto: takes bubblewrap, because docker does not work"
+    boot, namespace, pid, _ = owned.owner().split(".")
+    left = (
+        Path(tempfile.gettempdir()) / f"agent_gym-{boot}.{namespace}.{pid}.1-left"
+    )  # an earlier process of our number
+    left.mkdir()
     assert command.main(["reap"]) == 0
-    assert "control groups and folders removed: 0" in capsys.readouterr().out
+    assert re.search("control groups and folders removed: [1-9]", capsys.readouterr().out)
+    assert not left.exists()
     assert command.main(["build", "--output", str(tmp_path / "image.tar")]) == 0
     assert rootfs.image_id() in capsys.readouterr().out
     assert (tmp_path / "image.tar").read_bytes() == rootfs.image_tar()[1]
