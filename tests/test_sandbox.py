@@ -555,6 +555,16 @@ def test_forks_draw_uids_of_their_own():
     assert len(drawn) > 3  # by chance, two may be the same
 
 
+def test_a_fork_talks_to_the_daemon_on_connections_of_its_own():
+    require("docker")
+    backends._docker()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(backends._docker.cache_info().currsize)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert backends._docker.cache_info().currsize == 1
+
+
 # ---- folders that cannot be had --------------------------------------------------------------------------------------
 
 
@@ -591,16 +601,24 @@ def test_a_cache_folder_that_cannot_be_made_is_named_with_its_remedy(
     assert "): set XDG_CACHE_HOME to a folder that can be written" in str(refusal.value)
 
 
-def test_a_cache_folder_that_takes_no_files_is_named(monkeypatch, unbuilt, tmp_path):
+FULL = "[Errno 28] No space left on device: 'there'"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "there"), shutil.Error([("here", "there", FULL)] * 99)]
+)
+def test_a_cache_folder_that_takes_no_files_is_named(monkeypatch, unbuilt, tmp_path, error):
     require("bubblewrap")
     choose.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(rootfs, "_build", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(rootfs, "_build", mock.Mock(side_effect=error))
     rootfs.rootfs.cache_clear()
-    with pytest.raises(
-        SandboxUnavailable, match=rf"files in {tmp_path}/agent_gym \(.*No space left on device\): set XDG"
-    ):
+    with pytest.raises(SandboxUnavailable) as refusal:
         Pool("bubblewrap")
+    assert str(refusal.value) == (
+        f"the sandbox cannot keep its files in {tmp_path}/agent_gym ({FULL}): "
+        "set XDG_CACHE_HOME to a folder that can be written"
+    )
     assert list((tmp_path / "agent_gym").iterdir()) == []
 
 
