@@ -673,13 +673,17 @@ def test_a_request_in_flight_is_run_once(quick):
         assert pool.submit(*sleeper(1)) is not first
 
 
-def test_slots_work_side_by_side(quick):
+def test_slots_work_side_by_side(quick, monkeypatch):
+    grade, both = pool_module.grade, threading.Barrier(2)
+
+    def meet(sandbox, request):
+        both.wait(120)  # a slot that came alone would break it
+        return grade(sandbox, request)
+
+    monkeypatch.setattr(pool_module, "grade", meet)
     with Pool(quick, slots=2, limits=LIMITS) as pool:
-        pool.check(PLUS_ONE, "f", TESTS)
-        started = time.monotonic()
-        futures = [pool.submit(*sleeper(n, 2.0)) for n in range(2)]
+        futures = [pool.submit(*sleeper(n)) for n in range(2)]
         assert [future.result().status for future in futures] == ["pass", "pass"]
-        assert time.monotonic() - started < 3.9
 
 
 def test_a_full_queue_blocks_and_drains(quick):
@@ -698,7 +702,7 @@ def test_close_answers_what_was_accepted_even_from_a_full_queue(quick):
     feeder.join()
     closer = threading.Thread(target=pool.close, daemon=True)
     closer.start()
-    closer.join(30)
+    closer.join(300)
     assert not closer.is_alive()
     assert [future.result(0).status for future in futures] == ["pass"] * 6
     with pytest.raises(RuntimeError, match="the pool is closed"):
@@ -1004,10 +1008,10 @@ def test_caps():
         wire.encode(cycle)
 
 
-def test_hostile_tokens_take_no_time():
+def test_hostile_tokens_take_no_time():  # seconds; minutes, were it quadratic
     started = time.monotonic()
     for tokens in ([0] * 300_000, [["l", 0]] * 130_000, [n << 40 for n in range(100_000)] + [["s", 100_000]],
                    [0, ["t", 1]] * 50_000 + [["z", 50_000]], [["u", "a" * 10**6]] + [["t", 1]] * 390):  # fmt: skip
         with contextlib.suppress(wire.Malformed):
             wire.decode(tokens)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
