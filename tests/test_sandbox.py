@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import os
+import re
 import shutil
 import socketserver
 import subprocess
@@ -35,6 +36,7 @@ from agent_gym.sandbox import (
     Test,
     backends,
     check,
+    owned,
     rootfs,
     seccomp,
     shared_pool,
@@ -570,7 +572,8 @@ def test_a_trial_that_is_killed_is_tried_again(quick, monkeypatch):
     def mortal(self):
         control = launch(self)
         if len(deaths) < backends.TRIALS - 1:
-            deaths.append(self.process.kill())
+            deaths.append(control.close())
+            raise Lost("killed")
         return control
 
     monkeypatch.setattr(Bubblewrap, "_launch", mortal)
@@ -611,6 +614,16 @@ def test_forks_draw_uids_of_their_own():
     assert len(drawn) > 3  # by chance, two may be the same
 
 
+def test_a_fork_talks_to_the_daemon_on_connections_of_its_own():
+    require("docker")
+    backends._docker()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(backends._docker.cache_info().currsize)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert backends._docker.cache_info().currsize == 1
+
+
 # ---- folders that cannot be had --------------------------------------------------------------------------------------
 
 
@@ -647,16 +660,24 @@ def test_a_cache_folder_that_cannot_be_made_is_named_with_its_remedy(
     assert "): set XDG_CACHE_HOME to a folder that can be written" in str(refusal.value)
 
 
-def test_a_cache_folder_that_takes_no_files_is_named(monkeypatch, unbuilt, tmp_path):
+FULL = "[Errno 28] No space left on device: 'there'"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "there"), shutil.Error([("here", "there", FULL)] * 99)]
+)
+def test_a_cache_folder_that_takes_no_files_is_named(monkeypatch, unbuilt, tmp_path, error):
     require("bubblewrap")
     choose.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(rootfs, "_build", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(rootfs, "_build", mock.Mock(side_effect=error))
     rootfs.rootfs.cache_clear()
-    with pytest.raises(
-        SandboxUnavailable, match=rf"files in {tmp_path}/agent_gym \(.*No space left on device\): set XDG"
-    ):
+    with pytest.raises(SandboxUnavailable) as refusal:
         Pool("bubblewrap")
+    assert str(refusal.value) == (
+        f"the sandbox cannot keep its files in {tmp_path}/agent_gym ({FULL}): "
+        "set XDG_CACHE_HOME to a folder that can be written"
+    )
     assert list((tmp_path / "agent_gym").iterdir()) == []
 
 
@@ -711,13 +732,17 @@ def test_a_request_in_flight_is_run_once(quick):
         assert pool.submit(*sleeper(1)) is not first
 
 
-def test_slots_work_side_by_side(quick):
+def test_slots_work_side_by_side(quick, monkeypatch):
+    grade, both = pool_module.grade, threading.Barrier(2)
+
+    def meet(sandbox, request):
+        both.wait(120)  # a slot that came alone would break it
+        return grade(sandbox, request)
+
+    monkeypatch.setattr(pool_module, "grade", meet)
     with Pool(quick, slots=2, limits=LIMITS) as pool:
-        pool.check(PLUS_ONE, "f", TESTS)
-        started = time.monotonic()
-        futures = [pool.submit(*sleeper(n, 2.0)) for n in range(2)]
+        futures = [pool.submit(*sleeper(n)) for n in range(2)]
         assert [future.result().status for future in futures] == ["pass", "pass"]
-        assert time.monotonic() - started < 3.9
 
 
 def test_a_full_queue_blocks_and_drains(quick):
@@ -736,7 +761,7 @@ def test_close_answers_what_was_accepted_even_from_a_full_queue(quick):
     feeder.join()
     closer = threading.Thread(target=pool.close, daemon=True)
     closer.start()
-    closer.join(30)
+    closer.join(300)
     assert not closer.is_alive()
     assert [future.result(0).status for future in futures] == ["pass"] * 6
     with pytest.raises(RuntimeError, match="the pool is closed"):
@@ -926,8 +951,14 @@ def test_commands(tmp_path, capsys):
         assert auto == "auto: takes docker, because it works and comes first"
     else:
         assert auto == "auto: takes bubblewrap, because docker does not work"
+    boot, namespace, pid, _ = owned.owner().split(".")
+    left = (
+        Path(tempfile.gettempdir()) / f"agent_gym-{boot}.{namespace}.{pid}.1-left"
+    )  # an earlier process of our number
+    left.mkdir()
     assert command.main(["reap"]) == 0
-    assert "control groups and folders removed: 0" in capsys.readouterr().out
+    assert re.search("control groups and folders removed: [1-9]", capsys.readouterr().out)
+    assert not left.exists()
     assert command.main(["build", "--output", str(tmp_path / "image.tar")]) == 0
     assert rootfs.image_id() in capsys.readouterr().out
     assert (tmp_path / "image.tar").read_bytes() == rootfs.image_tar()[1]
@@ -1055,10 +1086,10 @@ def test_caps():
         wire.encode(cycle)
 
 
-def test_hostile_tokens_take_no_time():
+def test_hostile_tokens_take_no_time():  # seconds; minutes, were it quadratic
     started = time.monotonic()
     for tokens in ([0] * 300_000, [["l", 0]] * 130_000, [n << 40 for n in range(100_000)] + [["s", 100_000]],
                    [0, ["t", 1]] * 50_000 + [["z", 50_000]], [["u", "a" * 10**6]] + [["t", 1]] * 390):  # fmt: skip
         with contextlib.suppress(wire.Malformed):
             wire.decode(tokens)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100

@@ -371,6 +371,9 @@ def _docker() -> Any:
     return client
 
 
+os.register_at_fork(after_in_child=_docker.cache_clear)  # two processes must not talk on one connection
+
+
 def _told(error: Exception) -> str:
     """What an error of the client says, without the request in which the daemon said it."""
     return str(getattr(error, "explanation", None) or error)
@@ -587,14 +590,14 @@ def choose(name: str) -> type[Sandbox]:
     for candidate in AUTO:
         try:
             BACKENDS[candidate].check()
-        except SandboxUnavailable as reason:
-            reasons.append(reason)
+        except SandboxUnavailable as error:
+            reasons.append(error)
             continue
         for reason in reasons:
             if not isinstance(reason, NotInstalled):
                 warnings.warn(f"sandbox='auto' takes {candidate}: {reason}", stacklevel=3)
         return BACKENDS[candidate]
     raise SandboxUnavailable(
-        f"no sandbox for untrusted code: install Docker or bubblewrap ({'; '.join(map(str, reasons))}), "
+        f"no sandbox for untrusted code: install Docker or bubblewrap ({'; '.join(dict.fromkeys(map(str, reasons)))}), "
         "or ask by name for sandbox='process', which does not protect this machine"
     )

@@ -78,7 +78,8 @@ def _cache() -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
     except OSError as error:
-        raise SandboxUnavailable(f"the sandbox cannot keep its files in {folder} ({error}): {remedy}") from error
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of one for every file
+        raise SandboxUnavailable(f"the sandbox cannot keep its files in {folder} ({why}): {remedy}") from error
 
 
 def _build(root: Path) -> None:
