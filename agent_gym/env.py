@@ -165,8 +165,8 @@ class ToolEnv(gym.Env[str, str], ABC):
     one whole.
 
     Args:
-        budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``read_tokens``, ``latency_ms``); unnamed ones
-            are free.
+        budget: Upper bound by channel (``tool_calls``, ``output_tokens``, ``read_tokens``, ``latency_ms``); those not
+            named are free.
         on_budget: ``"truncate"`` ends the episode at the first charge above a bound; the call that was charged
             has no effect and no result; ``"record"`` only reports the overrun through ``info["budget_left"]``.
         latency: ``"model"`` charges the deterministic model, ``"wall"`` the measured time (not reproducible).
@@ -267,6 +267,12 @@ class ToolEnv(gym.Env[str, str], ABC):
         if task_id not in given:
             raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
         return given[task_id]
+
+    def _check_split(self, split: str, task_id: str) -> None:
+        """See that a task of a split may be named here."""
+        if split != self.split:  # type: ignore[attr-defined]
+            own = self.split  # type: ignore[attr-defined]
+            raise ValueError(f"the task {task_id!r} is of the split {split!r}, not of this environment's {own!r}")
 
     def _task_type(self) -> str:
         """What kind of task the current one is: what it asks for, not how hard it is."""

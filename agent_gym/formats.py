@@ -1,7 +1,7 @@
 """How models write a turn: reasoning, words, and tool calls in one of several formats.
 
 Parsers never raise on any input: what cannot be read as a call becomes a call that carries its own error, which
-the environment charges for and answers in words. All of them take time linear in the text.
+the environment charges for and answers in words.
 """
 
 from __future__ import annotations
@@ -254,24 +254,26 @@ class QwenCoderParser:
             if begin <= last:
                 stop = action.index(self._value_end, begin)
                 at = stop + len(self._value_end)
+                text = action[begin:stop]
             else:  # generation stopped there
-                stop = at = len(action)
-            key, text = html.unescape(parameter[1]), self._inner.read(action[begin:stop])
-            arguments[key], raw[key] = self._value(text)
+                at = len(action)
+                text = f"{action[begin:].rstrip()}\n"
+            key = html.unescape(parameter[1])
+            arguments[key], raw[key] = self._value(self._inner.read(text))
         closing = self._end.match(action, at)
         assert closing is not None  # it matches nothing, too
         end, fault = closing.end(), ""
         if not name:
             fault = "it has no <function=name>"
         elif not (closing[1] or closing[2] or end == len(action) or self._start.match(action, end)):
-            fault = f"{name}: expected <parameter=key> or </function>, found {action[end : end + 40]!r}"
+            fault = f"{name!r}: expected <parameter=key> or </function>, found {action[end : end + 40]!r}"
         if fault:
             following = self._start.search(action, end)
             end = following.start() if following else len(action)
             other = "; this is JSON, not Qwen3-Coder's form" if action[at:end].lstrip()[:1] == "{" else ""
             fault = f"the tool call cannot be read: {fault}{other}"
         elif not _encodes(dump([name, arguments])):
-            fault = f"{name}: half a surrogate pair is no text"
+            fault = f"{name!r}: half a surrogate pair is no text"
         if fault:
             return Call(name, error=fault, written=action[start.start() : end]), end
         return Call(name, arguments, raw=raw), end
@@ -391,10 +393,9 @@ class MistralParser:
         written = action[start:end]
         if named:
             return [_call({"name": named[1], "arguments": value}, written, named[2])], end
-        if not isinstance(value, list):
-            return [_call(value, written)], end
-        if not value:
+        if value == []:
             return [Call("", error="the list of tool calls is empty", written=written)], end
+        value = value if isinstance(value, list) else [value]
         return [
             _call(_without_id(one), dump(one), one.get("id") if isinstance(one, dict) else None) for one in value
         ], end
@@ -532,10 +533,14 @@ def check_parser(parser: Any) -> Parser:
 
 def foreign_format(text: str, parser: Parser) -> str | None:
     """The name of a format, other than the parser's own, in which ``text`` holds a call; None where there is none."""
+    found = None
     for name, other in PARSERS.items():
-        if other is not parser and any(other.parse(one).calls for one in dict.fromkeys((text, fenced(text)))):
-            return name
-    return None
+        for one in dict.fromkeys((text, fenced(text))) if other is not parser else ():
+            if calls := other.parse(one).calls:
+                if not calls[0].error:
+                    return name
+                found = found or name
+    return found
 
 
 def canonical_text(turn: Turn) -> str:

@@ -1,7 +1,8 @@
 """Metrics over trajectories: pure functions, so that a table can be computed again from the files alone.
 
-An episode without a verdict (``infra``: our machinery failed) is no evidence about the agent. Every function here
-leaves it out, and ``infra_count`` says how many there were: report both. A mean of nothing is NaN.
+An episode without a verdict is no evidence about the agent: our machinery failed (``infra``), or a wrapper such as
+TimeLimit cut it. Every function here leaves it out; ``infra_count`` and ``cut_count`` say how many there were: report
+all three. A mean of nothing is NaN.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from agent_gym.tools import Call, canonical, dump
 from agent_gym.trajectory import Trajectory
 
 __all__ = [
-    "CODE_ARGUMENTS", "bootstrap_interval", "by_task", "call_sequence", "distinct_call_sequences", "distinct_n",
-    "distinct_programs", "in_budget_success", "infra_count", "mean_cost", "pareto_auc", "pareto_front", "pass_at_k",
-    "pass_at_k_intervals", "program", "success_by_group", "success_rate", "violation_rate", "wilson_interval",
+    "CODE_ARGUMENTS", "bootstrap_interval", "by_task", "call_sequence", "cut_count", "distinct_call_sequences",
+    "distinct_n", "distinct_programs", "in_budget_success", "infra_count", "mean_cost", "mean_interval", "pareto_auc",
+    "pareto_front", "pass_at_k", "pass_at_k_intervals", "program", "share_interval", "success_by_group",
+    "success_rate", "violation_rate", "wilson_interval",
 ]  # fmt: skip
 
 Point = tuple[float, float]
@@ -42,8 +44,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def infra_count(trajectories: Iterable[Trajectory]) -> int:
-    """Number of episodes without a verdict, which every other function leaves out."""
-    return sum(trajectory.reward is None for trajectory in trajectories)
+    """Number of episodes that our machinery left without a verdict."""
+    return sum(trajectory.reward is None and trajectory.verdict is not None for trajectory in trajectories)
+
+
+def cut_count(trajectories: Iterable[Trajectory]) -> int:
+    """Number of episodes that a wrapper, such as TimeLimit, cut before there was a verdict."""
+    return sum(trajectory.reward is None and trajectory.verdict is None for trajectory in trajectories)
 
 
 def success_rate(trajectories: Iterable[Trajectory]) -> float:
@@ -72,10 +79,9 @@ def violation_rate(
         channel: Look at this channel alone; by default an episode violates when any channel does.
 
     Raises:
-        ValueError: For an unknown channel, or a ``channel`` without a bound.
+        ValueError: For an unknown channel, a bound that is NaN, or a ``channel`` without a bound.
     """
-    for name in budget:
-        _check_channel(name)
+    _check_budget(budget)
     if channel is not None:
         _check_channel(channel)
         if channel not in budget:
@@ -85,9 +91,12 @@ def violation_rate(
 
 
 def in_budget_success(trajectories: Iterable[Trajectory], budget: Mapping[str, float]) -> float:
-    """Share of episodes that passed and spent no more than the budget on any channel, in [0, 1]."""
-    for name in budget:
-        _check_channel(name)
+    """Share of episodes that passed and spent no more than the budget on any channel, in [0, 1].
+
+    Raises:
+        ValueError: For an unknown channel, or a bound that is NaN.
+    """
+    _check_budget(budget)
     return _mean([one.success and not one.violates(dict(budget)) for one in _judged(trajectories)])
 
 
@@ -127,7 +136,7 @@ def pass_at_k_intervals(
         ``(mean, low, high)`` by k; three NaN where no task has enough episodes.
     """
     counts = [(len(own), sum(t.success for t in own)) for own in by_task(trajectories).values()]
-    return {k: _interval([pass_at_k(n, c, k) for n, c in counts if n >= k], seed, level) for k in ks}
+    return {k: mean_interval([pass_at_k(n, c, k) for n, c in counts if n >= k], seed, level) for k in ks}
 
 
 def success_by_group(trajectories: Iterable[Trajectory], seed: int, level: float = 0.95) -> dict[str, Interval]:
@@ -146,7 +155,7 @@ def success_by_group(trajectories: Iterable[Trajectory], seed: int, level: float
         if trajectory.group is not None:
             groups.setdefault(trajectory.group.name, []).append(trajectory)
     return {
-        name: _interval([_mean([t.success for t in own]) for own in by_task(groups[name]).values()], seed, level)
+        name: mean_interval([_mean([t.success for t in own]) for own in by_task(groups[name]).values()], seed, level)
         for name in sorted(groups)
     }
 
@@ -156,7 +165,14 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
     Args:
         points: ``(cost, success)`` pairs; less cost and more success are better.
+
+    Raises:
+        ValueError: If a number is not finite.
     """
+    points = list(points)
+    for point in points:
+        if not all(map(math.isfinite, point)):
+            raise ValueError(f"the point (cost, success) = {tuple(map(float, point))} must be of finite numbers")
     front: list[Point] = []
     for cost, success in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or success > front[-1][1]:
@@ -176,10 +192,10 @@ def pareto_auc(points: Iterable[Point], bound: float) -> float:
         bound: Cost at which the curve ends, in the unit of the costs.
 
     Raises:
-        ValueError: If ``bound`` is not positive.
+        ValueError: If ``bound`` is not positive, or a number is not finite.
     """
-    if not bound > 0:
-        raise ValueError(f"pareto_auc(bound={bound}): the bound must be more than 0")
+    if not 0 < bound < math.inf:
+        raise ValueError(f"pareto_auc(bound={bound}): the bound must be finite and more than 0")
     front = [point for point in pareto_front(points) if point[0] < bound]
     ends = [max(0.0, cost) for cost, _ in front[1:]] + [float(bound)]
     return sum(success * (end - max(0.0, cost)) for (cost, success), end in zip(front, ends, strict=False)) / float(
@@ -295,8 +311,17 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
 
 
-def _interval(values: Sequence[float], seed: int, level: float) -> Interval:
-    return (_mean(values), *bootstrap_interval(values, seed, level)) if values else (math.nan, math.nan, math.nan)
+def mean_interval(values: Sequence[float], seed: int, level: float = 0.95) -> Interval:
+    """``(mean, low, high)`` with the interval of :func:`bootstrap_interval`; three NaN where there are no values."""
+    return (_mean(values), *bootstrap_interval(values, seed, level)) if len(values) else (math.nan, math.nan, math.nan)
+
+
+def share_interval(hits: Sequence[bool], level: float = 0.95) -> Interval:
+    """``(share, low, high)`` of the episodes that are true, with the interval of :func:`wilson_interval`.
+
+    Of no episodes the share is NaN, and the interval (0, 1).
+    """
+    return (_mean(hits), *wilson_interval(sum(hits), len(hits), level))
 
 
 def _tail(level: float) -> float:
@@ -308,3 +333,10 @@ def _tail(level: float) -> float:
 def _check_channel(channel: str) -> None:
     if channel not in CHANNELS:
         raise ValueError(f"unknown channel {channel!r}; the channels are {', '.join(CHANNELS)}")
+
+
+def _check_budget(budget: Mapping[str, float]) -> None:
+    for channel, bound in budget.items():
+        _check_channel(channel)
+        if math.isnan(bound):
+            raise ValueError(f"the budget's bound for {channel!r} is NaN: it must be a number")

@@ -82,12 +82,14 @@ def run(out: Path, options: argparse.Namespace) -> None:
 
 def figures(trajectories: list[Trajectory]) -> np.ndarray:
     """FIGURES of every test task: shape [tasks, figures]; tasks in order, NaN where a verdict is missing."""
-    rows = []
-    for own in dict(sorted(by_task(trajectories).items())).values():
+    rows, judged = [], by_task(trajectories)
+    for task in sorted({(t.env_id, t.task_id) for t in trajectories}):
+        own = judged.get(task, [])
         n, c = len(own), sum(t.success for t in own)
         solved = [t for t in own if t.success]
         rates = [pass_at_k(n, c, k) if n >= k else np.nan for k in (1, 4, 8, 16)]
-        rows.append([*rates, distinct_call_sequences(own), distinct_call_sequences(solved)])
+        ways = [distinct_call_sequences(own), distinct_call_sequences(solved)] if own else [np.nan, np.nan]
+        rows.append([*rates, *ways])
     return np.array(rows, dtype=float)
 
 
@@ -96,11 +98,15 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     rng = np.random.default_rng(0)
     seeds, tasks = values.shape
     draws = [
-        float(np.nanmean(values[np.ix_(rng.integers(seeds, size=seeds), rng.integers(tasks, size=tasks))]))
-        for _ in range(2000)
+        _mean(values[np.ix_(rng.integers(seeds, size=seeds), rng.integers(tasks, size=tasks))]) for _ in range(2000)
     ]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(np.nanmean(values)), float(low), float(high)
+    low, high = np.nanquantile(draws, [0.025, 0.975]) if np.isfinite(draws).any() else (np.nan, np.nan)
+    return _mean(values), float(low), float(high)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is there; NaN of nothing."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
 def report(out: Path, options: argparse.Namespace) -> None:

@@ -20,14 +20,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from agent_gym import CHANNELS, read_trajectories
-from agent_gym.metrics import (
-    bootstrap_interval,
-    in_budget_success,
-    mean_cost,
-    success_rate,
-    violation_rate,
-    wilson_interval,
-)
+from agent_gym.metrics import mean_interval, share_interval
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = ("--rounds", "100", "--tasks-per-round", "60", "--parallel", "48", "--eval-episodes", "256")
@@ -74,17 +67,15 @@ def tested(folder: Path) -> dict[str, Any]:
     with path.open() as file:
         charged = json.loads(file.readline())["cost_total"]  # what an older run did not count is not 0, but not known
     figures: dict[str, Any] = {"generated tokens": json.loads(done.read_text())["generated_tokens"]}
-    for name, share in (
-        ("success@1", success_rate(episodes)),
-        ("in-budget success", in_budget_success(episodes, BUDGET)),
-        ("violation any", violation_rate(episodes, BUDGET)),
+    for name, hits in (
+        ("success@1", [t.success for t in episodes]),
+        ("in-budget success", [t.success and not t.violates(BUDGET) for t in episodes]),
+        ("violation any", [t.violates(BUDGET) for t in episodes]),
     ):
-        figures[name] = (share, *wilson_interval(round(share * len(episodes)), len(episodes)))
+        figures[name] = share_interval(hits)
     for name, channel in zip(MEANS, CHANNELS, strict=True):
-        if channel not in charged:
-            continue
-        own = [t.cost_total[channel] for t in episodes]
-        figures[name] = (mean_cost(episodes, channel), *bootstrap_interval(own, seed=0))
+        if channel in charged:
+            figures[name] = mean_interval([t.cost_total[channel] for t in episodes], seed=0)
     return figures
 
 

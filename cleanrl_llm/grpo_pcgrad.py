@@ -48,12 +48,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 import agent_gym
 from agent_gym import CHANNELS, Group, Step, Trajectory
 from agent_gym.metrics import (
-    bootstrap_interval,
     by_task,
     call_sequence,
     distinct_call_sequences,
     distinct_n,
     distinct_programs,
+    mean_interval,
     pass_at_k,
     pass_at_k_intervals,
     program,
@@ -374,6 +374,10 @@ class Policy(torch.nn.Module):
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def text(self, ids: list[int]) -> str:
+        """What was sampled, character by character: some tokenizers would tidy "x != y" up to "x!= y"."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def count(self, text: str) -> int:
         """Tokens of a message, its end included: what the environment charges for a turn and for an answer."""
         return len(self.encode(text)) + 1
@@ -469,7 +473,7 @@ def advance(
 ) -> None:
     """Play the sampled turn in the environment and append what it answers."""
     closed = ids[-1] == policy.eos
-    action = policy.tokenizer.decode(ids[:-1] if closed else ids, skip_special_tokens=False)
+    action = policy.text(ids[:-1] if closed else ids)
     begin = len(episode.ids)
     episode.ids += ids
     episode.logprobs += logprobs
@@ -1417,7 +1421,8 @@ def evaluate(
 
 def summary(trajectories: list[Trajectory], args: Args) -> dict[str, tuple[float, float, float]]:
     """Every figure of the table with its 95% interval, by bootstrap over tasks."""
-    table = {f"pass@{k}": one for k, one in pass_at_k_intervals(trajectories, seed=0).items() if not math.isnan(one[0])}
+    intervals = pass_at_k_intervals(trajectories, seed=0)
+    table = {f"pass@{k}": one for k, one in intervals.items() if k == 1 or not math.isnan(one[0])}
     tasks = list(by_task(trajectories).values())
     bounds = bounds_of(args)
     means: dict[str, list[float]] = {
@@ -1431,7 +1436,7 @@ def summary(trajectories: list[Trajectory], args: Args) -> dict[str, tuple[float
     for name, values in means.items():
         values = [value for value in values if not math.isnan(value)]
         if any(values):  # no row of zeros where no code was written, or no budget set
-            table[name] = (float(np.mean(values)), *bootstrap_interval(values, seed=0))
+            table[name] = mean_interval(values, seed=0)
     return table | {f"success, {name}": one for name, one in success_by_group(trajectories, seed=0).items()}
 
 
@@ -1531,6 +1536,8 @@ def draw_diversity(tables: dict[str, dict[str, tuple[float, float, float]]], pat
     from matplotlib.figure import Figure
 
     names = [name for name in next(iter(tables.values())) if name.startswith(("different", "distinct"))]
+    if not names:  # no episode reached a verdict
+        return
     figure = Figure(figsize=(2.6 * len(names), 3.6), layout="constrained")
     for axis, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         for at, table in enumerate(tables.values()):

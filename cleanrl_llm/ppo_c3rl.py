@@ -46,7 +46,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 import agent_gym
 from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
-from agent_gym.metrics import bootstrap_interval, wilson_interval
+from agent_gym.metrics import mean_interval, share_interval
 
 if sys.platform == "linux":
     # glibc hands every freed tensor back to the kernel and faults it in again, which on virtual machines takes longer
@@ -394,6 +394,10 @@ class Policy(torch.nn.Module):
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def text(self, ids: list[int]) -> str:
+        """What was sampled, character by character: some tokenizers would tidy "x != y" up to "x!= y"."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def count(self, text: str) -> int:
         """Tokens of a message, its end included: what the environment charges for a turn and for an answer."""
         return len(self.encode(text)) + 1
@@ -486,7 +490,7 @@ def advance(
 ) -> None:
     """Play the sampled turn in the environment and append what it answers."""
     closed = ids[-1] == policy.eos
-    action = policy.tokenizer.decode(ids[:-1] if closed else ids, skip_special_tokens=False)
+    action = policy.text(ids[:-1] if closed else ids)
     begin = len(episode.ids)
     episode.ids += ids
     episode.logprobs += logprobs
@@ -1214,14 +1218,9 @@ def summary(trajectories: list[Trajectory], args: Args) -> dict[str, tuple[float
     shares |= {f"violation {k}": [t.cost_total[k] > bounds[k] for t in counted] for k in CHANNELS}
     shares["violation any"] = [t.violates(bounds) for t in counted]
     shares["in-budget success"] = [t.success and not t.violates(bounds) for t in counted]
-    table = {}
-    for name, hits in shares.items():
-        low, high = wilson_interval(sum(hits), len(hits))
-        table[name] = (sum(hits) / len(hits), low, high)
+    table = {name: share_interval(hits) for name, hits in shares.items()}
     for k in CHANNELS:
-        costs = [t.cost_total[k] for t in counted]
-        low, high = bootstrap_interval(costs, seed=0)
-        table[f"mean {k}"] = (float(np.mean(costs)), low, high)
+        table[f"mean {k}"] = mean_interval([t.cost_total[k] for t in counted], seed=0)
     return table
 
 

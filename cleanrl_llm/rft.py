@@ -48,12 +48,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 import agent_gym
 from agent_gym import CHANNELS, Step, Trajectory
 from agent_gym.metrics import (
-    bootstrap_interval,
     call_sequence,
     in_budget_success,
+    mean_interval,
     pass_at_k,
+    share_interval,
     success_rate,
-    wilson_interval,
 )  # fmt: skip
 
 if sys.platform == "linux":
@@ -335,6 +335,10 @@ class Policy(torch.nn.Module):
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def text(self, ids: list[int]) -> str:
+        """What was sampled, character by character: some tokenizers would tidy "x != y" up to "x!= y"."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def count(self, text: str) -> int:
         """Tokens of a message, its end included: what the environment charges for a turn and for an answer."""
         return len(self.encode(text)) + 1
@@ -442,7 +446,7 @@ def play(
 def advance(policy: Policy, episode: Episode, ids: list[int], logprobs: list[float], limit: int) -> None:
     """Play the sampled turn in the environment and append what it answers."""
     closed = ids[-1] == policy.eos
-    action = policy.tokenizer.decode(ids[:-1] if closed else ids, skip_special_tokens=False)
+    action = policy.text(ids[:-1] if closed else ids)
     begin = len(episode.ids)
     episode.ids += ids
     episode.logprobs += logprobs
@@ -776,7 +780,7 @@ def sampled_here(policy: Policy, step: Step) -> bool:
     if not ids or max(ids) >= len(policy.tokenizer):
         return False
     closed = ids[-1] == policy.eos
-    return policy.tokenizer.decode(ids[:-1] if closed else ids, skip_special_tokens=False) == step.action
+    return policy.text(ids[:-1] if closed else ids) == step.action
 
 
 def tokenized(policy: Policy, dialogue: Dialogue) -> tuple[list[int], list[tuple[int, int]]]:
@@ -1166,21 +1170,15 @@ def summary(
     shares |= {f"violation {k}": [t.cost_total[k] > bounds[k] for t in counted] for k in CHANNELS}
     shares["violation any"] = [t.violates(bounds) for t in counted]
     shares["in-budget success"] = [t.success and not t.violates(bounds) for t in counted]
-    table = {}
-    for name, hits in shares.items():
-        low, high = wilson_interval(sum(hits), len(hits))
-        table[name] = (sum(hits) / len(hits), low, high)
+    table = {name: share_interval(hits) for name, hits in shares.items()}
     for k in CHANNELS:
-        costs = [t.cost_total[k] for t in counted]
-        low, high = bootstrap_interval(costs, seed=0)
-        table[f"mean {k}"] = (float(np.mean(costs)), low, high)
+        table[f"mean {k}"] = mean_interval([t.cost_total[k] for t in counted], seed=0)
     outcomes: dict[int | None, list[bool]] = {t.seed: [] for t in again}
     for t in (*counted, *again):
         if t.seed in outcomes and t.reward is not None:
             outcomes[t.seed].append(t.success)
     chances = [pass_at_k(len(own), sum(own), args.pass_k) for own in outcomes.values() if len(own) >= args.pass_k]
-    low, high = bootstrap_interval(chances, seed=0) if chances else (0.0, 1.0)
-    table[f"pass@{args.pass_k}"] = (float(np.mean(chances)) if chances else 0.0, low, high)
+    table[f"pass@{args.pass_k}"] = mean_interval(chances, seed=0)
     return table
 
 

@@ -166,7 +166,7 @@ def test_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setattr(bfcl, "find_spec", lambda name: None)
     for cached in (bfcl._package, bfcl._tasks):
         cached.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install agent-gym\[bfcl\]") as caught:
+    with pytest.raises(ImportError, match=r"pip install --no-deps bfcl-eval, then pip install mpmath \(with") as caught:
         gym.make("APIAgent-v0", tasks="bfcl")
     assert "\n" not in str(caught.value)
     monkeypatch.undo()

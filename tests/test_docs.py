@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 OWN_DOMAIN = (DOCS / "own_domain.py").read_text(encoding="utf-8")
+OWN_ENVIRONMENT = (DOCS / "own_environment.py").read_text(encoding="utf-8")
 TRAINER = (ROOT / "cleanrl_llm" / "ppo_c3rl.py").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -66,12 +67,33 @@ def test_gate_commands_print_what_the_page_shows(command, shown, tmp_path):
     assert run(shlex.split(command), tmp_path) == shown
 
 
-def test_own_domain_is_on_the_page_and_short():
-    page = (DOCS / "api_agent.md").read_text(encoding="utf-8")
-    assert f"```python\n{OWN_DOMAIN}```" in page
-    code = [line for line in OWN_DOMAIN.splitlines() if line.strip() and not line.strip().startswith(('"""', "#"))]
-    assert len(code) < 40
+@pytest.mark.parametrize(
+    ("text", "page", "most"), [(OWN_DOMAIN, "api_agent.md", 40), (OWN_ENVIRONMENT, "own_environment.md", 60)]
+)
+def test_own_code_is_on_the_page_and_short(text, page, most):
+    page = (DOCS / page).read_text(encoding="utf-8")
+    assert f"```python\n{text}```" in page
+    code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith(('"""', "#"))]
+    assert len(code) < most
     assert f"{len(code)} lines of code" in page
+
+
+def test_own_environment_is_sound_in_every_format(tmp_path):
+    code = """
+import gymnasium as gym
+import own_environment
+from gymnasium.utils.env_checker import check_env
+from agent_gym import PARSERS
+from agent_gym.gate import gate_task
+
+for parser in PARSERS:
+    env = gym.make("Safe-v0", parser=parser)
+    check_env(env.unwrapped)
+    for id, digest in env.unwrapped.task_list(20, 0):
+        assert not gate_task(env, id, 0), (id, gate_task(env, id, 0))
+    print(len(env.unwrapped.task_list(20, 0)))
+"""
+    assert run(["-W", "ignore", "-c", code], tmp_path).split() == ["20"] * 5
 
 
 def test_own_domain_registers_itself_with_sound_tasks(tmp_path):

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import agent_gym
 from agent_gym.env import Outcome
+from agent_gym.envs.api_agent import APIAgentEnv, Domain
 from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, run_tool
 from agent_gym.envs.api_agent.domains import NAMES
 from agent_gym.envs.api_agent.domains.calendar import Event, Room
@@ -104,11 +107,77 @@ def test_some_tools_are_never_needed(many: dict[str, list[APITask]]) -> None:
         assert any(tool.startswith("list_") for tool in idle)
 
 
+# ---- the domains argument ----
+
+OWN = ("auction", "zoo")  # of the user, registered in the other order
+
+
+@pytest.fixture(scope="module")
+def own_domains():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in reversed(OWN):
+            patch.setitem(DOMAINS, name, Domain(name))
+        yield
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from([*NAMES, *OWN]), min_size=1, max_size=9), st.randoms(), st.integers(0, 2**31))
+def test_the_order_of_domains_counts_for_nothing(own_domains, names: list[str], random, seed: int) -> None:
+    other = [*names, *random.sample(names, len(names) // 2)]
+    random.shuffle(other)
+    if not {*names} & {*NAMES}:
+        return  # own domains without a goal have no task
+    first, second = APIAgentEnv(domains=names), APIAgentEnv(domains=other)
+    assert first.domains == second.domains == tuple(name for name in (*NAMES, *OWN) if name in names)
+    assert first.levels == second.levels
+    assert first.reset(seed=seed) == second.reset(seed=seed)  # the tools' order, the request and the task's id
+    one, two = first.task, second.task
+    assert (one.world.hash, one.domains, one.calls, one.answer) == (two.world.hash, two.domains, two.calls, two.answer)
+    assert first.reset(options={"task": one.id}) == second.reset(options={"task": one.id})
+    assert second.task.calls == one.calls
+
+
+def test_all_domains_in_any_order_are_the_default() -> None:
+    default, turned = APIAgentEnv(), APIAgentEnv(domains=NAMES[::-1])
+    assert default.domains == turned.domains == NAMES
+    for task_id in ("train-3-42", "train-8-7"):
+        assert default.reset(options={"task": task_id}) == turned.reset(options={"task": task_id})
+
+
+def test_one_domain_may_stand_alone() -> None:
+    alone, listed = APIAgentEnv(domains="shop"), APIAgentEnv(domains=["shop"])
+    assert alone.domains == listed.domains == ("shop",)
+    assert alone.reset(seed=3) == listed.reset(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("domains", "says"),
+    [
+        ([], r"domains=\[\]: one name or a list of names; there are shop, calendar, mail, files, travel"),
+        ((), r"domains=\(\): one name or a list of names; there are shop"),
+        ("", r"domains: '' is not registered; there are shop"),
+        ("bank", r"domains: 'bank' is not registered; there are shop"),
+        ("shop,mail", r"domains: 'shop,mail' is not registered"),
+        (["shop", "bank"], r"domains: 'bank' is not registered"),
+        (5, r"domains=5: one name or a list of names"),
+        ([5], r"domains=\[5\]: one name or a list of names"),
+        (["shop", None], r"domains=\['shop', None\]: one name or a list"),
+        ([["shop"]], r"domains=\[\['shop'\]\]: one name or a list"),
+        (b"shop", r"domains=b'shop': one name or a list"),
+        (True, r"domains=True: one name or a list"),
+    ],
+)
+def test_wrong_domains_are_named(domains, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        APIAgentEnv(domains=domains)
+
+
 # ---- the gate, and necessity ----
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_gate(env: gym.Env, split: str) -> None:
+def test_gate(split: str) -> None:
+    env = gym.make("APIAgent-v0", split=split, disable_env_checker=True)
     faults = {task.id: gate_task(env, task.id, 0) for task in drawn(split, 152)}
     assert not {task_id: found for task_id, found in faults.items() if found}
 
@@ -174,8 +243,10 @@ def test_no_call_can_do_the_work_of_two(many: dict[str, list[APITask]]) -> None:
             assert not count or max(count.values()) == 1
 
 
-def test_every_call_is_necessary_by_replay(env: gym.Env) -> None:
-    for task in [task for split in SPLITS for task in drawn(split, 40)]:
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_call_is_necessary_by_replay(split: str) -> None:
+    env = gym.make("APIAgent-v0", split=split, disable_env_checker=True)
+    for task in drawn(split, 40):
         trajectory = play(env, task.id)
         assert trajectory.success
         deleted = [agent_gym.Delete(t) for t in range(len(task.calls))]

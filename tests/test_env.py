@@ -454,7 +454,7 @@ def test_wrong_use_is_named_with_a_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"'nope'.*'cascade'"):
         given.reset(options={"task": "nope"})
     (tmp_path / "bad").write_text('{"id": "a"}\n')
-    with pytest.raises(ValueError, match="line 1"):
+    with pytest.raises(ValueError, match="bad, record 1: the key 'request' is missing; the file has no task"):
         APIAgentEnv(tasks=str(tmp_path / "bad"))
 
 
@@ -469,11 +469,14 @@ def test_wrong_use_is_named_with_a_remedy(tmp_path):
         ({"id": "cascade"}, "the id 'cascade' is taken"),
     ],
 )
-def test_bad_task_file_is_named(tmp_path, changes, says):
+def test_bad_task_is_named_and_left_out(tmp_path, changes, says):
     path = write_tasks(tmp_path / "t", [TASKS[0], {**TASKS[1], **changes}])
-    with pytest.raises(ValueError, match="line 2: not a task") as caught:
-        APIAgentEnv(tasks=path)
-    assert says in str(caught.value)
+    with pytest.warns(UserWarning, match="t: 1 of 2 records were left out; record 2: ") as caught:
+        env = APIAgentEnv(tasks=path)
+    assert says in str(caught[0].message)
+    assert env.task_ids == ("cascade",)
+    (fault,) = env.left_out.values()
+    assert says in fault
     with pytest.raises(ValueError, match="the file has no task"):
         APIAgentEnv(tasks=write_tasks(tmp_path / "empty", []))
 

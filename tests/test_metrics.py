@@ -12,9 +12,10 @@ from agent_gym import Group, Step, Trajectory, metrics
 def made(status, calls=1.0, ms=10.0, names=(("f", {}),)):
     cost = {"tool_calls": calls, "output_tokens": 5.0, "latency_ms": ms}
     results = [{"name": name, "arguments": arguments, "content": ""} for name, arguments in names]
-    reward = {"pass": 1.0, "fail": 0.0, "infra": None}[status]
+    reward = {"pass": 1.0, "fail": 0.0, "infra": None, "cut": None}[status]
     steps = (Step("", "", cost, results, ""),)
-    return Trajectory("t", "e", {}, 0, steps, reward, {"status": status}, cost)
+    verdict = None if status == "cut" else {"status": status}
+    return Trajectory("t", "e", {}, 0, steps, reward, verdict, cost)
 
 
 EPISODES = [made("pass", 2, 10), made("pass", 4, 30), made("fail", 6, 50), made("fail", 1, 90), made("infra", 99, 999)]
@@ -31,6 +32,71 @@ def test_rates_leave_infra_out():
     assert metrics.in_budget_success(EPISODES, {"tool_calls": 3}) == 0.25
     assert metrics.in_budget_success(EPISODES, {}) == 0.5
     assert math.isnan(metrics.success_rate([EPISODES[-1]]))
+
+
+def test_an_episode_that_a_wrapper_cut_is_no_evidence_and_counted_apart():
+    cut = [made("cut", 50, 500), made("cut", 1, 1)]
+    assert (metrics.infra_count(EPISODES), metrics.cut_count(EPISODES)) == (1, 0)
+    assert (metrics.infra_count([*EPISODES, *cut]), metrics.cut_count([*EPISODES, *cut])) == (1, 2)
+    for figure in FIGURES.values():
+        assert repr(figure([*EPISODES, *cut])) == repr(figure(EPISODES))
+
+
+BUDGET = {"tool_calls": 3, "latency_ms": 50}
+FIGURES = {
+    "success_rate": metrics.success_rate,
+    "mean_cost": lambda found: metrics.mean_cost(found, "tool_calls"),
+    "violation_rate": lambda found: metrics.violation_rate(found, BUDGET),
+    "violation_rate of a channel": lambda found: metrics.violation_rate(found, BUDGET, "tool_calls"),
+    "in_budget_success": lambda found: metrics.in_budget_success(found, BUDGET),
+    "distinct_n": lambda found: metrics.distinct_n(found, 1),
+    "pass_at_k_intervals": lambda found: metrics.pass_at_k_intervals(found, seed=0),
+    "success_by_group": lambda found: metrics.success_by_group(found, seed=0),
+    "by_task": metrics.by_task,
+    "distinct_call_sequences": metrics.distinct_call_sequences,
+    "distinct_programs": metrics.distinct_programs,
+}
+NAN = math.nan
+OF_NOTHING = {
+    **dict.fromkeys(list(FIGURES)[:6], NAN), "pass_at_k_intervals": dict.fromkeys((1, 4, 8, 16), (NAN, NAN, NAN)),
+    "success_by_group": {}, "by_task": {}, "distinct_call_sequences": 0, "distinct_programs": 0,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("kinds", [(), ("infra",) * 3, ("cut",) * 2, ("infra", "cut")])
+def test_figures_of_no_verdict_at_all(figure, kinds):
+    assert repr(FIGURES[figure]([made(kind) for kind in kinds])) == repr(OF_NOTHING[figure])
+
+
+@pytest.mark.filterwarnings("error")
+def test_intervals_of_means_and_shares():
+    assert repr(metrics.mean_interval([], seed=0)) == repr((NAN, NAN, NAN))
+    assert repr(metrics.share_interval([])) == repr((NAN, 0.0, 1.0))
+    assert metrics.mean_interval([1.0, 2.0], 3) == (1.5, *metrics.bootstrap_interval([1.0, 2.0], 3))
+    assert metrics.share_interval([True, False, True]) == (2 / 3, *metrics.wilson_interval(2, 3))
+    assert metrics.share_interval([True, False], level=0.5) == (0.5, *metrics.wilson_interval(1, 2, 0.5))
+
+
+def test_a_bound_that_is_nan_is_refused():
+    for job in (metrics.violation_rate, metrics.in_budget_success):
+        with pytest.raises(ValueError, match="the budget's bound for 'latency_ms' is NaN"):
+            job(EPISODES, {"tool_calls": 3, "latency_ms": NAN})
+        assert job(EPISODES, {"tool_calls": math.inf}) in (0.0, 0.5)  # no bound
+
+
+@pytest.mark.parametrize("number", [NAN, math.inf, -math.inf, np.float32("nan")])
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_points_that_are_not_finite_are_refused(number, at, place):
+    found = [(2, 0.5), (6, 1.0)]
+    found.insert(place, (number, 0.4) if at == 0 else (4, number))
+    for job in (metrics.pareto_front, lambda points: metrics.pareto_auc(points, 10)):
+        with pytest.raises(ValueError, match=r"^the point \(cost, success\) = \(.*\) must be of finite numbers$"):
+            job(iter(found))
+    with pytest.raises(ValueError, match="the bound must be finite and more than 0"):
+        metrics.pareto_auc([(2, 0.5)], number)
 
 
 def test_unknown_channels_are_named():

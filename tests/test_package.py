@@ -1,5 +1,6 @@
 """What is installed, and what importing it costs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -89,3 +90,48 @@ def test_module_prefixed_id_and_spec_round_trip():
     second, info_again = again.reset(seed=3)
     assert first == second
     assert info == info_again
+
+
+STRICT_USER = """
+from collections.abc import Mapping
+
+import gymnasium as gym
+
+import agent_gym
+from agent_gym import Outcome, Tool, ToolEnv, Verdict, tool_env
+
+env = gym.make("APIAgent-v0", domains=["shop"])
+base: ToolEnv = tool_env(env)
+observation, info = env.reset(seed=1)
+for action in base.oracle():
+    observation, reward, terminated, truncated, info = env.step(action)
+print(base.cost_total["read_tokens"], base.task_hash, base.task_list(2, 0)[0], base.read("x").text)
+observation, reward, terminated, truncated, info = base.step({"role": "assistant", "content": "x"})
+snap = agent_gym.snapshot(env)
+agent_gym.restore(env, snap)
+
+
+class Mine(ToolEnv):
+    def _make_task(self, task_id: str | None) -> object:
+        return object()
+
+    def _tools(self) -> Mapping[str, Tool]:
+        return {}
+
+    def _execute(self, tool: Tool, arguments: dict[str, object]) -> Outcome:
+        return Outcome("x")
+
+    def _verify(self, answer: object) -> Verdict:
+        return Verdict("pass", "passed", 1.0)
+
+    def oracle(self) -> list[str]:
+        return []
+"""
+
+
+def test_a_users_code_passes_a_strict_type_checker(tmp_path):
+    (tmp_path / "user.py").write_text(STRICT_USER)
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "user.py"]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout

@@ -24,8 +24,9 @@ from agent_gym.envs.sql_agent.generate import LEVELS, compose, kind_of
 from agent_gym.envs.sql_agent.schemas import SCHEMAS
 from agent_gym.envs.sql_agent.syntax import alternatives, identifiers, order_keys, reads_clock, statements
 from agent_gym.envs.sql_agent.world import World
+from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
-from agent_gym.tools import HermesParser, ToolError
+from agent_gym.tools import ToolError
 from agent_gym.wrappers import RecordTrajectory
 
 DDL = (
@@ -942,7 +943,8 @@ def test_defog(tmp_path):
         {"db_name": "small", "question": "Broken?", "query": "SELECT nme FROM person"},
     ]  # fmt: skip
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    env = make(tasks=str(tmp_path))
+    with pytest.warns(UserWarning, match="4 of 5 records were left out; record 2: the gold depends on the clock"):
+        env = make(tasks=str(tmp_path))
     assert env.unwrapped.task_ids == ("small-1",)
     assert env.unwrapped.left_out == {
         "small-2": "the gold depends on the clock",
@@ -968,17 +970,21 @@ def test_defog(tmp_path):
         (["small"], "a record is a JSON object, not list"),
     ],
 )
-def test_bad_record_is_named(tmp_path, second, says):
-    with pytest.raises(ValueError, match=r"dev\.json, record 2: not a task") as error:
-        load_tasks(spider(tmp_path / "given", record("SELECT name FROM person"), second))
-    assert says in str(error.value)
+def test_bad_record_is_named_and_left_out(tmp_path, second, says):
+    with pytest.warns(UserWarning, match=r"dev\.json: 1 of 2 records were left out; record 2: ") as caught:
+        tasks, left_out = load_tasks(spider(tmp_path / "given", record("SELECT name FROM person"), second))
+    assert says in str(caught[0].message)
+    assert [task.id for task in tasks] == ["small-1"]
+    assert list(left_out) == ["record 2"]
+    assert says in left_out["record 2"]
 
 
 def test_bad_files_are_named(tmp_path):
     for name, text, says in (
-        ("cut", '{"id": ', "neither a JSON list nor JSON lines"),
+        ("cut", '{"id": ', "cut, record 1: not JSON: "),
+        ("list", '[{"id": 1},\n{"id": 2', "list: not JSON: "),
         ("empty", "", "the file has no task"),
-        ("latin", "\xe9", "neither a JSON list"),
+        ("latin", "\xe9", "latin, record 1: not UTF-8 text"),
     ):
         (tmp_path / name).write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=says):
@@ -986,7 +992,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="neither a file of records nor a folder with one of"):
         load_tasks(str(tmp_path))
     folder = spider(tmp_path / "given", record("SELECT name FROM person WHERE 0"))
-    with pytest.raises(ValueError, match="has no task: the gold's result is empty"):
+    with pytest.raises(ValueError, match="record 1: the gold's result is empty; the file has no task"):
         load_tasks(folder)
 
 
@@ -995,7 +1001,7 @@ def test_a_corrupt_database_is_named_and_one_that_rots_is_infra(tmp_path):
     path = tmp_path / "given" / "database" / "small" / "small.sqlite"
     good = path.read_bytes()
     path.write_text("this is no database" * 100)
-    with pytest.raises(ValueError, match=r"record 1: not a task: .*not a SQLite database that can be read"):
+    with pytest.raises(ValueError, match=r"record 1: .*not a SQLite database that can be read"):
         load_tasks(folder)
     page = 4096  # the header and the schema stay, the tables' pages are lost
     path.write_bytes(good[:page] + b"\xff" * (len(good) - page))

@@ -25,8 +25,9 @@ from agent_gym.envs.web_lite.page import Control, canonical_path, number_element
 from agent_gym.envs.web_lite.site import Request
 from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.tasks import compose, composition_split
+from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
-from agent_gym.tools import HermesParser, ToolError
+from agent_gym.tools import ToolError
 from agent_gym.wrappers import RecordTrajectory
 
 pytest.importorskip("selectolax", reason="WebLite-v0 reads pages with selectolax: pip install 'agent-gym[web]'")

@@ -90,7 +90,10 @@ def _package() -> Path:
     """Folder of the installed ``bfcl_eval``; found without importing it."""
     spec = find_spec("bfcl_eval")
     if spec is None or not spec.submodule_search_locations or find_spec("mpmath") is None:
-        raise ImportError("tasks='bfcl' needs the packages bfcl-eval and mpmath: pip install agent-gym[bfcl]")
+        raise ImportError(
+            "tasks='bfcl' needs the packages bfcl-eval and mpmath: pip install --no-deps bfcl-eval, then pip install "
+            "mpmath (with its dependencies, bfcl-eval brings more than 100 packages and an old numpy)"
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -106,7 +109,7 @@ def _class(name: str) -> type:
 
 
 def _read(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (_package() / "data" / path).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (_package() / "data" / path).read_bytes().splitlines()]
 
 
 # ---- tools -------------------------------------------------------------------------------------------------------

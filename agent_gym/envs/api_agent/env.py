@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.api_agent import domains as _builtin
@@ -22,7 +23,8 @@ from agent_gym.envs.api_agent.domain import (
     run_tool,
     tools_of,
 )
-from agent_gym.envs.api_agent.world import World
+from agent_gym.envs.api_agent.world import Record, World
+from agent_gym.records import Own, Text, checked, load_records
 from agent_gym.text import fenced
 from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
@@ -37,8 +39,10 @@ class APIAgentEnv(ToolEnv):
         split: ``"train"`` or ``"test"``: disjoint in entities and in compositions of goals.
         difficulty: Necessary tool calls of a task: a whole number from 1 to 8, or ``[least, most]``; by default
             every number the domains have tasks of. Distractors (records and whole domains) grow with it.
-        domains: Names of registered domains; all of the built-in ones by default.
-        tasks: Path of a JSONL file of tasks instead of the generator; see :func:`load_tasks`.
+        domains: Names of registered domains, or one name; all of the built-in ones by default. Their order counts
+            for nothing: the built-in ones keep theirs, others follow in alphabetical order.
+        tasks: Path of a JSONL file of tasks instead of the generator; see :func:`load_tasks`. ``left_out`` says which
+            of its records are no tasks, and why.
         **kwargs: See :class:`~agent_gym.env.ToolEnv`.
 
     Raises:
@@ -50,18 +54,17 @@ class APIAgentEnv(ToolEnv):
         *,
         split: str = "train",
         difficulty: int | Sequence[int] | None = None,
-        domains: Sequence[str] | None = None,
+        domains: str | Sequence[str] | None = None,
         tasks: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: choose 'train' or 'test'")
-        names = _builtin.NAMES if domains is None else tuple(domains)
-        if unknown := [name for name in names if name not in DOMAINS] or (None if names else ["(none)"]):
-            raise ValueError(f"domains: {unknown[0]!r} is not registered; there are {', '.join(DOMAINS)}")
+        names = _builtin.NAMES if domains is None else _in_order(domains)
         self.split, self.domains = split, names
-        self._given = {task.id: task for task in load_tasks(tasks)} if tasks else {}
+        given, self.left_out = ([], {}) if tasks is None else load_tasks(tasks)
+        self._given = {task.id: task for task in given}
         self.task_ids = tuple(self._given) or None
         levels = levels_of(names, split)
         if not levels and not self._given:
@@ -85,8 +88,7 @@ class APIAgentEnv(ToolEnv):
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
             calls, seed = int(parts[1]), int(parts[2])
-            if parts[0] != self.split:
-                raise ValueError(f"the task {task_id!r} is of the split {parts[0]!r}, not of this one's {self.split!r}")
+            self._check_split(parts[0], task_id)
             if 1 <= calls <= MOST_CALLS:
                 return compose(parts[0], calls, seed, self.domains)
         raise ValueError(f"unknown task id {task_id!r}: it reads split-calls-seed, such as 'train-3-42'")
@@ -174,38 +176,87 @@ def _compare(answer: Any, expected: dict[str, Any]) -> list[str]:
     return [f"answer.{k}: wrong value {dump(answer[k])}" for k, value in expected.items() if answer[k] != value]
 
 
-def load_tasks(path: str) -> list[APITask]:
+def _in_order(domains: Any) -> tuple[str, ...]:
+    """The named domains, each once, in the one order that all environments of the same domains share.
+
+    Raises:
+        ValueError: Unless there is a name, and all are registered.
+    """
+    names = (domains,) if isinstance(domains, str) else tuple(domains) if isinstance(domains, Iterable) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"domains={domains!r}: one name or a list of names; there are {', '.join(DOMAINS)}")
+    if unknown := [name for name in names if name not in DOMAINS]:
+        raise ValueError(f"domains: {unknown[0]!r} is not registered; there are {', '.join(DOMAINS)}")
+    others = sorted({*names} - {*_builtin.NAMES})
+    return (*(name for name in _builtin.NAMES if name in names), *others)
+
+
+class _Line(Own):
+    id: Text = Field(min_length=1)
+    request: Text
+    domains: list[Text]
+    tables: dict[Text, list[Any]]
+    calls: list[Any]
+    answer: dict[Text, Any] | None = None
+
+
+class _Call(Own):
+    name: Text
+    arguments: dict[Text, Any]
+
+
+def load_tasks(path: str) -> tuple[list[APITask], dict[str, str]]:
     """Tasks from a JSONL file, each line an object with ``id``, ``request``, ``domains``, ``tables`` (records by
     table), ``calls`` (the oracle's, each with ``name`` and ``arguments``) and, optionally, ``answer``.
 
+    Returns:
+        The tasks, and the records that are none: the fault by id, or by ``record N``. A warning says how many.
+
     Raises:
-        ValueError: Naming file, line and fault.
+        ValueError: If no record is a task, naming file, record and fault.
     """
-    if not Path(path).is_file():
+    if not isinstance(path, str | os.PathLike) or not os.path.exists(path):
         raise ValueError(f"tasks={path!r}: neither a built-in source ('bfcl') nor a file")
-    tasks: list[APITask] = []
-    seen: set[str] = set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            data = json.loads(line)
-            models = {name: model for d in data["domains"] for name, model in DOMAINS[d].tables.items()}
-            if unknown := sorted(set(data["tables"]) - set(models)):
-                raise ValueError(f"unknown table {unknown[0]!r}; there are {', '.join(models)}")
-            if data["id"] in seen:
-                raise ValueError(f"the id {data['id']!r} is taken by an earlier line")
-            tables = {
-                name: [model.model_validate(r) for r in data["tables"].get(name, [])] for name, model in models.items()
-            }
-            calls = tuple(Call(c["name"], c["arguments"]) for c in data["calls"])
-            tasks.append(
-                APITask(
-                    data["id"], data["request"], World.of(tables), tuple(data["domains"]), calls, data.get("answer")
-                )
-            )
-            seen.add(data["id"])
-            _ = tasks[-1].goal  # the oracle's calls must run
-        except (ValueError, KeyError, TypeError, ToolError) as error:
-            raise ValueError(f"{path}, line {number}: not a task: {type(error).__name__}: {error}") from error
-    if not tasks:
-        raise ValueError(f"tasks={path!r}: the file has no task")
-    return tasks
+    return load_records(Path(path), _task)
+
+
+def _task(number: int, record: dict[str, Any]) -> APITask:
+    line = checked(_Line, record)
+    domains = _in_order(line.domains)
+    models = {name: model for d in domains for name, model in DOMAINS[d].tables.items()}
+    tools = {name for d in domains for name in DOMAINS[d].tools}
+    if unknown := sorted({*line.tables} - {*models}):
+        raise ValueError(f"unknown table {unknown[0]!r}; there are {', '.join(models)}")
+    tables: dict[str, dict[str, Record]] = {name: {} for name in models}
+    for table, rows in line.tables.items():
+        for at, value in enumerate(rows):
+            row = checked(models[table], value, f"tables.{table}[{at}]")
+            if tables[table].setdefault(row.key, row) is not row:
+                raise ValueError(f"tables.{table}[{at}]: {row.key!r} is in the table already")
+    calls = []
+    for at, value in enumerate(line.calls):
+        call = checked(_Call, value, f"calls[{at}]")
+        if call.name not in tools:
+            close = "".join(f", did you mean {n!r}?" for n in difflib.get_close_matches(call.name, tools, 1))
+            raise ValueError(f"calls[{at}]: {call.name!r} is no tool of {', '.join(domains)}{close}")
+        _writable(call.arguments, f"calls[{at}].arguments")
+        calls.append(Call(call.name, call.arguments))
+    if line.answer is not None:
+        _writable(line.answer, "answer")
+        if faults := _compare(dump(line.answer), line.answer):
+            raise ValueError(f"no answer could be right: {faults[0]}")
+    world = World.of({name: table.values() for name, table in tables.items()})
+    task = APITask(line.id, line.request, world, domains, tuple(calls), line.answer)
+    try:
+        _ = task.goal
+    except ToolError as error:
+        raise ValueError(f"the oracle's calls do not run: {error}") from error
+    return task
+
+
+def _writable(value: Any, where: str) -> None:
+    """Whether a model can write ``value`` so that it is read; ValueError if not."""
+    try:
+        load(dump(value))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: no agent could write it: {error}") from None

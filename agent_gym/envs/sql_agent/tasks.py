@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -13,6 +12,7 @@ from typing import Any
 from agent_gym.envs.sql_agent.database import INSTRUCTIONS, Database, Result
 from agent_gym.envs.sql_agent.syntax import alternatives, reads_clock, statements
 from agent_gym.envs.sql_agent.world import World
+from agent_gym.records import Fault, Published, Text, checked, load_records
 from agent_gym.tools import Call, ToolError
 from agent_gym.verdict import InfraError
 
@@ -87,69 +87,79 @@ def load_tasks(source: str, instructions: int = INSTRUCTIONS) -> tuple[list[SQLT
         instructions: Bound of one query, golds included.
 
     Returns:
-        The tasks, and what was left out: the reason by id.
+        The tasks, and the records that are none: the fault by id, or by ``record N``. A warning says how many.
 
     Raises:
-        ValueError: Naming file, record and fault.
+        ValueError: If no record is a task, naming file, record and fault.
     """
     path = _records_file(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-    except ValueError as error:
-        raise ValueError(f"{path}: neither a JSON list nor JSON lines: {error}") from None
     databases: dict[str, Database] = {}
-    tasks: list[SQLTask] = []
-    left_out: dict[str, str] = {}
-    for number, record in enumerate(records, start=1):
-        try:
-            name, golds, request = _read(record)
-            if name not in databases:
-                databases[name] = _database(path.parent, name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path}, record {number}: not a task: {what}") from error
+
+    def read(number: int, record: dict[str, Any]) -> SQLTask:
+        name, golds, request, uses_now = _read(record)
+        if name not in databases:
+            databases[name] = _database(path.parent, name)
         task_id, world = f"{name}-{number}", World(databases[name])
         reason, sound = _sound(world, golds, instructions)
-        if record.get("uses_now") or any(map(reads_clock, golds)):
+        if uses_now or any(map(reads_clock, golds)):
             reason = "the gold depends on the clock"
         if reason:
-            left_out[task_id] = reason
-        else:
-            call = Call("submit_sql", {"query": sound[0]})
-            tasks.append(SQLTask(task_id, request, world, sound, calls=(call,)))
-    if not tasks:
-        why = f": {next(iter(left_out.values()))}" if left_out else ""
-        raise ValueError(f"{path}: the file has no task{why}")
-    return tasks, left_out
+            raise Fault(reason, task_id)
+        return SQLTask(task_id, request, world, sound, calls=(Call("submit_sql", {"query": sound[0]}),))
+
+    return load_records(path, read)
 
 
-def _records_file(source: str) -> Path:
-    path = Path(source)
-    if path.is_file():
-        return path
+def _records_file(source: Any) -> Path:
     names = [f"{stem}.{ext}" for stem in ("tasks", "dev", "test", "train") for ext in ("jsonl", "json")]
-    found = [path / name for name in names if (path / name).is_file()]
-    if not found:
-        raise ValueError(f"tasks={source!r}: neither a file of records nor a folder with one of {', '.join(names)}")
-    return found[0]
+    if isinstance(source, str | os.PathLike):
+        for path in (source, *(os.path.join(source, name) for name in names)):
+            if os.path.isfile(path):
+                return Path(path)
+    raise ValueError(f"tasks={source!r}: neither a file of records nor a folder with one of {', '.join(names)}")
 
 
-def _read(record: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
-    """Database, golds and request of a record of either form."""
-    if not isinstance(record, dict):
-        raise ValueError(f"a record is a JSON object, not {type(record).__name__}")
-    if "db_id" in record:  # Spider (arXiv:1809.08887); BIRD (arXiv:2305.03111) says SQL for query, and adds evidence
-        gold = record["SQL"] if "SQL" in record else record["query"]
-        name, notes, golds = record["db_id"], record.get("evidence"), statements(gold)[:1]
-    elif "db_name" in record:  # defog's sql-eval: alternatives by semicolon, sets of columns in braces
-        name, notes = record["db_name"], record.get("full_instructions") or record.get("instructions")
-        golds = [one for gold in statements(record["query"]) for one in alternatives(gold)]
+class _Record(Published):
+    question: Text
+    uses_now: bool | None = None
+
+
+class _Spider(_Record):
+    """Spider (arXiv:1809.08887); BIRD (arXiv:2305.03111) says SQL for query, and adds evidence."""
+
+    db_id: Text
+    query: Text | None = None
+    SQL: Text | None = None
+    evidence: Text | None = None
+
+
+class _Defog(_Record):
+    """defog's sql-eval: alternatives by semicolon, sets of columns in braces."""
+
+    db_name: Text
+    query: Text
+    instructions: Text | None = None
+    full_instructions: Text | None = None
+
+
+def _read(record: dict[str, Any]) -> tuple[str, tuple[str, ...], str, bool]:
+    """Database, golds and request of a record of either form, and whether its gold is said to depend on the clock."""
+    one: _Spider | _Defog
+    if "db_id" in record:
+        one = checked(_Spider, record)
+        gold = one.query if one.SQL is None else one.SQL
+        if gold is None:
+            raise ValueError("the key 'query' is missing")
+        name, notes, golds = one.db_id, one.evidence, statements(gold)[:1]
+    elif "db_name" in record:
+        one = checked(_Defog, record)
+        name, notes = one.db_name, one.full_instructions or one.instructions
+        golds = [query for gold in statements(one.query) for query in alternatives(gold)]
     else:
         raise ValueError("neither db_id nor db_name is there, so its form is not known")
     if not golds:
         raise ValueError("the gold query is empty")
-    return name, tuple(golds), f"{record['question']}\n{notes}" if notes else record["question"]
+    return name, tuple(golds), f"{one.question}\n{notes}" if notes else one.question, bool(one.uses_now)
 
 
 def _database(folder: Path, name: str) -> Database:

@@ -1,0 +1,487 @@
+"""Files of tasks: every record is checked when it is loaded; one that is no task is told and left out."""
+
+import json
+import math
+import random
+import sqlite3
+import warnings
+
+import gymnasium as gym
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shop_play import TASKS as SHOP
+
+from agent_gym.envs.api_agent.env import load_tasks as load_api
+from agent_gym.envs.code_agent import load_tasks as load_code
+from agent_gym.envs.sql_agent import load_tasks as load_sql
+from agent_gym.gate import gate_task
+from agent_gym.records import load_records
+
+CODE = {
+    "id": "double", "request": "Mend double.", "files": {"a.py": "def double(x):\n    return x\n"},
+    "entry_point": "a:double", "checker": "cases", "solution": {"a.py": "def double(x):\n    return 2 * x\n"},
+    "visible": [{"args": [1], "expected": 2}], "hidden": [{"args": [3], "expected": 6}],
+}  # fmt: skip
+ASSERTS = {
+    **{key: CODE[key] for key in ("request", "files", "entry_point", "solution")},
+    "id": "asserted", "checker": "asserts", "names": ["double"], "hidden": ["assert double(3) == 6"],
+}  # fmt: skip
+UNITTEST = {
+    **{key: CODE[key] for key in ("request", "files", "solution")},
+    "id": "tested", "checker": "unittest", "hidden": ["a_test.T.test"],
+    "test_files": {"a_test.py": "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        pass\n"},
+}  # fmt: skip
+MBPP = {"task_id": 7, "prompt": "Double it.", "code": "def double(x):\n  return x * 2", "test_imports": [],
+        "test_list": ["assert double(2) == 4"], "difficulty": "easy"}  # fmt: skip
+HUMAN = {"task_id": "Own/1", "prompt": "def half(x):\n", "entry_point": "half", "split": "test",
+         "canonical_solution": "    return x // 2\n", "test": "def check(c):\n    assert c(5) == 2\n"}  # fmt: skip
+FIX = {**HUMAN, "task_id": "Fix/1", "buggy_solution": "    return x / 2\n", "bug_type": "operator"}
+EXERCISE = {"slug": "twice", "instructions": "Double it.", "solution_files": {"a.py": "x = 1\n"}, "level": 3,
+            "test_files": UNITTEST["test_files"], "reference": {"a.py": "x = 2\n"}, "editor_files": {}}  # fmt: skip
+SPIDER = {"db_id": "small", "question": "Who?", "query": "SELECT name FROM person", "query_toks": ["SELECT"]}
+BIRD = {"db_id": "small", "question": "Who?", "SQL": "SELECT name FROM person", "evidence": "", "difficulty": "simple"}
+DEFOG = {"db_name": "small", "question": "Who?", "query": "SELECT {name, id} FROM person", "idx": 3}
+API = SHOP[2]
+
+
+def spell(record):
+    return record if isinstance(record, bytes) else json.dumps(record).encode()
+
+
+def write(folder, *records, name="tasks.jsonl"):
+    """A file of JSON lines, and the database of the SQL records beside it; bytes are lines as they are."""
+    (folder / "database").mkdir(exist_ok=True)
+    with sqlite3.connect(folder / "database" / "small.db") as db:
+        db.execute("CREATE TABLE IF NOT EXISTS person (id INTEGER PRIMARY KEY, name TEXT)")
+        db.execute("INSERT INTO person (name) VALUES ('Ann')")
+    (folder / name).write_bytes(b"".join(spell(record) + b"\n" for record in records))
+    return str(folder / name)
+
+
+def load_with_fault(load, tmp_path, good, bad):
+    """The fault of ``bad``, which stands between two sound records."""
+    first, last = good, {**good, **({"id": "last"} if "id" in good else {"task_id": 8} if "task_id" in good else {})}
+    path = write(tmp_path, first, bad, last)
+    with pytest.warns(UserWarning, match="1 of 3 records were left out") as caught:
+        tasks, left_out = load(path)
+    assert len(tasks) == 2
+    ((name, fault),) = left_out.items()
+    assert [str(one.message) for one in caught] == [f"{path}: 1 of 3 records were left out; record 2: {fault}"]
+    own = bad.get("id") if isinstance(bad, dict) else None
+    assert name == (own if isinstance(own, str) and own and own != good.get("id") else "record 2")
+    assert not any(word in fault for word in ("KeyError", "TypeError", "Traceback", "pydantic", "object at 0x"))
+    return fault
+
+
+# ---- the file ------------------------------------------------------------------------------------------------------
+
+LOADERS = {"code": (load_code, CODE), "api": (load_api, API), "sql": (load_sql, SPIDER)}
+
+
+@pytest.fixture(params=LOADERS)
+def loader(request):
+    return LOADERS[request.param]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"[1, 2]", "a record is a JSON object, not list"),
+        (b"5", "a record is a JSON object, not 5"),
+        (b'"text"', 'a record is a JSON object, not "text"'),
+        (b"null", "a record is a JSON object, not null"),
+        (b'{"id": ', "not JSON: "),
+        (b"{'id': 1}", "not JSON: "),
+        (b'{"id": "\xff\xfe"}', "not UTF-8 text"),
+        (b"\x89PNG\x00\x01", "not UTF-8 text"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply to be read"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "Exceeds the limit"),
+        (b'{"id": "x", "id": "y"}', "the key 'id' stands twice in one object"),
+    ],
+)
+def test_a_line_that_is_no_record_is_left_out(loader, tmp_path, line, says):
+    load, good = loader
+    assert says in load_with_fault(load, tmp_path, good, line)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_list_as_a_line_does_not_make_the_file_a_list(loader, tmp_path, place):
+    load, good = loader
+    records = [good, {**good, **({"id": "other"} if "id" in good else {})}]
+    records.insert(place, [1])
+    with pytest.warns(UserWarning, match=f"1 of 3 records were left out; record {place + 1}: a record is a JSON"):
+        tasks, _ = load(write(tmp_path, *records))
+    assert len(tasks) == 2
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85"])
+def test_lines_end_at_line_ends_alone(loader, tmp_path, odd):
+    load, good = loader
+    key = "question" if "question" in good else "request"
+    text = f"One{odd}two?"
+    record = {**good, key: text}
+    for end in ("\n", "\r\n", "\r"):
+        lines = [json.dumps({**record, **extra}, ensure_ascii=False) for extra in ({}, {"id": "b"})][
+            : 1 + ("id" in good)
+        ]
+        raw = end.join(lines).encode()  # what JSON must escape is escaped, the rest stands as it is
+        tasks, left_out = load(write(tmp_path, raw))
+        assert (len(tasks), left_out) == (len(lines), {})
+        assert tasks[0].request == text
+
+
+def test_blank_lines_a_byte_order_mark_and_a_json_list(loader, tmp_path):
+    load, good = loader
+    expected = load(write(tmp_path, good))[0][0].id
+    for raw in (
+        b"\n\n" + spell(good) + b"\n  \n", b"\xef\xbb\xbf" + spell(good), b"[" + spell(good) + b"]",
+        b"\xef\xbb\xbf\n[\n" + json.dumps(good, indent=1).encode() + b"\n]\n", b"[\n" + spell(good) + b"\n]",
+    ):  # fmt: skip
+        tasks, left_out = load(write(tmp_path, raw, name="tasks.json"))
+        assert ([task.id for task in tasks], left_out) == ([expected], {})
+
+
+def test_a_file_without_a_task_is_refused(loader, tmp_path):
+    load, _ = loader
+    for raw, says in (
+        (b"", r"tasks\.jsonl: the file has no task"),
+        (b"[]", r"tasks\.jsonl: the file has no task"),
+        (b"5\n6", r"tasks\.jsonl, record 1: a record is a JSON object, not 5; the file has no task"),
+        (b"\x00\xff\xfe binary \n\x80", r"tasks\.jsonl, record 1: not UTF-8 text; the file has no task"),
+        (b"[\n{}\n,,]", r"tasks\.jsonl: not JSON: .*line 3"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load(write(tmp_path, raw))
+
+
+def test_a_source_that_is_no_file_is_refused(loader, tmp_path, monkeypatch):
+    load, good = loader
+    for source in ("nowhere.jsonl", "", "x" * 5000, "a\0b", json.dumps(good), 5, True, [5], None, b"tasks", 1.5):
+        with pytest.raises(ValueError, match=r"^tasks=.*: neither .* nor a"):
+            load(source)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"cannot be read: Is a directory|neither a file of records nor a folder with"):
+        load(str(tmp_path / "folder"))
+    path = write(tmp_path, good)
+    assert len(load(tmp_path / "tasks.jsonl")[0]) == 1
+
+    def locked(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", locked)
+    with pytest.raises(ValueError, match=r"tasks\.jsonl cannot be read: Permission denied"):
+        load(path)
+
+
+def test_the_three_environments_agree(tmp_path):
+    for env_id, good, kwargs in (
+        ("CodeAgent-v0", CODE, {"sandbox": "process"}),
+        ("APIAgent-v0", API, {}),
+        ("SQL-v0", SPIDER, {}),
+    ):
+        with pytest.warns(UserWarning, match="1 of 2 records were left out; record 2: "):
+            env = gym.make(env_id, disable_env_checker=True, tasks=write(tmp_path, good, ["bad"]), **kwargs)
+        assert env.unwrapped.left_out == {"record 2": "a record is a JSON object, not list"}
+        assert len(env.unwrapped.task_ids) == 1
+        env.reset(seed=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sound = gym.make(env_id, disable_env_checker=True, tasks=write(tmp_path, good), **kwargs)
+            made = gym.make(env_id, disable_env_checker=True, **kwargs)
+        assert sound.unwrapped.left_out == made.unwrapped.left_out == {}
+        with pytest.raises(ValueError, match=r"^tasks='': neither"):
+            gym.make(env_id, disable_env_checker=True, tasks="", **kwargs)
+
+
+def test_every_fault_of_a_file_is_kept(tmp_path):
+    bad = [{**CODE, "id": name, "hidden": []} for name in ("a", "b")]
+    with pytest.warns(UserWarning, match=r"5 of 6 records were left out; record 1: a record is"):
+        tasks, left_out = load_code(write(tmp_path, 5, *bad, CODE, bad[0], {**CODE, "id": ["x"]}))
+    assert [task.id for task in tasks] == ["double"]
+    assert list(left_out) == ["record 1", "a", "b", "record 5", "record 6"]
+
+
+# ---- CodeAgent's own form ------------------------------------------------------------------------------------------
+
+WITHOUT = object()
+
+
+def changed(record, /, **changes):
+    return {key: value for key, value in {**record, **changes}.items() if value is not WITHOUT}
+
+
+@pytest.mark.parametrize("good", [CODE, ASSERTS, UNITTEST], ids=lambda good: good["checker"])
+def test_sound_records_of_our_own(tmp_path, good):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_code(write(tmp_path, good))[0][0].id == good["id"]
+        assert load_code(write(tmp_path, {**good, "visible": None}))[0][0].visible is None
+        assert load_code(write(tmp_path, {**good, "visible": []}))[0][0].visible is None
+
+
+@pytest.mark.parametrize("good", [CODE, ASSERTS, UNITTEST], ids=lambda good: good["checker"])
+def test_every_key_of_our_own_is_checked(tmp_path, good):
+    for key in good:
+        if key not in ("checker", "visible") and not (key == "entry_point" and good is UNITTEST):
+            fault = load_with_fault(load_code, tmp_path, good, changed({**good, "id": "bad"}, **{key: WITHOUT}))
+            assert fault == f"the key {key!r} is missing"
+        for wrong in (5, True, [5], {"a": 5}, "?" if not isinstance(good[key], str) else 1.5):
+            if key == "id" or wrong != good[key]:
+                bad = changed(good, **({"id": wrong} if key == "id" else {"id": "bad", key: wrong}))
+                assert key in load_with_fault(load_code, tmp_path, good, bad)
+
+
+@pytest.mark.parametrize(
+    ("good", "changes", "says"),
+    [
+        (CODE, {"kwargs": {}}, "the key 'kwargs' is unknown (known are id, request, files, "),
+        (CODE, {"hiden": []}, "the key 'hiden' is unknown, did you mean 'hidden'? (known are "),
+        (CODE, {"hidden": WITHOUT, "hiden": []}, "the key 'hiden' is unknown, did you mean 'hidden'?"),
+        (CODE, {"names": ["double"]}, "the key 'names' is unknown"),
+        (ASSERTS, {"test_files": {}}, "the key 'test_files' is unknown"),
+        (UNITTEST, {"setup": ""}, "the key 'setup' is unknown"),
+        (CODE, {"id": ""}, "id: String should have at least 1 character"),
+        (CODE, {"hidden": []}, "hidden: List should have at least 1 item after validation, not 0"),
+        (ASSERTS, {"hidden": []}, "hidden: List should have at least 1 item after validation, not 0"),
+        (UNITTEST, {"hidden": []}, "hidden: List should have at least 1 item after validation, not 0"),
+        (CODE, {"hidden": [[3]]}, "hidden[0] is a JSON object, not list"),
+        (CODE, {"hidden": [{"args": [3], "expect": 6}]}, "hidden[0]: the key 'expect' is unknown, did you mean 'exp"),
+        (CODE, {"visible": [{"args": [3], "kwargs": {}}]}, "visible[0]: the key 'kwargs' is unknown"),
+        (CODE, {"hidden": [*CODE["hidden"], {"args": [3]}]}, "hidden[1] needs one of the keys 'expected' and 'raises'"),
+        (CODE, {"hidden": [{"args": [3], "expected": 1, "raises": "E"}]}, "needs one of the keys"),
+        (CODE, {"hidden": [{"args": [3], "raises": None}]}, "hidden[0].raises should be a valid string"),
+        (CODE, {"hidden": [{"expected": 6}]}, "hidden[0]: the key 'args' is missing"),
+        (CODE, {"hidden": [{"args": 3, "expected": 6}]}, "hidden[0].args should be a list"),
+        (CODE, {"hidden": [{"args": {"x": 3}, "expected": 6}]}, "hidden[0].args should be a list"),
+        (CODE, {"hidden": [{"args": "(3,)", "expected": 6}]}, "hidden[0].args should be a list"),
+        (CODE, {"hidden": [{"args": [3], "expected": 6, "python": 1}]}, "hidden[0].python should be a valid boolean"),
+        (CODE, {"hidden": [{"args": [3], "expected": 6, "entry_point": 1}]}, "hidden[0].entry_point should be"),
+        (CODE, {"hidden": [{"args": "(3", "expected": "6", "python": True}]}, "hidden[0].args should be a string that"),
+        (CODE, {"hidden": [{"args": "f(3)", "expected": "6", "python": True}]}, "hidden[0].args should be a string"),
+        (CODE, {"hidden": [{"args": "3", "expected": "6", "python": True}]}, "hidden[0].args should be a list"),
+        (CODE, {"hidden": [{"args": "(3,)", "expected": 6, "python": True}]}, "hidden[0].expected should be a string"),
+        (CODE, {"hidden": [{"args": "(3,)", "expected": "{[1]}", "python": True}]}, "hidden[0].expected should be a"),
+        (CODE, {"hidden": [{"args": "(3,)", "expected": "-" * 9999 + "1", "python": True}]}, "hidden[0].expected sho"),
+        (CODE, {"hidden": [{"args": "(3,)", "expected": "...", "python": True}]}, "hidden[0].expected must be plain"),
+        (CODE, {"hidden": [{"args": "([...],)", "expected": "1", "python": True}]}, "hidden[0].args must be plain"),
+        (CODE, {"hidden": [{"args": [3], "expected": math.nan}]}, "hidden[0].expected is NaN: a number must be finite"),
+        (CODE, {"visible": [{"args": [3], "expected": [{"a": [-math.inf]}]}]}, "visible[0].expected[0].a[0] is -Inf"),
+        (CODE, {"hidden": [{"args": [math.inf], "expected": 1}]}, "hidden[0].args[0] is Infinity: a number must be"),
+        (CODE, {"hidden": [{"args": [3], "expected": "x" * (1 << 20)}]}, "hidden[0].expected does not fit through"),
+        (CODE, {"visible": [{"args": [3], "expected": [0] * 300_000}]}, "visible[0].expected does not fit through"),
+        (CODE, {"hidden": [{"args": [3], "expected": 10**4290}]}, "hidden[0].expected does not fit through"),
+        (CODE, {"hidden": [{"args": [10**4290], "expected": 1}]}, "hidden[0].args does not fit through"),
+        (CODE, {"files": {}}, "files: Dictionary should have at least 1 item"),
+        (CODE, {"files": {"/etc/a.py": "x = 1\n"}}, "'/etc/a.py' is not a relative path"),
+        (CODE, {"files": {**CODE["files"], "../b.py": ""}}, "'../b.py' is not a relative path"),
+        (CODE, {"solution": {"../a.py": "x = 1\n"}}, "the solution cannot be written: '../a.py' is not a relative"),
+        (CODE, {"solution": {"a.py": "#" * 300_000}}, "the solution cannot be written: a.py would have"),
+        (CODE, {"solution": {"a.py/b.py": ""}}, "the solution cannot be written"),
+        (CODE, {"request": "\ud800"}, "request: 'utf-8' codec can't encode"),
+        (CODE, {"files": {"a.py": "\ud800"}}, "files.a.py: 'utf-8' codec can't encode"),
+        (CODE, {"entry_point": "double", "files": {**CODE["files"], "b.py": ""}}, "it reads 'module:function'"),
+        (ASSERTS, {"hidden": ["assert double(3 == 6"]}, "is not Python"),
+        (ASSERTS, {"visible": ["return 1"]}, "does not compile"),
+        (ASSERTS, {"setup": "import ("}, "is not Python"),
+        (ASSERTS, {"hidden": ["assert " + "(" * 300 + "1" + ")" * 300]}, "is not Python"),
+        (ASSERTS, {"hidden": [5]}, "hidden[0] should be a valid string, not 5"),
+        (UNITTEST, {"test_files": {"/a_test.py": ""}}, "'/a_test.py' is not a relative path"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_our_own_form_is_named(tmp_path, good, changes, says):
+    bad = changed({**good, "id": "bad"}, **changes)
+    assert says in load_with_fault(load_code, tmp_path, good, bad)
+
+
+def nested(value, depth):
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_an_expected_value_too_deep_for_the_channel(tmp_path):
+    for depth in (401, 600):
+        bad = {**CODE, "id": "bad", "hidden": [{"args": [3], "expected": nested(1, depth)}]}
+        fault = load_with_fault(load_code, tmp_path, CODE, bad)
+        assert (
+            fault
+            == "hidden[0].expected does not fit through the sandbox's channel: nested more than 400 deep, or a cycle"
+        )
+    deep = {**CODE, "hidden": [{"args": [3], "expected": nested("\ud800", 390)}]}
+    assert load_code(write(tmp_path, deep))[0][0].hidden[0].expected == nested("\ud800", 390)
+
+
+def test_python_literals_and_raises(tmp_path):
+    hidden = [
+        {"args": "({1, 2}, b'a')", "expected": "(1, {2: 3j})", "python": True},
+        {"args": "[1]", "raises": "ValueError", "python": True, "entry_point": "other"},
+        {"args": [1], "expected": None},
+    ]
+    (task,), _ = load_code(write(tmp_path, {**CODE, "hidden": hidden}))
+    assert task.hidden[0].args == ({1, 2}, b"a")
+    assert task.hidden[0].expected == (1, {2: 3j})
+    assert (task.hidden[1].expected.name, task.hidden[1].entry_point) == ("ValueError", "other")
+    assert task.hidden[2].expected is None
+
+
+# ---- published forms -----------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "mbpp": (load_code, MBPP, {"test_imports", "difficulty"}), "humaneval": (load_code, HUMAN, {"split"}),
+    "humanevalfix": (load_code, FIX, {"bug_type", "split"}), "spider": (load_sql, SPIDER, {"query_toks"}),
+    "exercism": (load_code, EXERCISE, {"editor_files", "level"}), "defog": (load_sql, DEFOG, {"idx"}),
+    "bird": (load_sql, BIRD, {"evidence", "difficulty"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_published_records_may_hold_more_and_what_is_read_is_checked(tmp_path, form):
+    load, good, optional = PUBLISHED[form]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tasks, left_out = load(write(tmp_path, {**good, "more": [1], "expect": 5, "none": math.nan}))
+    assert (len(tasks), left_out) == (1, {})
+    read = {"mbpp": MBPP, "humaneval": HUMAN, "humanevalfix": FIX}.get(form, good).keys() - {
+        "difficulty", "split", "bug_type", "level", "query_toks", "idx"
+    }  # fmt: skip
+    for key in read:
+        for wrong in ({"a": 5}, [5], 1.5, True):
+            path = write(tmp_path, good, {**good, key: wrong})
+            with pytest.warns(UserWarning, match="1 of 2 records were left out; record 2: ") as caught:
+                assert len(load(path)[0]) == 1
+            assert key in str(caught[0].message)
+        if key not in optional:
+            path = write(tmp_path, good, changed(good, **{key: WITHOUT}))
+            with pytest.warns(UserWarning, match="1 of 2 records were left out; record 2: "):
+                load(path)
+
+
+@pytest.mark.parametrize(
+    ("load", "bad", "says"),
+    [
+        (load_code, {**MBPP, "code": "def double(x:"}, "code is not Python: "),
+        (load_code, {**MBPP, "code": "double = 1"}, "no function of the code occurs in the tests"),
+        (load_code, {**MBPP, "test_list": []}, "test_list: List should have at least 1 item"),
+        (load_code, {**MBPP, "test_list": ["assert double("]}, "is not Python"),
+        (load_code, {**HUMAN, "test": "def check(c:"}, "is not Python"),
+        (load_code, {**EXERCISE, "test_files": {"a_test.py": "class ("}}, "a_test.py is not Python"),
+        (load_code, {**EXERCISE, "test_files": {"a_test.py": "x = 1"}}, "tests: there are none"),
+        (load_code, {"question": 1}, "none of the keys checker, "),
+        (load_sql, {**SPIDER, "uses_now": "yes"}, "uses_now should be a valid boolean"),
+        (load_sql, {**DEFOG, "query": 5}, "query should be a valid string, not 5"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_published_form_is_named(tmp_path, load, bad, says):
+    good = SPIDER if load is load_sql else MBPP
+    with pytest.warns(UserWarning, match="1 of 2 records were left out") as caught:
+        load(write(tmp_path, good, bad))
+    assert says in str(caught[0].message)
+
+
+# ---- APIAgent's form -----------------------------------------------------------------------------------------------
+
+CALL = {"name": "get_order", "arguments": {"order_id": "O2003"}}
+ORDER = {"id": "O1", "customer": "C1001", "item": "Vase", "status": "sent"}
+
+
+def test_every_key_of_a_shop_task_is_checked(tmp_path):
+    for key in API:
+        if key != "answer":
+            bad = changed({**API, "id": "bad"}, **{key: WITHOUT})
+            assert load_with_fault(load_api, tmp_path, API, bad) == f"the key {key!r} is missing"
+        for wrong in (5, True, [5], "?" if not isinstance(API[key], str) else {"a": 5}):
+            bad = changed(API, **({"id": wrong} if key == "id" else {"id": "bad", key: wrong}))
+            assert key in load_with_fault(load_api, tmp_path, API, bad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"traps": []}, "the key 'traps' is unknown (known are id, request, domains, tables, calls, answer)"),
+        ({"outputs": ["sent"]}, "the key 'outputs' is unknown"),
+        ({"anwser": {}}, "the key 'anwser' is unknown, did you mean 'answer'?"),
+        ({"answer": [1, 2]}, "answer should be a valid dictionary, not list"),
+        ({"answer": {"a": math.nan}}, "answer.a is NaN: a number must be finite"),
+        ({"answer": {"a": [{"b": math.inf}]}}, "answer.a[0].b is Infinity: a number must be finite"),
+        ({"calls": [{"name": "get_order", "arguments": {"order_id": math.nan}}]}, "calls[0].arguments.order_id is NaN"),
+        ({"answer": "sent"}, 'answer should be a valid dictionary, not "sent"'),
+        ({"answer": {"a": nested(1, 70)}}, "answer: no agent could write it: nested more than"),
+        ({"answer": {"a": nested(1, 800)}}, "answer: no agent could write it: "),
+        ({"answer": {"a": "\ud800"}}, "answer: no agent could write it: "),
+        ({"domains": []}, "domains=[]: one name or a list of names; there are shop, "),
+        ({"domains": [["shop"]]}, "domains[0] should be a valid string"),
+        ({"domains": ["bank"]}, "'bank' is not registered; there are shop"),
+        ({"tables": {"order": []}}, "unknown table 'order'; there are customers, orders, products"),
+        ({"tables": {"orders": {}}}, "tables.orders should be a valid list, not dict"),
+        ({"tables": {"orders": [5]}}, "tables.orders[0] is a JSON object, not 5"),
+        ({"tables": {"orders": [ORDER, {**ORDER, "id": 5}]}}, "tables.orders[1].id should be a valid string, not 5"),
+        ({"tables": {"orders": [{**ORDER, "color": "red"}]}}, "tables.orders[0]: the key 'color' is unknown"),
+        ({"tables": {"orders": [{**ORDER, "status": "lost"}]}}, "tables.orders[0].status should be 'open', 'sent'"),
+        ({"tables": {"orders": [ORDER, ORDER]}}, "tables.orders[1]: 'O1' is in the table already"),
+        ({"calls": [5]}, "calls[0] is a JSON object, not 5"),
+        ({"calls": [{"arguments": {}}]}, "calls[0]: the key 'name' is missing"),
+        ({"calls": [{"name": "get_order"}]}, "calls[0]: the key 'arguments' is missing"),
+        ({"calls": [CALL, {**CALL, "id": "1"}]}, "calls[1]: the key 'id' is unknown (known are name, arguments)"),
+        ({"calls": [{"name": "get_oder", "arguments": {}}]}, "calls[0]: 'get_oder' is no tool of shop, did you mean '"),
+        ({"calls": [{"name": "submit", "arguments": {}}]}, "calls[0]: 'submit' is no tool of shop"),
+        ({"calls": [{"name": "get_order", "arguments": "O1"}]}, "calls[0].arguments should be a valid dictionary"),
+        ({"calls": [{"name": "get_order", "arguments": {}}]}, "the oracle's calls do not run: get_order: argument"),
+        ({"calls": [{"name": "get_order", "arguments": {"order_id": "O9"}}]}, "do not run: there is no 'O9' in orders"),
+        ({"calls": [{"name": "get_order", "arguments": {"order_id": nested(1, 90)}}]}, "calls[0].arguments: no agent"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_shop_task_is_named(tmp_path, changes, says):
+    assert says in load_with_fault(load_api, tmp_path, API, changed({**API, "id": "bad"}, **changes))
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=5)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([CODE, ASSERTS, UNITTEST, MBPP, HUMAN, FIX, EXERCISE, SPIDER, BIRD, DEFOG, API]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | ANY_TEXT,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
+        max_leaves=8,
+    ),
+    st.integers(0, 2**32),
+)
+def test_whatever_a_record_holds_it_is_a_task_or_left_out(tmp_path, good, value, seed):
+    """Some place of a sound record is overwritten with any JSON, or taken out."""
+    record, rng = json.loads(json.dumps(good)), random.Random(seed)
+    place = record
+    while True:
+        key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+        if not (isinstance(place[key], dict | list) and place[key]) or rng.random() < 0.4:
+            break
+        place = place[key]
+    if rng.random() < 0.2:
+        del place[key]
+    else:
+        place[key] = value
+    env_id, load = ("APIAgent-v0", load_api) if good is API else (None, load_code)
+    if good in (SPIDER, BIRD, DEFOG):
+        env_id, load = "SQL-v0", load_sql
+    path, fault = write(tmp_path, record), None
+    try:
+        (task,), left_out = load(path)
+    except ValueError as error:
+        fault = str(error)
+    if fault is not None:
+        assert fault.startswith(f"{path}, record 1: ")
+        assert fault.endswith("; the file has no task")
+        assert "\n" not in fault
+        return
+    assert left_out == {}
+    if env_id:
+        gate_task(gym.make(env_id, disable_env_checker=True, tasks=path), task.id, 0)  # nothing raises in mid-episode
+
+
+def test_load_records_keeps_a_readers_own_mistakes_visible(tmp_path):
+    """Only ValueError says that a record is no task."""
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(ZeroDivisionError):
+        load_records(path, lambda number, record: 1 / 0)
