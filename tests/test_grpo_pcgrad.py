@@ -38,7 +38,8 @@ def load_module(path):
     return module
 
 
-load_module(DEMO.with_name("first_light.py"))  # what it imports
+first_light = load_module(DEMO.with_name("first_light.py"))  # what the others import
+rft_budget = load_module(DEMO.with_name("rft_budget.py"))
 demo = load_module(DEMO)  # a small environment of two task types, whose module gym.make finds again by its name
 trainer = load_module(SCRIPT)
 
@@ -765,6 +766,32 @@ def test_files_hold_strict_json(finished):
         for t in agent_gym.read_trajectories(path):
             assert t.env_kwargs["budget"] == {}
             assert re.fullmatch("[0-9a-f]{32}", t.task_hash)
+
+
+def test_reports_of_runs_from_before_a_channel_have_a_dash(finished, tmp_path):
+    """What was not counted then is not known, and not 0."""
+    table = json.loads((finished / "result.json").read_text())["tables"]["final"]
+    keys = ("pass@1", "mean output_tokens", "mean read_tokens")
+    old = {name: figure for name, figure in table.items() if name != "mean read_tokens"}
+    now = first_light.cells([first_light.figures(table, keys)] * 2, None).split(" | ")
+    assert "-" not in now
+    mixed = first_light.cells([first_light.figures(table, keys), first_light.figures(old, keys)], None)
+    assert mixed.split(" | ") == [*now[:2], "-", *now[3:]]
+
+    folder = tmp_path / "old" / "runs" / "run"
+    shutil.copytree(finished, folder)
+    assert rft_budget.tested(tmp_path / "old")["mean read_tokens"][0] == pytest.approx(table["mean read_tokens"][0])
+    lines = []
+    for line in (finished / "trajectories" / "test_final.jsonl").read_text().splitlines():
+        data = json.loads(line)
+        for cost in (data["cost_total"], *(step["cost"] for step in data["steps"])):
+            del cost["read_tokens"]
+        lines.append(json.dumps(data) + "\n")
+    (folder / "trajectories" / "test_final.jsonl").write_text("".join(lines))
+    figures = rft_budget.tested(tmp_path / "old")
+    assert "mean read_tokens" not in figures
+    assert figures["mean output_tokens"][0] == pytest.approx(table["mean output_tokens"][0])
+    assert rft_budget.cell([]) == "-"
 
 
 def test_what_a_wrapper_cuts_has_no_verdict(policy, checkpoint, tmp_path, monkeypatch):
