@@ -268,6 +268,12 @@ class ToolEnv(gym.Env[str, str], ABC):
             raise ValueError(f"unknown task id {task_id!r}; the first of {len(ids)} is {ids[0]!r}")
         return given[task_id]
 
+    def _check_split(self, split: str, task_id: str) -> None:
+        """See that a task of a split may be named here."""
+        if split != self.split:  # type: ignore[attr-defined]
+            own = self.split  # type: ignore[attr-defined]
+            raise ValueError(f"the task {task_id!r} is of the split {split!r}, not of this environment's {own!r}")
+
     def _task_type(self) -> str:
         """What kind of task the current one is: what it asks for, not how hard it is."""
         return "task"

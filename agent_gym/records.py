@@ -13,6 +13,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from agent_gym.text import split_lines
+
 __all__ = ["Fault", "Own", "Published", "Text", "checked", "load_records"]
 
 Text = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
@@ -33,10 +35,10 @@ class Fault(ValueError):
 
     Args:
         sentence: Says what is wrong, where, and what would be right.
-        id: Of the task that it would have been, where the record itself has none.
+        id: Of the task that it would have been, where that is not the record's ``id``.
     """
 
-    def __init__(self, sentence: str, id: str | None = None) -> None:
+    def __init__(self, sentence: str, id: str) -> None:
         super().__init__(sentence)
         self.id = id
 
@@ -82,8 +84,9 @@ def load_records(path: Path, read: Callable[[int, dict[str, Any]], T]) -> tuple[
         except ValueError as fault:
             name = fault.id if isinstance(fault, Fault) else record.get("id") if isinstance(record, dict) else None
             known = isinstance(name, str) and name and name not in tasks and name not in left_out
-            left_out[name if known else f"record {number}"] = str(fault)  # type: ignore[index]
-            first = first or f"record {number}: {fault}"
+            said = " ".join(split_lines(str(fault)))  # what it quotes of the record may have several
+            left_out[name if known else f"record {number}"] = said  # type: ignore[index]
+            first = first or f"record {number}: {said}"
     if not tasks:
         raise ValueError(f"{path}, {first}; the file has no task" if first else f"{path}: the file has no task")
     if left_out:

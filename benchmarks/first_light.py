@@ -108,7 +108,7 @@ def report(out: Path) -> None:
     starts = [table(out / "warm" / str(seed)) for seed in SEEDS]
     result: dict[str, Any] = {"tokens": TOKENS, "test_tasks": EVAL, "seeds": SEEDS, "warm_start": starts, "methods": {}}
     lines = ["| method | kept setting | " + " | ".join(keys) + " | area |", "|---" * (len(keys) + 3) + "|"]
-    lines.append(f"| warm start | | {cells([[t[k][0] for k in keys] for t in starts], None)} |")
+    lines.append(f"| warm start | | {cells([figures(t, keys) for t in starts], None)} |")
     for method, (knob, settings) in KNOBS.items():
         folders = [place(out, method, chosen[method], seed) for seed in SEEDS]
         tables, curves = [table(folder) for folder in folders], []
@@ -124,9 +124,7 @@ def report(out: Path) -> None:
             "in_budget_curve": [[row["charts/in_budget_success"] for row in curve] for curve in curves],
             "tokens_curve": [[row["charts/generated_tokens"] for row in curve] for curve in curves],
         }
-        lines.append(
-            f"| {method} | {knob} {chosen[method]} | {cells([[t[k][0] for k in keys] for t in tables], areas)} |"
-        )
+        lines.append(f"| {method} | {knob} {chosen[method]} | {cells([figures(t, keys) for t in tables], areas)} |")
     text = "\n".join(lines)
     write(ROOT / "benchmarks" / "first_light.json", json.dumps(result, indent=1) + "\n")
     write(ROOT / "docs" / "first_light.md", text + "\n")
@@ -150,11 +148,19 @@ def area(curve: list[dict[str, Any]]) -> float:
     return float(np.average([row["charts/in_budget_success"] for row in curve], weights=tokens))
 
 
+def figures(table: dict[str, Any], keys: tuple[str, ...]) -> list[float]:
+    """The figures of a table by name; NaN for those that are not known, or that an older run does not have."""
+    found = (table.get(key, [None])[0] for key in keys)
+    return [np.nan if one is None else one for one in found]
+
+
 def cells(rows: list[list[float]], areas: list[float] | None) -> str:
-    """Mean over the seeds and, in brackets, each seed."""
+    """Mean over the seeds and, in brackets, each seed; a dash where a figure is not known."""
     columns = [*zip(*rows, strict=True), *([areas] if areas else [])]
 
     def one(values: Any) -> str:
+        if np.isnan(values).any():
+            return "-"
         digits = 2 if max(values) < 20 else 0
         return f"{np.mean(values):.{digits}f} ({' '.join(f'{v:.{digits}f}' for v in values)})"
 

@@ -62,7 +62,10 @@ def tested(folder: Path) -> dict[str, Any]:
     """The figures of a finished run, from its last test: mean and 95% interval by name, and the tokens it took."""
     done = next(folder.glob("runs/*/result.json"))
     tests = [done.parent / "trajectories" / "test_final.jsonl", *sorted(done.parent.glob("trajectories/test_round_*"))]
-    episodes = [t for t in read_trajectories(next(t for t in reversed(tests) if t.exists())) if t.reward is not None]
+    path = next(t for t in reversed(tests) if t.exists())
+    episodes = [t for t in read_trajectories(path) if t.reward is not None]
+    with path.open() as file:
+        charged = json.loads(file.readline())["cost_total"]  # what an older run did not count is not 0, but not known
     figures: dict[str, Any] = {"generated tokens": json.loads(done.read_text())["generated_tokens"]}
     for name, hits in (
         ("success@1", [t.success for t in episodes]),
@@ -71,7 +74,8 @@ def tested(folder: Path) -> dict[str, Any]:
     ):
         figures[name] = share_interval(hits)
     for name, channel in zip(MEANS, CHANNELS, strict=True):
-        figures[name] = mean_interval([t.cost_total[channel] for t in episodes], seed=0)
+        if channel in charged:
+            figures[name] = mean_interval([t.cost_total[channel] for t in episodes], seed=0)
     return figures
 
 
@@ -92,7 +96,7 @@ def report(options: argparse.Namespace) -> None:
     }  # fmt: skip
     lines = ["| method | " + " | ".join(KEYS) + " | generated tokens |", "|---" * (len(KEYS) + 2) + "|"]
     for name, own in rows.items():
-        cells = [cell([figures[key][0] for figures in own]) for key in KEYS]
+        cells = [cell([figures[key][0] for figures in own if key in figures]) for key in KEYS]
         lines.append(f"| {name} | {' | '.join(cells)} | {cell([figures['generated tokens'] for figures in own])} |")
     text = "\n".join(lines)
     first_light.write(ROOT / "benchmarks" / "rft_budget.json", json.dumps(found, indent=1) + "\n")
@@ -102,7 +106,9 @@ def report(options: argparse.Namespace) -> None:
 
 
 def cell(values: list[float]) -> str:
-    """Mean over the seeds and, in brackets, each seed."""
+    """Mean over the seeds and, in brackets, each seed; a dash where there is none."""
+    if not values:
+        return "-"
     digits = 2 if max(values) < 20 else 0
     return f"{np.mean(values):.{digits}f} ({' '.join(f'{v:.{digits}f}' for v in values)})"
 

@@ -7,6 +7,9 @@ A caller (a process of its own) checks a stream of programs, right ones and ever
 a journal. Meanwhile zygotes, containers, the Docker daemon (a private one) or the caller itself are sent SIGKILL. A
 killed caller is started again on the same journal. At the end every accepted request must have exactly one verdict,
 the true one, or be reported as infra, and no process, container, control group or file may be left.
+
+Nothing here depends on how fast the machine is. Where no verdict came between two faults, the pause to the next one is
+doubled, so that the load gets on; and what is being removed is waited for.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -21,10 +25,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent_gym.sandbox import Limits, Pool, owned
+from agent_gym.sandbox import Limits, Pool, SandboxUnavailable, owned
 from agent_gym.sandbox.grader import Cases, Request, Test
 
 LIMITS = Limits(cpu_s=1, wall_s=20.0, memory_mb=128, disk_mb=8, processes=32)
@@ -46,6 +51,8 @@ KINDS: list[tuple[str, str, set[str]]] = [
     ("daemon", DAEMON, {"passed"}),
 ]  # fmt: skip
 WEIGHTS = [8, 4, 3, 3, 4, 3, 3, 3, 3, 1, 2, 2, 1]
+LIMIT_S = 900.0
+"""Bound of everything that is waited for: only what hangs reaches it."""
 
 
 def request(number: int) -> tuple[Request, set[str]]:
@@ -55,17 +62,30 @@ def request(number: int) -> tuple[Request, set[str]]:
     return Request.of(source, "f", Cases((Test((number,), number + 1), Test((0,), 1))), LIMITS), allowed
 
 
-def call(backend: str, seconds: float, slots: int, journal: str) -> None:
-    """The caller: go on where the journal ends, for so many seconds."""
-    deadline = time.monotonic() + seconds
-    with Pool(backend, slots=slots, limits=LIMITS, pending=16, journal=journal) as pool:
+def call(backend: str, slots: int, journal: str) -> None:
+    """The caller: go on where the journal ends, until standard input does."""
+    with _pool(backend, slots, journal) as pool:
         futures = list(pool.recover().values())
         number = sum('"accepted"' in line for line in Path(journal).read_text().splitlines())
-        while time.monotonic() < deadline:
+        while not _told_to_end():
             futures.append(pool._accept(request(number)[0]))
             number += 1
         for future in futures:
             future.result()
+
+
+def _told_to_end() -> bool:
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def _pool(backend: str, slots: int, journal: str) -> Pool:
+    while True:
+        try:
+            return Pool(backend, slots=slots, limits=LIMITS, pending=16, journal=journal)
+        except SandboxUnavailable:  # the daemon is down, or what was tried first was killed
+            if _told_to_end():  # by then, neither is a reason
+                raise
+            time.sleep(0.5)
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------
@@ -102,11 +122,22 @@ class Daemon:
                 [program, "-H", self.environment["DOCKER_HOST"], *roots, *network], stdout=log, stderr=log,
                 env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}, start_new_session=True,
             )  # fmt: skip
-        for _ in range(120):
-            if subprocess.run(["docker", "version"], env=self.environment, capture_output=True).returncode == 0:
-                return
-            time.sleep(0.25)
-        raise RuntimeError(f"dockerd does not start: {(self.folder / 'log').read_text()[-500:]}")
+        process = self.process
+        if not wait_until(lambda: self._answers() or process.poll() is not None, 300.0) or process.poll() is not None:
+            raise RuntimeError(f"dockerd does not start: {(self.folder / 'log').read_text()[-500:]}")
+
+    def client(self) -> Any:
+        """A client of this daemon."""
+        import docker
+
+        return docker.DockerClient(self.environment["DOCKER_HOST"], timeout=300)
+
+    def _answers(self) -> bool:
+        import docker
+
+        with contextlib.suppress(docker.errors.DockerException, OSError), contextlib.closing(self.client()) as client:
+            return client.ping()
+        return False
 
     def kill(self) -> None:
         """SIGKILL, an outage, and a new start."""
@@ -122,8 +153,9 @@ class Daemon:
 
     def containers(self) -> list[str]:
         """Those of this suite, of any state."""
-        command = ["docker", "ps", "-aq", "--filter", "label=agent_gym.owner"]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout.split()
+        with contextlib.closing(self.client()) as client:
+            filters = {"label": "agent_gym.owner"}
+            return [one.id for one in client.containers.list(all=True, filters=filters, ignore_removed=True)]
 
     def stop(self) -> None:
         """Stop it and remove its folders."""
@@ -137,56 +169,89 @@ class Daemon:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def run(backend: str, seconds: float, slots: int, kinds: list[str], every: float, seed: int) -> dict[str, Any]:
-    """Load and faults; what came of it."""
+def wait_until(done: Callable[[], bool], seconds: float) -> bool:
+    """Ask until it is so; whether it is, after so many seconds at most."""
+    deadline = time.monotonic() + seconds
+    while not (so := done()) and time.monotonic() < deadline:
+        time.sleep(0.25)
+    return so
+
+
+def run(
+    backend: str, seconds: float, slots: int, kinds: list[str], every: float, seed: int, kills: int = 0,
+    answers: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Load and faults; what came of it.
+
+    Args:
+        backend: ``"bubblewrap"`` or ``"docker"``.
+        seconds: How long, at least.
+        slots: Sandboxes at work at a time.
+        kinds: What is killed, in this order, round and round.
+        every: Mean seconds between two faults, on a machine that is fast enough.
+        seed: Of the pauses and of the victims.
+        kills: Go on until so many of each kind were killed.
+        answers: Go on until there are so many verdicts.
+    """
     daemon = Daemon() if backend == "docker" else None
     try:
-        return _run(backend, seconds, slots, kinds, every, random.Random(seed), daemon)
+        return _run(backend, seconds, slots, kinds, every, random.Random(seed), kills, answers, daemon)
     finally:
         if daemon:
             daemon.stop()
 
 
 def _run(
-    backend: str, seconds: float, slots: int, kinds: list[str], every: float, rng: random.Random,
-    daemon: Daemon | None,
+    backend: str, seconds: float, slots: int, kinds: list[str], every: float, rng: random.Random, least: int,
+    answers: int, daemon: Daemon | None,
 ) -> dict[str, Any]:  # fmt: skip
-    kills = Counter[str]()
+    kills = Counter[str](dict.fromkeys(kinds, 0))
     environment = daemon.environment if daemon else dict(os.environ)
     owners: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        journal, deadline = f"{folder}/journal", time.monotonic() + seconds
+        journal = f"{folder}/journal"
+        Path(journal).touch()
 
-        def caller() -> subprocess.Popen:
-            left = max(0.0, deadline - time.monotonic())
-            command = [sys.executable, __file__, "--caller", "--backend", backend, "--seconds", str(left)]
-            process = subprocess.Popen([*command, "--slots", str(slots), "--journal", journal], env=environment)
+        def caller(stdin: int) -> subprocess.Popen:
+            command = [sys.executable, __file__, "--caller", "--backend", backend]
+            command += ["--slots", str(slots), "--journal", journal]
+            process = subprocess.Popen(command, env=environment, stdin=stdin)
             owners.add(owner_of(process.pid))
             return process
 
-        process = caller()
-        while time.monotonic() < deadline:
-            time.sleep(rng.uniform(0.5, 1.5) * every)
-            kind = kinds[sum(kills.values()) % len(kinds)]
-            kills[kind] += 1
+        process = caller(subprocess.PIPE)
+        started, pause, before, turn = time.monotonic(), every, 0, 0
+        while (ran := time.monotonic() - started) < LIMIT_S:
+            answered = len(_answers(journal))
+            if ran >= seconds and min(kills.values()) >= least and answered >= answers:
+                break
+            pause, before = (every if answered > before else 2 * pause), answered
+            time.sleep(rng.uniform(0.5, 1.5) * pause)
+            kind = kinds[turn % len(kinds)]
             if kind == "caller":
                 process.kill()
                 process.wait()
-                process = caller()
+                process = caller(subprocess.PIPE)
             elif kind == "daemon" and daemon:
                 daemon.kill()
             elif victims := zygotes(owner_of(process.pid)):  # in a container, the zygote is the container's life
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rng.choice(victims), signal.SIGKILL)
+            else:
+                continue  # it has none yet
+            kills[kind] += 1
+            turn += 1
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(LIMIT_S)
         for _ in range(5):  # what was accepted before the last death, or ended as infra, is asked again
-            process.wait()
-            process = caller()
             if not unanswered(journal):
                 break
-        code = process.wait()
-        time.sleep(5.0)
+            process = caller(subprocess.DEVNULL)
+            process.wait(LIMIT_S)
+        wait_until(lambda: not leftovers(owners, daemon), 120.0)
         report = judge(journal)
-        report |= {"kills": dict(kills), "exit": code, "left": leftovers(owners, daemon)}
+        report |= {"kills": dict(kills), "exit": process.returncode, "left": leftovers(owners, daemon)}
     return report
 
 
@@ -204,19 +269,21 @@ def _entries(journal: str) -> list[dict[str, Any]]:
     return entries
 
 
+def _answers(journal: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(entry["answered"], entry["verdict"]) for entry in _entries(journal) if "answered" in entry]
+
+
 def unanswered(journal: str) -> int:
     """Requests without a verdict."""
-    entries = _entries(journal)
-    return len(
-        {e["accepted"] for e in entries if "accepted" in e} - {e["answered"] for e in entries if "answered" in e}
-    )
+    accepted = {entry["accepted"] for entry in _entries(journal) if "accepted" in entry}
+    return len(accepted - {key for key, _ in _answers(journal)})
 
 
 def judge(journal: str) -> dict[str, Any]:
     """Compare every verdict with the truth."""
     entries = _entries(journal)
     accepted = {e["accepted"] for e in entries if "accepted" in e}
-    answers = [(e["answered"], e["verdict"]) for e in entries if "answered" in e]
+    answers = _answers(journal)
     truth = {}
     for number in range(sum("accepted" in e for e in entries) + 1):  # a restarted caller accepts some again
         one, allowed = request(number)
@@ -250,7 +317,7 @@ def main() -> int:
     """The command line: 0 when nothing was wrong and nothing was left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("bubblewrap", "docker"), required=True)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long faults go on")
     parser.add_argument("--slots", type=int, default=3)
     parser.add_argument("--kill", nargs="+", choices=("zygote", "container", "daemon", "caller"), default=["zygote"])
     parser.add_argument("--every", type=float, default=2.0, help="mean seconds between two faults")
@@ -259,7 +326,7 @@ def main() -> int:
     parser.add_argument("--journal", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.caller:
-        call(options.backend, options.seconds, options.slots, options.journal)
+        call(options.backend, options.slots, options.journal)
         return 0
     report = run(options.backend, options.seconds, options.slots, options.kill, options.every, options.seed)
     print(json.dumps(report, indent=1))

@@ -149,10 +149,7 @@ def hit_rates(env: gym.Env, trajectories: list[Trajectory]) -> dict[str, float]:
             env, trajectory, [Delete(t) for t in range(len(trajectory.steps) - 1)], grounding=False, cache=state
         )
         calls = [
-            [
-                f"{call.name}{json.dumps(call.arguments, sort_keys=True)}"
-                for call in base.parser.parse(step.action).calls
-            ]
+            [f"{call.name}{json.dumps(call.arguments, sort_keys=True)}" for call in base.read(step.action).calls]
             for step in trajectory.steps
         ]
         flat = [(t, call) for t, turn in enumerate(calls) for call in turn]

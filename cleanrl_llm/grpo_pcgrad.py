@@ -75,20 +75,24 @@ if sys.platform == "linux":
 @dataclass
 class Budget:
     tool_calls: float | None = None
-    """bound on an episode's mean number of tool calls; unset, this bound and the next two are those in PRESETS, and
+    """bound on an episode's mean number of tool calls; unset, this bound and the next three are those in PRESETS, and
     there is none for another environment or several"""
     output_tokens: float | None = None
-    """bound on an episode's mean number of tokens, as the environment charges them"""
+    """bound on an episode's mean number of tokens that the model wrote, as the environment charges them"""
+    read_tokens: float | None = None
+    """bound on an episode's mean number of tokens that its tools answered"""
     latency_ms: float | None = None
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
 
 
 PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, warm start's demonstrations and updates
-    "APIAgent-v0": ('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, 200), 6000, 900),
-    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 60), 3000, 1500),
-    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.2, 40, 50), 4000, 2000),
-    "WebLite-v0": ('{"difficulty": 1, "sites": ["booking"], "max_turns": 4}', Budget(1.2, 32, 160), 4000, 450),
-}
+    "APIAgent-v0": (
+        '{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, None, 200), 6000, 900,
+    ),
+    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 28, 60), 3000, 1500),
+    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.2, 40, 5, 50), 4000, 2000),
+    "WebLite-v0": ('{"difficulty": 1, "sites": ["booking"], "max_turns": 4}', Budget(1.2, 32, None, 160), 4000, 450),
+}  # fmt: skip
 
 
 @dataclass
@@ -375,7 +379,7 @@ class Policy(torch.nn.Module):
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def count(self, text: str) -> int:
-        """Tokens of an assistant turn, the end of turn included: what the environment charges."""
+        """Tokens of a message, its end included: what the environment charges for a turn and for an answer."""
         return len(self.encode(text)) + 1
 
     def prompt(self, messages: list[dict[str, str]], tools: list[dict[str, Any]]) -> list[int]:
@@ -424,6 +428,7 @@ class Episode:
     reward: float | None = None
     verdict: dict[str, Any] | None = None
     cost_total: dict[str, float] = field(default_factory=dict)
+    task_hash: str | None = None
     done: bool = False
     task: int = 0  # index of the task in its pool
     slot: int = 0  # episodes of one slot are compared with each other
@@ -436,7 +441,8 @@ class Episode:
 
     @property
     def infra(self) -> bool:
-        return self.verdict is not None and self.verdict["status"] == "infra"
+        """Whether it ended without a verdict: what runs it failed, or a wrapper cut it."""
+        return self.done and (self.verdict is None or self.verdict["status"] == "infra")
 
     def trajectory(self) -> Trajectory:
         """The episode as the suite's trajectory files hold it."""
@@ -444,7 +450,7 @@ class Episode:
         steps = tuple(self.steps)
         return Trajectory(
             self.task_id, spec.id, dict(spec.kwargs), self.seed, steps, self.reward, self.verdict, self.cost_total,
-            self.group,
+            self.group, self.task_hash,
         )  # fmt: skip
 
 
@@ -457,7 +463,9 @@ def start(policy: Policy, env: gym.Env, seed: int) -> Episode:
     """Reset ``env`` to the task that ``seed`` draws."""
     observation, info = env.reset(seed=seed)
     ids = policy.prompt(info["messages"], info["tools"])
-    return Episode(env, info["task_id"], seed, ids, observation, cost_total=info["cost_total"])
+    return Episode(
+        env, info["task_id"], seed, ids, observation, cost_total=info["cost_total"], task_hash=info["task_hash"]
+    )
 
 
 def advance(
@@ -481,7 +489,7 @@ def advance(
     episode.observation, episode.cost_total = observation, info["cost_total"]
     episode.done = terminated or truncated
     if episode.done:
-        episode.verdict = info["verdict"]
+        episode.verdict = info.get("verdict")
         episode.reward = None if episode.infra else float(reward)
         return
     role = "tool" if info["tool_results"] else "user"
@@ -657,7 +665,7 @@ def wasteful(env: gym.Env, actions: list[str], probability: float, rng: random.R
     played: list[str] = []
     for action in actions:
         while rng.random() < probability:
-            again = [a for a in played if all(call.name in reads for call in base.parser.parse(a).calls)]
+            again = [a for a in played if all(call.name in reads for call in base.read(a).calls)]
             if choices := again if again and (not idle or rng.random() < 0.5) else sorted(idle):
                 played.append(rng.choice(choices))
         played.append(action)
@@ -933,9 +941,15 @@ def calibrate(
     return sum(one[3] for one in played), [(one[0], one[4]) for one in played]
 
 
+def tools_of(episode: Episode) -> list[str]:
+    """The tools that it called, in order; calls that did not run left aside."""
+    results = [result for step in episode.steps for result in step.tool_results]
+    return [result["name"] for result in results if result.get("error") != "not_run"]
+
+
 def pattern(episode: Episode) -> str:
     """How an episode went about its task: whether it wrote code, whether it made more than two calls, which tools."""
-    names = [result["name"] for step in episode.steps for result in step.tool_results]
+    names = tools_of(episode)
     code = "code, " if program(episode.trajectory()) else ""
     return f"{code}{'long' if len(names) > 2 else 'short'}: {'+'.join(sorted(set(names))) or 'no call'}"
 
@@ -963,7 +977,7 @@ class Grouping:
         elif self.by == "task-type":
             features = {"environment": float(task.env)}
         else:
-            names = [result["name"] for step in episode.steps for result in step.tool_results]
+            names = tools_of(episode)
             features = {
                 "calls": float(len(names)), "tools": float(len(set(names))),
                 "code": float(bool(program(episode.trajectory()))),
@@ -1438,6 +1452,21 @@ def show(tables: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     return "\n".join(lines)
 
 
+def dumps(data: Any, indent: int | None = None) -> str:
+    """Strict JSON: a figure that is not defined is null, and no bound is the text "inf"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None if math.isnan(value) else str(value)
+        return value
+
+    return json.dumps(plain(data), indent=indent, allow_nan=False)
+
+
 def write(path: Path, text: str) -> None:
     """Write under a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -1613,9 +1642,9 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self.rows, self.path = rows, folder / "metrics.jsonl"
-        write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write(self.path, "".join(dumps(row) + "\n" for row in rows))
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows) or None)
-        self.writer.add_text("arguments", f"```json\n{json.dumps(asdict(args), indent=1)}\n```")
+        self.writer.add_text("arguments", f"```json\n{dumps(asdict(args), indent=1)}\n```")
         self.wandb: Any = None
         if args.track:
             import wandb
@@ -1625,9 +1654,10 @@ class Log:
             )
 
     def add(self, row: dict[str, float]) -> None:
+        row = {name: value for name, value in row.items() if math.isfinite(value)}  # what is not defined has no key
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(dumps(row) + "\n")
         for name, value in row.items():
             self.writer.add_scalar(name, value, int(row["iteration"]))
         if self.wandb:
@@ -1675,7 +1705,7 @@ def train(args: Args) -> None:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (folder / "trajectories").mkdir(exist_ok=True)
-            write(folder / "args.json", json.dumps(asdict(args), indent=1))
+            write(folder / "args.json", dumps(asdict(args), indent=1))
         except OSError as error:
             fail(f"the run folder {folder} cannot be written ({error.strerror}); choose another with --run-dir")
         print(f"run folder: {folder}")
@@ -1726,8 +1756,8 @@ def train(args: Args) -> None:
             calibrate(policy, test_stage, tests, args, stream("calibration of tests", args.seed, rank()))
         grouping = form_groups(pool, tests, ways, args)
         if rank() == 0:
-            tasks = {"pool": [written(task) for task in pool], "tests": [written(task) for task in tests]}
-            write(groups_path, json.dumps({**asdict(grouping), "tokens": spent, **tasks}, indent=1))
+            tasks = {"pool": [asdict(task) for task in pool], "tests": [asdict(task) for task in tests]}
+            write(groups_path, dumps({**asdict(grouping), "tokens": spent, **tasks}, indent=1))
     names = grouping.names
 
     tested_path = folder / "tests.jsonl"
@@ -1754,7 +1784,7 @@ def train(args: Args) -> None:
         row = {"iteration": updates, **{f"pass@{k}": one[0] for k, one in intervals.items() if not math.isnan(one[0])}}
         rows = [row, *(other for other in tested if other["iteration"] != updates)]
         tested[:] = sorted(rows, key=lambda one: one["iteration"])
-        write(tested_path, "".join(json.dumps(one) + "\n" for one in tested))
+        write(tested_path, "".join(dumps(one) + "\n" for one in tested))
         for name, value in row.items():
             if log and name != "iteration":
                 log.writer.add_scalar(f"test/{name}", value, updates)
@@ -1788,7 +1818,7 @@ def train(args: Args) -> None:
         rolled = time.perf_counter()
         tokens = sum(len(e.logprobs) for e in episodes)
         infra = sum(e.infra for e in episodes)
-        reasons = {e.verdict["diagnostics"][0] for e in episodes if e.infra and e.verdict}
+        reasons = {e.verdict["diagnostics"][0] if e.verdict else "cut by a wrapper" for e in episodes if e.infra}
         episodes = [e for e in episodes if not e.infra]  # no verdict, nothing to learn; counted below
         if not episodes:
             fail(f"iteration {iteration}: no episode reached a verdict ({'; '.join(sorted(reasons))[:200]})")
@@ -1849,7 +1879,7 @@ def train(args: Args) -> None:
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} entropy {row['charts/entropy']:.2f} "
             f"flat {row['charts/flat_groups']:.2f} conflict {row.get('conflict/rate', math.nan):.2f} "
-            f"calls {mean_cost[0]:.1f} tokens {mean_cost[1]:.0f} ms {mean_cost[2]:.0f}"
+            f"calls {mean_cost[0]:.1f} tokens {mean_cost[1]:.0f} read {mean_cost[2]:.0f} ms {mean_cost[3]:.0f}"
         )
         if (iteration + 1) % args.checkpoint_every == 0 or last:
             state = {
@@ -1873,7 +1903,7 @@ def train(args: Args) -> None:
         tables = {name: summary(trajectories, args) for name, trajectories in read.items()}
         infra = sum(t.reward is None for trajectories in read.values() for t in trajectories)
         result = {"tables": tables, "generated_tokens": spent, "infra": infra}
-        write(folder / "result.json", json.dumps(result, indent=1))
+        write(folder / "result.json", dumps(result, indent=1))
         write(folder / "table.md", show(tables) + "\n")
         draw_diversity(tables, folder / "diversity.png")
         draw_passk(tested, log.rows, folder / "passk.png")
@@ -1924,19 +1954,19 @@ def conflict_row(conflict: Conflict, history: list[dict[str, float]], args: Args
     return {name: value for name, value in row.items() if not math.isnan(value)}
 
 
-def written(task: Task) -> dict[str, Any]:
-    """A task as groups.json holds it; what is not known is null."""
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(task).items()}
-
-
 def read_task(data: dict[str, Any]) -> Task:
+    """A task of groups.json; what is not known is null there."""
     known: dict[str, Any] = {k: math.nan if v is None else v for k, v in data.items()}
     return Task(**known)
 
 
 def read_args(path: Path) -> Args:
     """The arguments a run was started with."""
-    data: dict[str, Any] = json.loads(path.read_text())
+    data: dict[str, Any] = json.loads(
+        path.read_text(), object_hook=lambda found: {k: math.inf if v == "inf" else v for k, v in found.items()}
+    )
+    if missing := [k for k in CHANNELS if k not in data["budget"]]:
+        fail(f"{path.parent}: this run is from before the cost channel {missing[0]} and cannot go on; start a new one")
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     groups: dict[str, Any] = {"budget": Budget, "warm": WarmStart}
     for name, group in groups.items():
@@ -1958,13 +1988,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def settle(args: Args, device: torch.device) -> None:
     """Fill in what depends on the environments, the method, the model and the device."""
     tiny = args.model == "tiny"
-    other = ("{}", Budget(math.inf, math.inf, math.inf), 6000, 900)
+    other = ("{}", Budget(), 6000, 900)
     presets = [PRESETS.get(env_id, other) for env_id in args.env_id]
     if not args.env_kwargs:
         args.env_kwargs = tuple(preset[0] for preset in presets)
     for k in CHANNELS:
         if getattr(args.budget, k) is None:
-            setattr(args.budget, k, getattr((presets[0] if len(presets) == 1 else other)[1], k))
+            bound = getattr((presets[0] if len(presets) == 1 else other)[1], k)
+            setattr(args.budget, k, math.inf if bound is None else bound)
     if args.warm.demonstrations < 0:
         args.warm.demonstrations = max(preset[2] for preset in presets)
     if args.warm.updates < 0:
@@ -1994,7 +2025,9 @@ def check(args: Args) -> None:
             fail("--env-kwargs must be JSON objects such as '{\"difficulty\": 2}'")
         if own := {"split", "budget", "on_budget"} & set(kwargs):
             fail(f"--env-kwargs: {', '.join(sorted(own))} is set by this script; use --budget")
-    if args.env_weights and (len(args.env_weights) != len(args.env_id) or not all(w > 0 for w in args.env_weights)):
+    if args.env_weights and (
+        len(args.env_weights) != len(args.env_id) or not all(0 < w < math.inf for w in args.env_weights)
+    ):
         fail(f"--env-weights must be {len(args.env_id)} numbers above 0, one an environment")
     for k in CHANNELS:
         if not getattr(args.budget, k) >= 0:

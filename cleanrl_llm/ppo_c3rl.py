@@ -1,6 +1,6 @@
 """C3-RL: counterfactual cost-credit constrained reinforcement learning for tool-use agents.
 
-    max_pi E[R]   subject to   E[C_k] <= B_k   for k in {tool_calls, output_tokens, latency_ms}
+    max_pi E[R]   subject to   E[C_k] <= B_k   for k in {tool_calls, output_tokens, read_tokens, latency_ms}
 
 R is verified at the end of the episode only. Each step's part in it (u_t), and in each cost (v_tk), is measured by
 counterfactual replay: the step is deleted (cut, swapped), the recorded suffix re-issued where it is still grounded,
@@ -63,20 +63,24 @@ if sys.platform == "linux":
 @dataclass
 class Budget:
     tool_calls: float | None = None
-    """bound on an episode's mean number of tool calls; unset, this bound and the next two are those in PRESETS, and
+    """bound on an episode's mean number of tool calls; unset, this bound and the next three are those in PRESETS, and
     there is none for another environment"""
     output_tokens: float | None = None
-    """bound on an episode's mean number of tokens, as the environment charges them"""
+    """bound on an episode's mean number of tokens that the model wrote, as the environment charges them"""
+    read_tokens: float | None = None
+    """bound on an episode's mean number of tokens that its tools answered"""
     latency_ms: float | None = None
     """bound on an episode's mean tool latency, in milliseconds of the environment's model"""
 
 
 PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, warm start's demonstrations and updates
-    "APIAgent-v0": ('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, 200), 6000, 900),
-    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 60), 3000, 1500),
-    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.2, 40, 50), 4000, 2000),
-    "WebLite-v0": ('{"difficulty": 1, "sites": ["booking"], "max_turns": 4}', Budget(1.2, 32, 160), 4000, 450),
-}
+    "APIAgent-v0": (
+        '{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, None, 200), 6000, 900,
+    ),
+    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 28, 60), 3000, 1500),
+    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.2, 40, 5, 50), 4000, 2000),
+    "WebLite-v0": ('{"difficulty": 1, "sites": ["booking"], "max_turns": 4}', Budget(1.2, 32, None, 160), 4000, 450),
+}  # fmt: skip
 
 
 @dataclass
@@ -395,7 +399,7 @@ class Policy(torch.nn.Module):
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def count(self, text: str) -> int:
-        """Tokens of an assistant turn, the end of turn included: what the environment charges."""
+        """Tokens of a message, its end included: what the environment charges for a turn and for an answer."""
         return len(self.encode(text)) + 1
 
     def prompt(self, messages: list[dict[str, str]], tools: list[dict[str, Any]]) -> list[int]:
@@ -445,6 +449,7 @@ class Episode:
     reward: float | None = None
     verdict: dict[str, Any] | None = None
     cost_total: dict[str, float] = field(default_factory=dict)
+    task_hash: str | None = None
     done: bool = False
 
     @property
@@ -453,15 +458,17 @@ class Episode:
 
     @property
     def infra(self) -> bool:
-        return self.verdict is not None and self.verdict["status"] == "infra"
+        """Whether it ended without a verdict: what runs it failed, or a wrapper cut it."""
+        return self.done and (self.verdict is None or self.verdict["status"] == "infra")
 
     def trajectory(self) -> Trajectory:
         """The episode as the suite's trajectory files hold it."""
         spec: Any = self.env.unwrapped.spec
         steps = tuple(self.steps)
         return Trajectory(
-            self.task_id, spec.id, dict(spec.kwargs), self.seed, steps, self.reward, self.verdict, self.cost_total
-        )
+            self.task_id, spec.id, dict(spec.kwargs), self.seed, steps, self.reward, self.verdict, self.cost_total,
+            task_hash=self.task_hash,
+        )  # fmt: skip
 
 
 def stream(*key: Any) -> int:
@@ -473,7 +480,9 @@ def start(policy: Policy, env: gym.Env, seed: int) -> Episode:
     """Reset ``env`` to the task that ``seed`` draws."""
     observation, info = env.reset(seed=seed)
     ids = policy.prompt(info["messages"], info["tools"])
-    return Episode(env, info["task_id"], seed, ids, observation, cost_total=info["cost_total"])
+    return Episode(
+        env, info["task_id"], seed, ids, observation, cost_total=info["cost_total"], task_hash=info["task_hash"]
+    )
 
 
 def advance(
@@ -498,7 +507,7 @@ def advance(
     episode.observation, episode.cost_total = observation, info["cost_total"]
     episode.done = terminated or truncated
     if episode.done:
-        episode.verdict = info["verdict"]
+        episode.verdict = info.get("verdict")
         episode.reward = None if episode.infra else float(reward)
         return
     role = "tool" if info["tool_results"] else "user"
@@ -674,7 +683,7 @@ def wasteful(env: gym.Env, actions: list[str], probability: float, rng: random.R
     played: list[str] = []
     for action in actions:
         while rng.random() < probability:
-            again = [a for a in played if all(call.name in reads for call in base.parser.parse(a).calls)]
+            again = [a for a in played if all(call.name in reads for call in base.read(a).calls)]
             if choices := again if again and (not idle or rng.random() < 0.5) else sorted(idle):
                 played.append(rng.choice(choices))
         played.append(action)
@@ -867,6 +876,11 @@ def chosen_steps(episode: Episode, args: Args, rng: random.Random) -> list[int]:
     return sorted(steps if args.credit.selection == "all" else steps[: args.credit.most_steps])
 
 
+def first_tool(step: Step) -> str | None:
+    """The first tool that the step called, if one ran."""
+    return next((result["name"] for result in step.tool_results if result.get("error") != "not_run"), None)
+
+
 def measure(
     episodes: list[Episode], policy: Policy, spare: list[gym.Env], args: Args, seed: int
 ) -> tuple[list[Credits], int]:
@@ -876,11 +890,11 @@ def measure(
         The credits, and the tokens the policy had to generate for them (0 without ``replace``).
     """
     rng, cache, credit = random.Random(seed), ToolCache(), args.credit
-    by_tool: dict[str, list[str]] = {}
+    by_tool: dict[str, list[Any]] = {}
     for episode in episodes:
         for step in episode.steps:
-            if step.tool_results:
-                by_tool.setdefault(step.tool_results[0]["name"], []).append(step.action)
+            if name := first_tool(step):
+                by_tool.setdefault(name, []).append(step.action)
     found, fresh = [], []
     for index, episode in enumerate(episodes):
         count, reward = len(episode.steps), episode.success
@@ -893,8 +907,8 @@ def measure(
         for t in chosen_steps(episode, args, rng):
             if "delete" in credit.interventions:
                 todo.append(Delete(t, min(credit.block, last - t)))
-            if "swap" in credit.interventions and episode.steps[t].tool_results:
-                others = [a for a in by_tool[episode.steps[t].tool_results[0]["name"]] if a != episode.steps[t].action]
+            if "swap" in credit.interventions and (name := first_tool(episode.steps[t])):
+                others = [a for a in by_tool[name] if a != episode.steps[t].action]
                 todo += [Swap(t, rng.choice(others))] if others else []
             if "truncate" in credit.interventions:
                 todo.append(Truncate(t))
@@ -1221,6 +1235,21 @@ def show(tables: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     return "\n".join(lines)
 
 
+def dumps(data: Any, indent: int | None = None) -> str:
+    """Strict JSON: a figure that is not defined is null, and no bound is the text "inf"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None if math.isnan(value) else str(value)
+        return value
+
+    return json.dumps(plain(data), indent=indent, allow_nan=False)
+
+
 def write(path: Path, text: str) -> None:
     """Write under a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -1278,7 +1307,8 @@ def credit_map(episode: Episode, credits: Credits, iteration: int) -> dict[str, 
     """One episode's credits, with a short label a step."""
     labels = []
     for step in episode.steps:
-        calls = [f"{r['name']}({', '.join(map(str, r['arguments'].values()))})" for r in step.tool_results]
+        ran = (r for r in step.tool_results if r.get("error") != "not_run")
+        calls = [f"{r['name']}({', '.join(map(str, r['arguments'].values()))})" for r in ran]
         label = "; ".join(calls) or f"answer: {step.action}"
         labels.append(label if len(label) <= 44 else label[:43] + "\u2026")
     v = [[None if math.isnan(x) else float(x) for x in row] for row in credits.v]
@@ -1341,6 +1371,8 @@ def load(folder: Path, args: Args, device: torch.device) -> tuple[Policy, dict[s
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
     policy = Policy(model, tokenizer, args.model != "tiny", args.critic).to(device)
     if policy.values is not None and state["values"] is not None:
+        if state["values"]["bias"].shape != policy.values.bias.shape:
+            fail(f"{folder} has value heads from before there was the cost channel read_tokens; start without --critic")
         policy.values.load_state_dict(state["values"])
     return policy, state
 
@@ -1352,9 +1384,9 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self.rows, self.path = rows, folder / "metrics.jsonl"
-        write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write(self.path, "".join(dumps(row) + "\n" for row in rows))
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows) or None)
-        self.writer.add_text("arguments", f"```json\n{json.dumps(asdict(args), indent=1)}\n```")
+        self.writer.add_text("arguments", f"```json\n{dumps(asdict(args), indent=1)}\n```")
         self.wandb: Any = None
         if args.track:
             import wandb
@@ -1364,9 +1396,10 @@ class Log:
             )
 
     def add(self, row: dict[str, float]) -> None:
+        row = {name: value for name, value in row.items() if math.isfinite(value)}  # what is not defined has no key
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(dumps(row) + "\n")
         for name, value in row.items():
             self.writer.add_scalar(name, value, int(row["iteration"]))
         if self.wandb:
@@ -1423,7 +1456,7 @@ def train(args: Args) -> None:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (folder / "trajectories").mkdir(exist_ok=True)
-            write(folder / "args.json", json.dumps(asdict(args), indent=1))
+            write(folder / "args.json", dumps(asdict(args), indent=1))
         except OSError as error:
             fail(f"the run folder {folder} cannot be written ({error.strerror}); choose another with --run-dir")
         print(f"run folder: {folder}")
@@ -1505,7 +1538,7 @@ def train(args: Args) -> None:
         rolled = time.perf_counter()
         tokens = sum(len(e.logprobs) for e in episodes)
         infra = sum(e.infra for e in episodes)
-        reasons = {e.verdict["diagnostics"][0] for e in episodes if e.infra and e.verdict}
+        reasons = {e.verdict["diagnostics"][0] if e.verdict else "cut by a wrapper" for e in episodes if e.infra}
         episodes = [e for e in episodes if not e.infra]  # no verdict, nothing to learn; counted below
         if not episodes:
             fail(f"iteration {iteration}: no episode reached a verdict ({'; '.join(sorted(reasons))[:200]})")
@@ -1576,14 +1609,14 @@ def train(args: Args) -> None:
                 longest = sorted(range(len(episodes)), key=lambda i: (-episodes[i].success, -len(episodes[i].steps)))
                 shown = list({episodes[i].task_id: i for i in reversed(longest)}.values())[::-1][:3]
                 maps += [credit_map(episodes[i], credits[i], iteration) for i in shown]
-                write(folder / "credits.jsonl", "".join(json.dumps(m) + "\n" for m in maps))
+                write(folder / "credits.jsonl", "".join(dumps(m) + "\n" for m in maps))
         seconds = (rolled - began, measured - rolled, time.perf_counter() - measured)
         if log:
             for part, value in zip(("rollout", "measure", "update"), seconds, strict=True):
                 log.writer.add_scalar(f"seconds/{part}", value, iteration)
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} in-budget {row['charts/in_budget_success']:.2f} "
-            f"calls {mean_cost[0]:.1f} tokens {mean_cost[1]:.0f} ms {mean_cost[2]:.0f} "
+            f"calls {mean_cost[0]:.1f} tokens {mean_cost[1]:.0f} read {mean_cost[2]:.0f} ms {mean_cost[3]:.0f} "
             f"violation {row['violation/any']:.2f} lambda {' '.join(f'{x:.2f}' for x in dual.lambdas)}"
         )
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.total_iterations:
@@ -1610,7 +1643,7 @@ def train(args: Args) -> None:
         tables = {name: summary(trajectories, args) for name, trajectories in tested.items()}
         infra = sum(t.reward is None for trajectories in tested.values() for t in trajectories)
         result = {"tables": tables, "generated_tokens": spent, "infra": infra}
-        write(folder / "result.json", json.dumps(result, indent=1))
+        write(folder / "result.json", dumps(result, indent=1))
         write(folder / "table.md", show(tables) + "\n")
         print(f"{args.eval_episodes} unseen test tasks, budget {finite}, mean [95% interval]\n{show(tables)}")
     log.close()
@@ -1619,7 +1652,11 @@ def train(args: Args) -> None:
 
 def read_args(path: Path) -> Args:
     """The arguments a run was started with."""
-    data = json.loads(path.read_text())
+    data = json.loads(
+        path.read_text(), object_hook=lambda found: {k: math.inf if v == "inf" else v for k, v in found.items()}
+    )
+    if missing := [k for k in CHANNELS if k not in data["budget"]]:
+        fail(f"{path.parent}: this run is from before the cost channel {missing[0]} and cannot go on; start a new one")
     groups: dict[str, Any] = {"budget": Budget, "credit": Credit, "dual": Dual, "warm": WarmStart}
     for name, group in groups.items():
         data[name] = group(**{k: tuple(v) if isinstance(v, list) else v for k, v in data[name].items()})
@@ -1640,11 +1677,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def settle(args: Args, device: torch.device) -> None:
     """Fill in what depends on the environment, the model and the device."""
     tiny = args.model == "tiny"
-    kwargs, budget, count, updates = PRESETS.get(args.env_id, ("{}", Budget(math.inf, math.inf, math.inf), 6000, 900))
+    kwargs, budget, count, updates = PRESETS.get(args.env_id, ("{}", Budget(), 6000, 900))
     args.env_kwargs = kwargs if args.env_kwargs is None else args.env_kwargs
     for k in CHANNELS:
         if getattr(args.budget, k) is None:
-            setattr(args.budget, k, getattr(budget, k))
+            bound = getattr(budget, k)
+            setattr(args.budget, k, math.inf if bound is None else bound)
     if args.warm.demonstrations < 0:
         args.warm.demonstrations = count
     if args.warm.updates < 0:
@@ -1674,6 +1712,8 @@ def check(args: Args) -> None:
             fail(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
     if not args.temperature > 0:
         fail(f"--temperature must be above 0, not {args.temperature}")
+    if not 0 < args.truncation_slack < math.inf:
+        fail(f"--truncation-slack must be a number above 0, not {args.truncation_slack}")
     if args.track and find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install 'agent-gym[wandb]'")
     if args.num_episodes % (args.group_size * world()):

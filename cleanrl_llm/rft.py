@@ -28,7 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,20 +71,24 @@ if sys.platform == "linux":
 @dataclass
 class Budget:
     tool_calls: float | None = None
-    """bound on an episode's number of tool calls; unset, this bound and the next two are those in PRESETS, and
+    """bound on an episode's number of tool calls; unset, this bound and the next three are those in PRESETS, and
     there is none for another environment"""
     output_tokens: float | None = None
-    """bound on an episode's number of tokens, as the environment charges them"""
+    """bound on an episode's number of tokens that the model wrote, as the environment charges them"""
+    read_tokens: float | None = None
+    """bound on an episode's number of tokens that its tools answered"""
     latency_ms: float | None = None
     """bound on an episode's tool latency, in milliseconds of the environment's model"""
 
 
 PRESETS = {  # what the tiny model can learn in minutes: env_kwargs, budget, warm start's demonstrations and updates
-    "APIAgent-v0": ('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, 200), 6000, 900),
-    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 60), 3000, 1500),
-    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.2, 40, 50), 4000, 2000),
-    "WebLite-v0": ('{"difficulty": 1, "sites": ["booking"], "max_turns": 4}', Budget(1.2, 32, 160), 4000, 450),
-}
+    "APIAgent-v0": (
+        '{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10}', Budget(2, 48, None, 200), 6000, 900,
+    ),
+    "CodeAgent-v0": ('{"difficulty": 1, "max_turns": 8}', Budget(1.5, 48, 28, 60), 3000, 1500),
+    "SQL-v0": ('{"difficulty": 1, "max_turns": 4}', Budget(1.2, 40, 5, 50), 4000, 2000),
+    "WebLite-v0": ('{"difficulty": 1, "sites": ["booking"], "max_turns": 4}', Budget(1.2, 32, None, 160), 4000, 450),
+}  # fmt: skip
 
 
 @dataclass
@@ -336,7 +340,7 @@ class Policy(torch.nn.Module):
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def count(self, text: str) -> int:
-        """Tokens of an assistant turn, the end of turn included: what the environment charges."""
+        """Tokens of a message, its end included: what the environment charges for a turn and for an answer."""
         return len(self.encode(text)) + 1
 
     def prompt(self, messages: list[dict[str, str]], tools: list[dict[str, Any]]) -> list[int]:
@@ -384,6 +388,7 @@ class Episode:
     reward: float | None = None
     verdict: dict[str, Any] | None = None
     cost_total: dict[str, float] = field(default_factory=dict)
+    task_hash: str | None = None
     done: bool = False
 
     @property
@@ -392,15 +397,17 @@ class Episode:
 
     @property
     def infra(self) -> bool:
-        return self.verdict is not None and self.verdict["status"] == "infra"
+        """Whether it ended without a verdict: what runs it failed, or a wrapper cut it."""
+        return self.done and (self.verdict is None or self.verdict["status"] == "infra")
 
     def trajectory(self) -> Trajectory:
         """The episode as the suite's trajectory files hold it."""
         spec: Any = self.env.unwrapped.spec
         steps = tuple(self.steps)
         return Trajectory(
-            self.task_id, spec.id, dict(spec.kwargs), self.seed, steps, self.reward, self.verdict, self.cost_total
-        )
+            self.task_id, spec.id, dict(spec.kwargs), self.seed, steps, self.reward, self.verdict, self.cost_total,
+            task_hash=self.task_hash,
+        )  # fmt: skip
 
 
 def stream(*key: Any) -> int:
@@ -412,7 +419,9 @@ def start(policy: Policy, env: gym.Env, seed: int) -> Episode:
     """Reset ``env`` to the task that ``seed`` draws."""
     observation, info = env.reset(seed=seed)
     ids = policy.prompt(info["messages"], info["tools"])
-    return Episode(env, info["task_id"], seed, ids, observation, cost_total=info["cost_total"])
+    return Episode(
+        env, info["task_id"], seed, ids, observation, cost_total=info["cost_total"], task_hash=info["task_hash"]
+    )
 
 
 def play(
@@ -429,7 +438,7 @@ def play(
     episode.observation, episode.cost_total = observation, info["cost_total"]
     episode.done = terminated or truncated
     if episode.done:
-        episode.verdict = info["verdict"]
+        episode.verdict = info.get("verdict")
         episode.reward = None if episode.infra else float(reward)
     return info
 
@@ -646,7 +655,9 @@ def taught(
     rows: list[tuple[int, Episode, list[dict[str, Any]], list[dict[str, Any]]]] = []
     for place, (env, (seed, _)) in enumerate(zip(envs, seeds, strict=False)):
         observation, info = env.reset(seed=seed)
-        episode = Episode(env, info["task_id"], seed, [], observation, cost_total=info["cost_total"])
+        episode = Episode(
+            env, info["task_id"], seed, [], observation, cost_total=info["cost_total"], task_hash=info["task_hash"]
+        )
         rows.append((place, episode, list(info["messages"]), info["tools"]))
     spent, fault = [0] * len(rows), ""
     with ThreadPoolExecutor(max(1, len(rows))) as pool:
@@ -658,25 +669,14 @@ def taught(
                     fault = answer
                     continue
                 place, episode, messages, _ = row
-                parser: Any = episode.env.unwrapped.parser  # type: ignore[attr-defined]
-                action = spelled(answer[0], parser)
+                base: Any = episode.env.unwrapped
+                action = spelled(answer[0], base.parser)
                 spent[place] += policy.count(action) if answer[1] is None else answer[1]
                 results = play(episode, action)["tool_results"]
                 if episode.done:
                     finished(place, episode, spent[place])
                     continue
-                turn = parser.parse(action)
-                calls = [
-                    {"id": f"call_{len(episode.steps)}_{i}", "type": "function",
-                     "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
-                    for i, (call, _) in enumerate(zip(turn.calls, results, strict=False))
-                ]  # fmt: skip
-                messages.append({"role": "assistant", "content": turn.text, **({"tool_calls": calls} if calls else {})})
-                for call, result in zip(calls, results, strict=False):
-                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": result["content"]})
-                shown = "\n".join(result["content"] for result in results)
-                if said := episode.observation.removeprefix(shown).strip("\n"):
-                    messages.append({"role": "user", "content": said})
+                messages += exchange(answer[0], base.read(action), results, episode)
                 left.append(row)
             rows = left
     if fault:
@@ -687,15 +687,41 @@ def taught(
 
 
 def spelled(message: dict[str, Any], parser: Any) -> str:
-    """The teacher's message as an action of the environment. A call whose arguments are not valid stays so."""
+    """A message as an action in the environment's format. A call whose arguments are not valid stays so."""
     turn = agent_gym.PARSERS["openai"].parse(json.dumps(message))
     if not turn.calls:
         return turn.text
-    calls = []
-    for call, entry in zip(turn.calls, message["tool_calls"], strict=False):
-        broken = call.error is not None and call.name
-        calls.append(agent_gym.Call(call.name, entry["function"]["arguments"]) if broken else call)
+    calls = [
+        replace(call, arguments=agent_gym.tools.load(call.written).get("arguments"))
+        if call.error and call.name
+        else call
+        for call in turn.calls
+    ]
     return parser.render(turn.text, calls)
+
+
+def exchange(
+    message: dict[str, Any], turn: agent_gym.Turn, results: list[dict[str, Any]], episode: Episode
+) -> list[dict[str, Any]]:
+    """What the teacher said and what came back, as chat completions want it: a result for each call, under the
+    teacher's own id. A call without a name, which could not be read at all, is words to an endpoint, and its result
+    is the user's."""
+    given = [call.id for call in agent_gym.PARSERS["openai"].parse(json.dumps(message)).calls]
+    said, calls, answers, heard = [turn.text], [], [], []
+    for i, (call, result) in enumerate(zip(turn.calls, results, strict=True)):
+        if call.name:
+            id = (given[i] if i < len(given) else None) or f"call_{len(episode.steps)}_{i}"
+            function = {"name": call.name, "arguments": json.dumps(call.arguments)}
+            calls.append({"id": id, "type": "function", "function": function})
+            answers.append({"role": "tool", "tool_call_id": id, "content": result["content"]})
+        else:
+            said.append(call.written)
+            heard.append(result["content"])
+    shown = "\n".join(result["content"] for result in results if result["error"] != "not_run")
+    heard.append(episode.observation.removeprefix(shown).strip("\n"))
+    words, reply = ("\n".join(filter(None, part)) for part in (said, heard))
+    asked = {"role": "assistant", "content": words, **({"tool_calls": calls} if calls else {})}
+    return [asked, *answers, *([{"role": "user", "content": reply}] if reply else [])]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -704,7 +730,7 @@ def spelled(message: dict[str, Any], parser: Any) -> str:
 
 @dataclass
 class Dialogue:
-    """An episode, and what the model saw before it: the conversation and its tools."""
+    """An episode whose turns are text, and what the model saw before it: the conversation and its tools."""
 
     messages: list[dict[str, str]]
     tools: list[dict[str, Any]]
@@ -720,7 +746,7 @@ def wasteful(env: gym.Env, actions: list[str], probability: float, rng: random.R
     played: list[str] = []
     for action in actions:
         while rng.random() < probability:
-            again = [a for a in played if all(call.name in reads for call in base.parser.parse(a).calls)]
+            again = [a for a in played if all(call.name in reads for call in base.read(a).calls)]
             if choices := again if again and (not idle or rng.random() < 0.5) else sorted(idle):
                 played.append(rng.choice(choices))
         played.append(action)
@@ -734,7 +760,9 @@ def demonstrations(env: gym.Env, args: Args) -> Iterator[Dialogue]:
         rng = random.Random(stream(args.seed, "demonstration", index))
         seed = stream(args.seed, "demonstration task", index)
         observation, info = env.reset(seed=seed)
-        episode = Episode(env, info["task_id"], seed, [], observation, cost_total=info["cost_total"])
+        episode = Episode(
+            env, info["task_id"], seed, [], observation, cost_total=info["cost_total"], task_hash=info["task_hash"]
+        )
         actions = base.oracle()
         if rng.random() < args.warm.wasteful:
             actions = wasteful(env, actions, args.warm.waste, rng)
@@ -760,6 +788,7 @@ def tokenized(policy: Policy, dialogue: Dialogue) -> tuple[list[int], list[tuple
     ids, spans = policy.prompt(dialogue.messages, dialogue.tools), []
     steps = dialogue.trajectory.steps
     for step, following in zip(steps, [*steps[1:], None], strict=True):
+        assert isinstance(step.action, str)  # a dialogue's turns are text
         turn = [*policy.encode(step.action), policy.eos]
         if sampled_here(policy, step):
             turn = list(step.action_ids or ())
@@ -943,7 +972,8 @@ def read(path: Path) -> list[Trajectory]:
 
 
 def opened(trajectory: Trajectory, envs: dict[str, gym.Env], where: str, args: Args) -> Dialogue:
-    """What the model saw before the episode: a file does not hold it, but its task's reset gives it again."""
+    """What the model saw before the episode: a file does not hold it, but its task's reset gives it again. A turn that
+    was played as a message becomes text in the environment's format, as the model will write it."""
     if trajectory.env_id != args.env_id:
         fail(f"{where}: an episode of {trajectory.env_id}, not of --env-id {args.env_id}")
     if trajectory.env_kwargs.get("split") == "test":
@@ -957,7 +987,14 @@ def opened(trajectory: Trajectory, envs: dict[str, gym.Env], where: str, args: A
         fail(f"{where}: its task {trajectory.task_id!r} cannot be opened: {error}")
     if trajectory.steps and trajectory.steps[0].observation != observation:
         fail(f"{where}: task {trajectory.task_id!r} does not begin as the file says; another version made it")
-    return Dialogue(info["messages"], info["tools"], trajectory)
+    if trajectory.task_hash not in (None, info["task_hash"]):
+        fail(f"{where}: task {trajectory.task_id!r} has other content than the file's; another version made it")
+    base: Any = envs[kind].unwrapped
+    steps = (
+        step if isinstance(step.action, str) else replace(step, action=spelled(step.action, base.parser))
+        for step in trajectory.steps
+    )
+    return Dialogue(info["messages"], info["tools"], replace(trajectory, steps=tuple(steps)))
 
 
 def given(args: Args) -> list[Trajectory]:
@@ -1038,7 +1075,7 @@ def sampled(
 
 
 def price(trajectory: Trajectory, args: Args) -> float:
-    """What an episode cost, each channel relative to its bound; in tokens where nothing is bounded."""
+    """What an episode cost, each channel relative to its bound; in tokens written where nothing is bounded."""
     bounds = {k: b for k, b in bounds_of(args).items() if math.isfinite(b)}
     if not bounds:
         return trajectory.cost_total["output_tokens"]
@@ -1158,6 +1195,21 @@ def show(tables: dict[str, dict[str, tuple[float, float, float]]], counts: dict[
     return "\n".join(lines)
 
 
+def dumps(data: Any, indent: int | None = None) -> str:
+    """Strict JSON: a figure that is not defined is null, and no bound is the text "inf"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None if math.isnan(value) else str(value)
+        return value
+
+    return json.dumps(plain(data), indent=indent, allow_nan=False)
+
+
 def write(path: Path, text: str) -> None:
     """Write under a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -1177,15 +1229,17 @@ def draw_rounds(history: list[dict[str, float]], path: Path, args: Args) -> None
         ("pass_at_1", "pass@1", "tab:green"),
         ("in_budget_success", "in-budget success", "tab:blue"),
     ):
-        value, low, high = ([row[f"charts/{key}{end}"] for row in history] for end in ("", "_low", "_high"))
+        value, low, high = (
+            [row.get(f"charts/{key}{end}", math.nan) for row in history] for end in ("", "_low", "_high")
+        )
         top.plot(x, value, marker="o", color=colour, label=label)
         top.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     top.set(ylabel="share of test tasks, 95% interval", ylim=(-0.02, 1.02))
     top.legend()
     for k in CHANNELS:
         bound = bounds_of(args)[k]
-        unit = bound if 0 < bound < math.inf else 1.0
-        name = k.replace("_", " ") + ("" if unit == bound else " (not relative: no bound)")
+        unit = bound if 0 < bound < math.inf else next((row[f"cost/{k}"] for row in history), 0.0) or 1.0
+        name = k.replace("_", " ") + ("" if unit == bound else " (no bound: relative to the first)")
         bottom.plot(x, [row[f"cost/{k}"] / unit for row in history], marker="o", label=name)
     bottom.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     bottom.set(xlabel="round (0: the start)", ylabel="mean cost, relative to its bound", xticks=x)
@@ -1254,9 +1308,9 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self.rows, self.path = rows, folder / "metrics.jsonl"
-        write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write(self.path, "".join(dumps(row) + "\n" for row in rows))
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows) or None)
-        self.writer.add_text("arguments", f"```json\n{json.dumps(asdict(args), indent=1)}\n```")
+        self.writer.add_text("arguments", f"```json\n{dumps(asdict(args), indent=1)}\n```")
         self.wandb: Any = None
         if args.track:
             import wandb
@@ -1266,9 +1320,10 @@ class Log:
             )
 
     def add(self, row: dict[str, float]) -> None:
+        row = {name: value for name, value in row.items() if math.isfinite(value)}  # what is not defined has no key
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(dumps(row) + "\n")
         for name, value in row.items():
             self.writer.add_scalar(name, value, int(row["iteration"]))
         if self.wandb:
@@ -1326,7 +1381,7 @@ def train(args: Args) -> None:
             stored.mkdir(exist_ok=True)
             for left in (*stored.glob(".*.tmp"), *stored.glob("round_*/.*.tmp")):  # of a killed run
                 left.unlink()
-            write(folder / "args.json", json.dumps(asdict(args), indent=1))
+            write(folder / "args.json", dumps(asdict(args), indent=1))
         except OSError as error:
             fail(f"the run folder {folder} cannot be written ({error.strerror}); choose another with --run-dir")
         print(f"run folder: {folder}")
@@ -1459,7 +1514,7 @@ def train(args: Args) -> None:
         tables = {rename[name]: table for name, table in tables.items()}
         counts = {rename[name]: count for name, count in counts.items()}
         result = {"tables": tables, "counts": counts, "generated_tokens": spent, "infra": infra}
-        write(folder / "result.json", json.dumps(result, indent=1))
+        write(folder / "result.json", dumps(result, indent=1))
         write(folder / "table.md", show(tables, counts) + "\n")
         print(f"{args.eval_episodes} unseen test tasks, budget {finite}, mean [95% interval]\n{show(tables, counts)}")
     log.close()
@@ -1474,7 +1529,11 @@ def reopened(trajectories: list[Trajectory], path: Path, args: Args) -> list[Dia
 
 def read_args(path: Path) -> Args:
     """The arguments a run was started with."""
-    data = json.loads(path.read_text())
+    data = json.loads(
+        path.read_text(), object_hook=lambda found: {k: math.inf if v == "inf" else v for k, v in found.items()}
+    )
+    if missing := [k for k in CHANNELS if k not in data["budget"]]:
+        fail(f"{path.parent}: this run is from before the cost channel {missing[0]} and cannot go on; start a new one")
     groups: dict[str, Any] = {"budget": Budget, "warm": WarmStart}
     for name, group in groups.items():
         data[name] = group(**data[name])
@@ -1495,11 +1554,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def settle(args: Args, device: torch.device) -> None:
     """Fill in what depends on the environment, the model and the device."""
     tiny = args.model == "tiny"
-    kwargs, budget, count, updates = PRESETS.get(args.env_id, ("{}", Budget(math.inf, math.inf, math.inf), 6000, 900))
+    kwargs, budget, count, updates = PRESETS.get(args.env_id, ("{}", Budget(), 6000, 900))
     args.env_kwargs = kwargs if args.env_kwargs is None else args.env_kwargs
     for k in CHANNELS:
         if getattr(args.budget, k) is None:
-            setattr(args.budget, k, getattr(budget, k))
+            bound = getattr(budget, k)
+            setattr(args.budget, k, math.inf if bound is None else bound)
     if args.warm.demonstrations < 0:
         args.warm.demonstrations = count
     if args.warm.updates < 0:

@@ -1,7 +1,9 @@
 import ast
+import io
 import json
 import pickle
 import random
+import re
 import warnings
 
 import gymnasium as gym
@@ -9,13 +11,14 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sandbox_backends import require
 
 import agent_gym
 from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, restore, snapshot, state_hash
 from agent_gym.envs.code_agent import load_tasks
+from agent_gym.envs.code_agent.env import list_files
 from agent_gym.envs.code_agent.generate import KINDS, compose
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.formats import HermesParser
@@ -111,9 +114,10 @@ def test_vector_environments(kind, mode):
 
 
 def test_spec_round_trip():
-    env = make(split="test", difficulty=[2, 3], kinds=["completion"])
+    env = make(split="test", difficulty=[2, 3], kinds=["completion"], time_limit=4.5)
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     assert again.reset(seed=4)[0] == env.reset(seed=4)[0]
+    assert again.unwrapped.time_limit == 4.5
 
 
 def test_same_seed_same_bytes():
@@ -152,7 +156,11 @@ def test_tools_show_what_is_there(tasks):
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("read_file", {"path": "none.py"}, "there is no file 'none.py'; there are notes.txt, numbers_.py"),
+        ("read_file", {"path": "none.py"}, "there is no file 'none.py'; list_files shows what there is"),
+        ("read_file", {"path": "?" * 1000}, f"there is no file '{'?' * 160}'... (1000 characters); list_files"),
+        ("search", {"text": ""}, "'' is too short; search for 3 characters or more"),
+        ("search", {"text": "  if "}, "'  if ' is too short"),
+        ("search", {"text": "\t\n\u2028\u3000"}, "is too short"),
         ("read_lines", {"path": "notes.txt", "start": 3, "end": 4}, "has the lines 1 to 2, not 3 to"),
         ("edit", {"path": "numbers_.py", "old": "return low", "new": "x"}, "stands in numbers_.py 2 times"),
         ("edit", {"path": "numbers_.py", "old": "absent", "new": "x"}, "does not stand in numbers_.py"),
@@ -161,6 +169,10 @@ def test_tools_show_what_is_there(tasks):
         ("write_file", {"path": "../up.py", "text": ""}, "is not a relative path"),
         ("write_file", {"path": "/abs.py", "text": ""}, "is not a relative path"),
         ("write_file", {"path": "notes.txt/a.py", "text": ""}, "a file and a folder at once"),
+        *(
+            ("write_file", {"path": path, "text": ""}, "is not a relative path")
+            for path in ("", ".", "..", "a/", "a/../b.py", "./a.py", "a//b.py", "a\0b", "a\n.py", "x" * 201)
+        ),
         ("run_test", {"number": 3}, "there are 1 to 2"),
     ],
 )
@@ -176,33 +188,80 @@ def test_tool_errors_say_what_would_be_right(tasks, name, arguments, says):
 def test_costs_differ(tasks):
     env = make(tasks=tasks)
 
-    def cost(*actions):
+    def costs(*actions):
         play(env, *actions)
         return env.unwrapped.cost_total
 
-    whole, some = (
-        cost(call("read_file", path="numbers_.py")),
-        cost(call("read_lines", path="numbers_.py", start=1, end=2)),
-    )
-    assert whole["output_tokens"] > some["output_tokens"] + 20
-    suite, single = cost(call("run_tests")), cost(call("run_test", number=1))
-    assert suite["latency_ms"] > single["latency_ms"] > 5 * some["latency_ms"]
+    whole = costs(call("read_file", path="numbers_.py"))
+    some = costs(call("read_lines", path="numbers_.py", start=1, end=2))
+    suite, single = costs(call("run_tests")), costs(call("run_test", number=1))
+    assert suite["latency_ms"] > single["latency_ms"] > 5 * whole["latency_ms"] > 5 * some["latency_ms"]
+    assert whole["read_tokens"] > some["read_tokens"] + 20
 
 
-def test_a_read_charges_what_it_shows_by_the_users_counter(tasks):
+def test_what_is_shown_is_read_and_no_output_of_the_agent(tasks):
     env = make(tasks=tasks, token_counter=len)
-    action = call("read_file", path="notes.txt")
-    _, _, info = play(env, action)
-    assert info["cost"]["output_tokens"] == len(action) + len("1| a\n2| b")
-    assert info["cost"]["output_tokens"] == info["cost_total"]["output_tokens"]
+    for action in (call("read_file", path="notes.txt"), call("search", text="low"), call("run_tests")):
+        _, _, info = play(env, action)
+        assert info["cost"]["output_tokens"] == len(action)
+        assert info["cost"]["read_tokens"] == len(info["tool_results"][0]["content"])
+    _, _, info = play(env, call("read_file", path="notes.txt"))
+    assert info["cost"]["read_tokens"] == len("1| a\n2| b")
 
 
-def test_read_above_the_token_budget_shows_nothing(tasks):
-    env = make(tasks=tasks, token_counter=len, budget={"output_tokens": 200})
-    observation, reward, info = play(env, call("read_file", path="numbers_.py"))
+def test_read_above_the_budget_shows_nothing(tasks):
+    env = make(tasks=tasks, budget={"read_tokens": 20})
+    observation, _, info = play(env, call("read_file", path="numbers_.py"))
     assert observation == ""
     assert info["verdict"]["reason"] == "budget"
-    assert reward == 0.0
+
+
+def test_search_shows_a_page_and_cuts_long_lines(tmp_path):
+    files = {"many.py": "one = 1\n" * 30, "long.py": f"{'a' * 500}needle{'b' * 500}\nneedle{'c' * 500}\n"}
+    env = make(tasks=write(tmp_path / "tasks.jsonl", {**TASK, "files": {**TASK["files"], **files}}))
+    env.reset(seed=0)
+    *lines, last = env.step(call("search", text="one"))[0].split("\n")
+    assert lines == [f"many.py:{number}: one = 1" for number in range(1, 21)]
+    assert last == "... and 10 more lines"
+    first, second = env.step(call("search", text="needle"))[0].split("\n")
+    assert first == f"long.py:1: ... {'a' * 40}needle{'b' * 114} ..."
+    assert second == f"long.py:2: needle{'c' * 154} ..."
+
+
+PATHS = st.sampled_from(["", ".", "..", "a/../b", "/x", "a/", "notes.txt", "notes.txt/a", "numbers_.py", "a", "a/b.py",
+                         "os.py", "__init__.py", "conftest.py", "\0", "\ud800.py", "x" * 300, "é.py"])  # fmt: skip
+ANYTHING = st.characters(exclude_categories=())  # lone surrogates and control characters too
+TEXTS = (
+    st.text(ANYTHING, max_size=30)
+    | st.builds(
+        str.__mul__,
+        st.sampled_from([*"[({\"'\\\n\r\t\0\f", "\r\n", "\u2028", "```\n", "a=", "-"]),
+        st.integers(0, 9000),
+    )
+    | st.sampled_from(["return low", "\n", "def clamp(x, low, high):\n    return x\n", "import os\nos._exit(3)\n"])
+)
+NUMBERS = st.integers(-3, 20) | st.integers() | st.sampled_from([10**30, -(2**63), True, False, 1.0, None, "1"])
+WORDS = PATHS | st.text(ANYTHING, max_size=5) | NUMBERS
+WILD = st.one_of(
+    st.builds(lambda path, text: call("write_file", path=path, text=text), PATHS, TEXTS),
+    st.builds(lambda path, old, new: call("edit", path=path, old=old, new=new), PATHS, TEXTS, TEXTS),
+    st.builds(lambda path, start, end, new: call("edit_lines", path=path, start=start, end=end, new=new),
+              PATHS, NUMBERS, NUMBERS, TEXTS),
+    st.builds(lambda path, start, end: call("read_lines", path=path, start=start, end=end), PATHS, NUMBERS, NUMBERS),
+    st.builds(lambda path: call("read_file", path=path), WORDS),
+    st.builds(lambda text: call("search", text=text), TEXTS | WORDS),
+    st.builds(lambda number: call("run_test", number=number), NUMBERS),
+    st.just(call("list_files")),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=st.lists(WILD, max_size=6), unittest=st.booleans())
+def test_nothing_that_a_model_writes_makes_a_step_raise(tmp_path, actions, unittest):
+    env = make(tasks=write(tmp_path / "tasks.jsonl", EXERCISE if unittest else TASK))
+    _, _, info = play(env, *actions, "Done.")
+    json.dumps(info, allow_nan=False)
+    assert info["verdict"]["status"] in ("pass", "fail")
 
 
 # ---- the verdict ---------------------------------------------------------------------------------------------------
@@ -228,6 +287,57 @@ def test_a_program_that_does_not_end_is_a_timeout(tasks):
     env = make(tasks=tasks)
     _, reward, info = play(env, call("write_file", path="numbers_.py", text=endless), "Done.")
     assert (reward, info["verdict"]["status"], info["verdict"]["reason"]) == (0.0, "fail", "timeout")
+
+
+SLEEPER = "import time\ndef clamp(x, low, high):\n    if x == {}: time.sleep(99)\n    return low\n"
+
+
+def test_a_run_that_times_out_costs_its_whole_time_and_ends_the_runs_of_its_turn(tasks):
+    env = make(tasks=tasks, time_limit=1)
+    turn = "\n".join(
+        [call("write_file", path="numbers_.py", text=SLEEPER.format(5)), call("run_tests"), call("run_test", number=2),
+         call("write_file", path="numbers_.py", text=SLEEPER.format(6)), call("run_tests")]
+    )  # fmt: skip
+    _, _, info = play(env, turn)
+    results = [(result["content"], result["error"]) for result in info["tool_results"]]
+    assert results[1] == ("0 of 2 tests passed\nno answer within the time limit", None)
+    assert [error for _, error in results] == [None, None, "timeout", None, "timeout"]
+    assert info["tool_results"][1]["latency_ms"] >= 1000.0
+    assert info["tool_results"][4]["latency_ms"] < 200.0
+    observation, _, _, _, again = env.step(call("run_tests"))
+    assert (
+        observation == "0 of 2 tests passed\nclamp(5, 0, 3): expected 3, found 0\nclamp(1, 0, 3): expected 1, found 0"
+    )
+    assert again["cost"]["latency_ms"] < 400.0
+
+
+def test_a_wrong_answer_before_it_does_not_hide_a_timeout(tasks):
+    env = make(tasks=tasks, time_limit=1)
+    observation, _, info = play(env, call("write_file", path="numbers_.py", text=SLEEPER.format(1)), call("run_tests"))
+    assert observation.split("\n")[:2] == ["0 of 2 tests passed", "no answer within the time limit"]
+    assert info["cost"]["latency_ms"] >= 1000.0
+    *_, info = env.step("Done.")
+    assert info["verdict"]["reason"] == "error"  # the hidden tests ask for `middle`, and not for a 1
+
+
+BURN = """import time
+def f(x):
+    end = time.process_time() + {}
+    while time.process_time() < end: pass
+    return x
+"""
+
+
+def test_a_slow_reference_gives_its_task_more_time(tmp_path):
+    task = {**TASK, "entry_point": "slow:f", "files": {"slow.py": "x = 1\n"}, "visible": None,
+            "hidden": [{"args": [1], "expected": 1}], "solution": {"slow.py": BURN.format(1.0)}}  # fmt: skip
+    env = make(tasks=write(tmp_path / "tasks.jsonl", task), time_limit=60)
+    _, reward, _ = play(env, call("write_file", path="slow.py", text=BURN.format(2.5)), "Done.")
+    assert reward == 1.0
+    quick = {**task, "solution": {"slow.py": BURN.format(0.0)}}
+    env = make(tasks=write(tmp_path / "quick.jsonl", quick), time_limit=60)
+    _, _, info = play(env, call("write_file", path="slow.py", text=BURN.format(99)), "Done.")
+    assert info["verdict"]["reason"] == "timeout"
 
 
 def test_infra_is_no_verdict(tasks, monkeypatch):
@@ -473,6 +583,7 @@ def test_bad_files_are_named(tmp_path):
         ({"difficulty": [3, 2]}, "a whole number from 1 to 5"),
         ({"kinds": ["poetry"]}, "'repair' and 'completion'"),
         ({"kinds": ["completion"], "difficulty": 5}, "no completion task of that difficulty"),
+        *(({"time_limit": bad}, "a number of seconds from 1 to 3600") for bad in (0.5, float("nan"), True, "9")),
         ({"sandbox": "chroot"}, "choose 'auto', 'docker', 'bubblewrap', 'process'"),
     ],
 )
@@ -507,17 +618,81 @@ def test_a_file_does_not_grow_without_end():
         Workspace({}).written("big.py", "x" * 200_001)
 
 
-@given(text=st.text(alphabet="ab\n", max_size=12), old=st.text(alphabet="ab\n", max_size=3), new=st.text(max_size=3))
-def test_edit_needs_exactly_one_place(text, old, new):
+ENDS = ["\n", "\r\n", "\r"]
+PIECES = st.lists(st.sampled_from([*ENDS, "a", "b", "\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"]), max_size=14).map(
+    "".join
+)
+
+
+def pythons_lines(text):
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+
+
+@given(text=PIECES)
+def test_lines_are_those_of_python(text):
     world = Workspace({"f": text})
-    places = sum(text.startswith(old, at) for at in range(len(text))) if old else 0
+    numbered = [f"{number}| {line}" for number, line in enumerate(pythons_lines(text), start=1)]
+    assert world.numbered("f") == "\n".join(numbered)
+    assert list_files(world) == f"f ({len(numbered)} lines)"
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_line_of_an_error_is_the_line_that_is_shown(end):
+    source = end.join(["x = '\u2028 \x85 \f'", "\f", "# \u2029", "1 / 0", ""])
+    with pytest.raises(ZeroDivisionError) as error:
+        exec(compile(source.encode(), "f", "exec"), {})
+    assert Workspace({"f": source}).search("1 / 0") == f"f:{error.traceback[-1].lineno + 1}: 1 / 0"
+
+
+@given(text=PIECES, data=st.data())
+def test_lines_put_in_their_own_place_change_no_byte(text, data):
+    lines = pythons_lines(text)
+    assume(lines)
+    start = data.draw(st.integers(1, len(lines)))
+    end = data.draw(st.integers(start, len(lines)))
+    shown = "\n".join(lines[start - 1 : end]) + "\n" * (not lines[end - 1])  # an empty line is one only with its end
+    assert Workspace({"f": text}).replaced_lines("f", start, end, shown)["f"] == text
+
+
+@given(text=PIECES, new=PIECES, data=st.data())
+def test_other_lines_stay_when_some_are_replaced(text, new, data):
+    lines = pythons_lines(text)
+    assume(lines)
+    start = data.draw(st.integers(1, len(lines)))
+    end = data.draw(st.integers(start, len(lines)))
+    changed = Workspace({"f": text}).replaced_lines("f", start, end, new)["f"]
+    assert pythons_lines(changed) == [*lines[: start - 1], *pythons_lines(new), *lines[end:]]
+
+
+@given(text=PIECES, old=PIECES, new=PIECES)
+def test_edit_needs_exactly_one_place(text, old, new):
+    plain, looked, put = ("\n".join(re.split("\r\n|\r|\n", part)) for part in (text, old, new))
+    places = [at for at in range(len(plain)) if looked and plain.startswith(looked, at)]
     try:
-        changed = world.replaced("f", old, new)["f"]
+        changed = Workspace({"f": text}).replaced("f", old, new)["f"]
     except ToolError:
-        assert places != 1
+        assert len(places) != 1
     else:
-        at = text.find(old)
-        assert changed == text[:at] + new + text[at + len(old) :]
+        (at,) = places
+        assert io.StringIO(changed, newline=None).read() == plain[:at] + put + plain[at + len(looked) :]
+
+
+def test_an_edit_keeps_the_line_ends_of_the_file():
+    world = Workspace({"crlf": "one\r\ntwo\r\nthree", "mixed": "one\ntwo\r\nthree\rfour\n", "none": "one"})
+    assert world.replaced("crlf", "one\ntwo\n", "1\n2\n2.5\n")["crlf"] == "1\r\n2\r\n2.5\r\nthree"
+    assert world.replaced("crlf", "e\r\nt", "\n")["crlf"] == "on\r\nwo\r\nthree"
+    assert world.replaced_lines("crlf", 1, 1, "1\n1.5")["crlf"] == "1\r\n1.5\r\ntwo\r\nthree"
+    assert world.replaced_lines("crlf", 3, 3, "3\n4")["crlf"] == "one\r\ntwo\r\n3\r\n4"
+    assert world.replaced_lines("crlf", 2, 3, "")["crlf"] == "one\r\n"
+    assert world.replaced("mixed", "two\nthree\n", "2\n3\n")["mixed"] == "one\n2\r\n3\rfour\n"
+    assert world.replaced_lines("mixed", 3, 3, "3\n3.5\n")["mixed"] == "one\ntwo\r\n3\r3.5\rfour\n"
+    assert world.replaced_lines("none", 1, 1, "1\r\n2")["none"] == "1\n2"
+    assert world.written("crlf", "a\nb\r\n")["crlf"] == "a\nb\r\n"
+
+
+def test_a_text_that_overlaps_itself_stands_there_twice():
+    with pytest.raises(ToolError, match="stands in f 2 times"):
+        Workspace({"f": "aaa"}).replaced("f", "aa", "b")
 
 
 def test_tasks_tell_their_kind():

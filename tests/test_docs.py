@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_gym import CHANNELS
 from agent_gym.envs.api_agent.domain import DOMAINS
 from agent_gym.envs.api_agent.domains import NAMES
 from agent_gym.envs.code_agent.env import TOOLS as CODE_TOOLS
@@ -158,7 +159,7 @@ def test_flag_table_follows_the_code(name):
             if isinstance(field, ast.AnnAssign) and not ast.unparse(field.value).startswith("field("):
                 flag = GROUPS[node.name] + field.target.id.replace("_", "-")
                 default = ast.unparse(field.value)
-                default = {"CHANNELS": "all three", "None": "none"}.get(default, f"`{default}`")
+                default = {"CHANNELS": "all four", "None": "none"}.get(default, f"`{default}`")
                 found.append((flag, default, " ".join(doc.value.value.split())))
     assert sorted(listed) == sorted(found)
 
@@ -173,7 +174,7 @@ def test_every_logged_metric_is_explained():
     literal = set(re.findall(r'"((?:charts|violation|losses|credit)/\w+)"', TRAINER))
     kinds = set(re.findall(r'row\[f"(\w+)/\{channel\}"\]', TRAINER))
     names = ast.literal_eval(re.search(r"names = (\(.*?\))", TRAINER)[1])
-    by_channel = {f"{kind}/{channel}" for kind in kinds for channel in ("tool_calls", "output_tokens", "latency_ms")}
+    by_channel = {f"{kind}/{channel}" for kind in kinds for channel in CHANNELS}
     losses = {f"losses/{name}" for name in (*names, "grad_norm")}
     assert explained == literal | by_channel | losses
 
@@ -207,12 +208,12 @@ def test_code_agent_tool_table_follows_the_code():
 def test_presets_table_follows_the_code():
     page = (DOCS / "ppo_c3rl.md").read_text(encoding="utf-8")
     presets = next(n.value for n in ast.parse(TRAINER).body if ast.unparse(n).startswith("PRESETS ="))
-    rows = re.findall(r"^\| `(\w+-v0)` \| `(\{.*?\})` \| ([\d., ]+) \| (\d+), (\d+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+-v0)` \| `(\{.*?\})` \| ([\d.,none ]+) \| (\d+), (\d+) \|$", page, re.MULTILINE)
     assert rows == [
         (
             key.value,
             value.elts[0].value,
-            ", ".join(map(ast.unparse, value.elts[1].args)),
+            ", ".join(map(ast.unparse, value.elts[1].args)).replace("None", "none"),
             *map(ast.unparse, value.elts[2:]),
         )
         for key, value in zip(presets.keys, presets.values, strict=True)

@@ -594,6 +594,11 @@ def test_pattern_groups():
     for e in episodes:
         grouping.place(e, task(0, 0))
     assert [e.group_index for e in episodes] == [2, 0, 0, 2, 1]
+    late = finished_episode(read)  # then a call that did not run
+    late.steps[0].tool_results.append({"name": "list_files", "arguments": {}, "error": "not_run"})
+    assert (trainer.tools_of(late), trainer.pattern(late)) == (["read_file"], "short: read_file")
+    grouping.place(late, task(0, 0))
+    assert late.group.features == {"calls": 1.0, "tools": 1.0, "code": 0.0}
     assert episodes[4].trajectory().group == agent_gym.Group(grouping.names[1], {"calls": 2, "tools": 2, "code": 1})
 
 
@@ -644,7 +649,9 @@ def shell():
 
 
 def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The metrics; neither NaN nor infinity is JSON."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def run(args):
@@ -745,6 +752,45 @@ def test_none_and_stats_leave_the_same_checkpoint(finished, checkpoint, tmp_path
     assert not (other / "conflict.png").exists()
     start = Path(checkpoint) / "model.safetensors"
     assert (one / "model.safetensors").read_bytes() != start.read_bytes()
+
+
+def test_files_hold_strict_json(finished):
+    """No bound is the text inf, and read back as none."""
+    for name in ("args.json", "groups.json", "result.json"):
+        found = json.loads((finished / name).read_text(), parse_constant=pytest.fail)
+        if name == "args.json":
+            assert found["budget"] == dict.fromkeys(CHANNELS, "inf")
+    assert set(trainer.bounds_of(trainer.read_args(finished / "args.json")).values()) == {math.inf}
+    for path in finished.glob("trajectories/*.jsonl"):
+        for t in agent_gym.read_trajectories(path):
+            assert t.env_kwargs["budget"] == {}
+            assert re.fullmatch("[0-9a-f]{32}", t.task_hash)
+
+
+def test_what_a_wrapper_cuts_has_no_verdict(policy, checkpoint, tmp_path, monkeypatch):
+    """It is neither a failure nor a success, and a run of nothing else says so."""
+    short = ('{"max_turns": 4, "max_episode_steps": 1}',) * 2
+    args = arguments(env_kwargs=short, init=checkpoint, run_dir=str(tmp_path), group_by="task-type", eval_tasks=0)
+    pack = [*policy.encode('<tool_call>{"name":"pack","arguments":{}}</tool_call>'), policy.eos]
+
+    def rollout(policy, episodes, args, seed):
+        for episode in episodes:
+            trainer.advance(policy, episode, pack, [-0.5] * len(pack), 0.0, 10_000)
+
+    monkeypatch.setattr(trainer, "rollout", rollout)
+    one = trainer.find_tasks(trainer.Stage(args, "train"), [1], [0], args)
+    ((episode,),) = trainer.play(policy, trainer.Stage(args, "train"), one, [0], args, 1)
+    assert (episode.infra, episode.reward, episode.verdict, episode.success) == (True, None, None, 0.0)
+    with pytest.raises(SystemExit, match=r"iteration 0: no episode reached a verdict \(cut by a wrapper\)"):
+        trainer.train(args)
+
+
+def test_a_run_from_before_a_channel_is_refused(finished, tmp_path):
+    old = json.loads((finished / "args.json").read_text())
+    del old["budget"]["read_tokens"]
+    (tmp_path / "args.json").write_text(json.dumps(old))
+    with pytest.raises(SystemExit, match="this run is from before the cost channel read_tokens and cannot go on"):
+        trainer.train(trainer.Args(resume=str(tmp_path)))
 
 
 def test_killed_in_the_middle_of_a_checkpoint(finished, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ import gymnasium as gym  # noqa: E402
 
 import agent_gym  # noqa: E402
 from agent_gym import CHANNELS, Step  # noqa: E402
+from agent_gym.formats import canonical_text  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "cleanrl_llm" / "ppo_c3rl.py"
@@ -169,7 +170,8 @@ def test_rollout_bookkeeping(rolled):
             closed = step.action_ids[-1] == policy.eos
             text = policy.tokenizer.decode(step.action_ids[: len(step.action_ids) - closed])
             assert step.action == text
-            assert step.cost["output_tokens"] == policy.count(text)
+            assert step.cost["output_tokens"] == policy.count(canonical_text(e.env.unwrapped.read(text)))
+            assert step.cost["read_tokens"] == sum(policy.count(result["content"]) for result in step.tool_results)
         total = {k: sum(step.cost[k] for step in e.steps) for k in CHANNELS}
         assert e.cost_total == pytest.approx(total, abs=1e-3)
         assert e.success == (e.reward == 1.0) == (e.verdict["status"] == "pass")
@@ -408,13 +410,12 @@ def hand_made(task_id, success, costs):
     return trainer.Episode(None, task_id, 0, [], "", steps=steps, verdict=verdict, cost_total=total)
 
 
-NAN3 = [math.nan] * 3
-PAIR = [hand_made("a", True, [(1, 10, 100), (1, 20, 200)]), hand_made("a", False, [(1, 10, 50)])]
-CREDITS = [([0.0, 1.0], [[1, 7, 9], [3, 8, 2]]), ([math.nan], [[5, 1, 1]])]
-BOUNDS = np.array([4.0, 120.0, 400.0])
+PAIR = [hand_made("a", True, [(1, 10, 30, 100), (1, 20, 0, 200)]), hand_made("a", False, [(1, 10, 5, 50)])]
+CREDITS = [([0.0, 1.0], [[1, 7, 4, 9], [3, 8, 0, 2]]), ([math.nan], [[5, 1, 2, 1]])]
+BOUNDS = np.array([4.0, 120.0, 60.0, 400.0])
 
 
-def advantage(args, lambdas=(0.5, 0.0, 0.0), episodes=PAIR, bounds=BOUNDS, values=None):
+def advantage(args, lambdas=(0.5, 0.0, 0.0, 0.0), episodes=PAIR, bounds=BOUNDS, values=None):
     credits = [trainer.Credits(np.array(u), np.array(v, dtype=float)) for u, v in CREDITS]
     found = trainer.advantages(episodes, credits, values, np.array(lambdas, dtype=float), np.array(bounds), args)
     assert [len(a) for a in found] == [len(e.steps) for e in episodes]
@@ -446,15 +447,15 @@ def test_advantage_c3rl_weight_of_the_credit():
 
 
 def test_advantage_c3rl_all_channels():
-    """Every channel is normalised alone: 7, 8, 1 and 9, 2, 1 beside 1, 3, 5."""
-    z = [(np.array(x) - np.mean(x)) / np.std(x) for x in ([1, 3, 5], [7, 8, 1], [9, 2, 1])]
-    cost = 0.5 * z[0] + 1.0 * z[1] + 2.0 * z[2]
-    expected = (np.array([0.0, 2.0, -1.0]) - np.array([1, 1, 0]) * cost) / 4.5
-    np.testing.assert_allclose(advantage(arguments(), lambdas=(0.5, 1.0, 2.0)), expected)
+    """Every channel is normalised alone: 7, 8, 1 and 4, 0, 2 and 9, 2, 1 beside 1, 3, 5."""
+    z = [(np.array(x) - np.mean(x)) / np.std(x) for x in ([1, 3, 5], [7, 8, 1], [4, 0, 2], [9, 2, 1])]
+    cost = 0.5 * z[0] + 1.0 * z[1] + 0.25 * z[2] + 2.0 * z[3]
+    expected = (np.array([0.0, 2.0, -1.0]) - np.array([1, 1, 0]) * cost) / 4.75
+    np.testing.assert_allclose(advantage(arguments(), lambdas=(0.5, 1.0, 0.25, 2.0)), expected)
 
 
 def test_advantage_ignores_cost_without_multipliers():
-    np.testing.assert_allclose(advantage(arguments(), lambdas=(0, 0, 0)), [0.0, 2.0, -1.0], atol=1e-12)
+    np.testing.assert_allclose(advantage(arguments(), lambdas=(0, 0, 0, 0)), [0.0, 2.0, -1.0], atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["ppo", "truncation"])
@@ -476,8 +477,8 @@ def test_advantage_lagrangian_to_go():
 
 def test_advantage_penalty():
     """R - 0.3 mean_k C_k / B_k over the bounded channels; multipliers play no part."""
-    episodes = [*PAIR, hand_made("b", True, [(2, 10, 10)]), hand_made("b", True, [(4, 10, 10)])]
-    others = {"episodes": episodes, "lambdas": (3, 3, 3)}
+    episodes = [*PAIR, hand_made("b", True, [(2, 10, 10, 10)]), hand_made("b", True, [(4, 10, 10, 10)])]
+    others = {"episodes": episodes, "lambdas": (3, 3, 3, 3)}
     args = arguments(method="penalty")
 
     def expected(bounds):
@@ -488,22 +489,22 @@ def test_advantage_penalty():
         r = np.array([worth[0] - worth[1], worth[1] - worth[0], worth[2] - worth[3], worth[3] - worth[2]])
         return (r / np.sqrt(np.mean(r**2)))[[0, 0, 1, 2, 3]]
 
-    for bounds in (BOUNDS, [4.0, math.inf, math.inf], [math.inf] * 3):
+    for bounds in (BOUNDS, [4.0, *[math.inf] * 3], [math.inf] * 4):
         np.testing.assert_allclose(advantage(args, bounds=bounds, **others), expected(bounds), atol=1e-12)
-    only_calls = advantage(args, bounds=[4.0, math.inf, math.inf], **others)
+    only_calls = advantage(args, bounds=[4.0, *[math.inf] * 3], **others)
     assert only_calls[3] > 0 > only_calls[4]
-    assert advantage(args, bounds=[math.inf] * 3, **others)[3:].tolist() == [0.0, 0.0]
+    assert advantage(args, bounds=[math.inf] * 4, **others)[3:].tolist() == [0.0, 0.0]
 
 
 def test_advantage_with_critics():
     """GAE of the value heads takes the place of the group baseline, for reward and for each cost."""
     rng = np.random.default_rng(2)
-    values = [rng.normal(size=(2, 4)), rng.normal(size=(1, 4))]
+    values = [rng.normal(size=(2, 5)), rng.normal(size=(1, 5))]
     rows = []
     for e, value in zip(PAIR, values, strict=True):
         flow = np.array([[0.0, *(s.cost[k] / b for k, b in zip(CHANNELS, BOUNDS, strict=True))] for s in e.steps])
         flow[-1, 0] = e.success
-        delta = flow + np.vstack([value[1:], np.zeros((1, 4))]) - value
+        delta = flow + np.vstack([value[1:], np.zeros((1, 5))]) - value
         rows += [delta[0] + 0.9 * delta[1], delta[1]] if len(delta) == 2 else [delta[0]]
     normal = (np.array(rows) - np.mean(rows, axis=0)) / np.std(rows, axis=0)
     found = advantage(arguments(method="lagrangian", critic=True, gae_lambda=0.9), values=values)
@@ -554,7 +555,7 @@ def test_delete_with_grounding(untrained, cascade):
     (found,), tokens = measured(untrained, [episode])
     assert tokens == 0
     assert found.u.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
-    expected = [spent(episode, 0, 1, 2, 4), spent(episode, 1, 2, 4), *(spent(episode, t) for t in (2, 3, 4)), [0.0] * 3]
+    expected = [spent(episode, 0, 1, 2, 4), spent(episode, 1, 2, 4), *(spent(episode, t) for t in (2, 3, 4)), [0.0] * 4]
     np.testing.assert_allclose(found.v, expected, atol=2e-3)
 
 
@@ -563,7 +564,7 @@ def test_delete_without_grounding(untrained, cascade):
     episode = played(untrained, cascade, WASTEFUL)
     (found,), _ = measured(untrained, [episode], grounding=False)
     assert found.u.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
-    np.testing.assert_allclose(found.v, [*(spent(episode, t) for t in range(5)), [0.0] * 3], atol=2e-3)
+    np.testing.assert_allclose(found.v, [*(spent(episode, t) for t in range(5)), [0.0] * 4], atol=2e-3)
 
 
 def test_delete_in_a_failed_episode(untrained, cascade):
@@ -587,7 +588,9 @@ def test_truncate(untrained, cascade):
     episode = played(untrained, cascade, [FIND, ORDERS, REFUNDED, LOOK, PRODUCT, "Done."])
     (found,), _ = measured(untrained, [episode], interventions=("truncate",))
     np.testing.assert_array_equal(found.u, [math.nan, math.nan, 1.0, 0.0, 0.0, 1.0])
-    np.testing.assert_allclose(found.v, [NAN3, NAN3, NAN3, spent(episode, 3), spent(episode, 4), [0.0] * 3], atol=2e-3)
+    np.testing.assert_allclose(
+        found.v, [*[[math.nan] * 4] * 3, spent(episode, 3), spent(episode, 4), [0.0] * 4], atol=2e-3
+    )
 
 
 def test_swap(untrained, cascade):
@@ -602,6 +605,18 @@ def test_swap(untrained, cascade):
     tokens = spent(episodes[0], 0, 1, 2)[1] - untrained.count(other)  # the other look-up was paid for
     np.testing.assert_allclose(found.v[0][:2], [2.0, tokens])
     np.testing.assert_array_equal(failed.u, [0.0, 0.0])
+
+
+def test_calls_that_did_not_run_are_no_calls(untrained, cascade):
+    """Neither for a swap, nor on the map."""
+    late = turn(("submit", {"answer": "x"}), ("get_order", {"order_id": "O2001"}))
+    episode = played(untrained, cascade, [FIND, late])
+    step = episode.steps[-1]
+    assert [(r["name"], r["error"]) for r in step.tool_results] == [("submit", None), ("get_order", "not_run")]
+    assert trainer.first_tool(step) == "submit"
+    assert trainer.first_tool(replace(step, tool_results=step.tool_results[1:])) is None
+    (found,), _ = measured(untrained, [episode])
+    assert trainer.credit_map(episode, found, 0)["steps"][1] == "submit(x)"
 
 
 def test_selection(untrained, cascade):
@@ -665,7 +680,7 @@ def test_replace(policy, cascade, monkeypatch):
 # ---- the multipliers ----
 
 
-def ascend(costs, bounds=(4.0, 100.0, 400.0), start=0, **dual):
+def ascend(costs, bounds=(4.0, 100.0, 50.0, 400.0), start=0, **dual):
     state, args = trainer.DualState(), arguments(dual=dual)
     for iteration, cost in enumerate(costs, start=start):
         state.update(np.array(cost, dtype=float), np.array(bounds, dtype=float), iteration, args)
@@ -673,44 +688,43 @@ def ascend(costs, bounds=(4.0, 100.0, 400.0), start=0, **dual):
 
 
 def test_dual_ascent():
-    """e = 1, 0.1, -0.5; m = 0.5 m + 0.5 e; lambda moves by 0.1 m, never below 0."""
-    state = ascend([(8, 110, 200)], warmup=0)
-    np.testing.assert_allclose(state.lambdas, [0.05, 0.005, 0.0])
-    np.testing.assert_allclose(state.ema, [0.5, 0.05, -0.25])
-    state = ascend([(8, 110, 200)] * 2, warmup=0)
-    np.testing.assert_allclose(state.lambdas, [0.05 + 0.075, 0.005 + 0.0075, 0.0])
-    state = ascend([(8, 100, 400), (0, 100, 400)], warmup=0, ema=0.0, lr=0.2)  # up by 0.2, down by 0.2
-    np.testing.assert_allclose(state.lambdas, [0.0, 0.0, 0.0], atol=1e-12)
+    """e = 1, 0.1, 2, -0.5; m = 0.5 m + 0.5 e; lambda moves by 0.1 m, never below 0."""
+    state = ascend([(8, 110, 150, 200)], warmup=0)
+    np.testing.assert_allclose(state.lambdas, [0.05, 0.005, 0.1, 0.0])
+    np.testing.assert_allclose(state.ema, [0.5, 0.05, 1.0, -0.25])
+    state = ascend([(8, 110, 150, 200)] * 2, warmup=0)
+    np.testing.assert_allclose(state.lambdas, [0.05 + 0.075, 0.005 + 0.0075, 0.1 + 0.15, 0.0])
+    state = ascend([(8, 100, 50, 400), (0, 100, 50, 400)], warmup=0, ema=0.0, lr=0.2)  # up by 0.2, down by 0.2
+    np.testing.assert_allclose(state.lambdas, [0.0] * 4, atol=1e-12)
 
 
 def test_dual_warm_up():
-    over = (8, 200, 800)
-    assert ascend([over] * 3, warmup=3).lambdas.tolist() == [0.0, 0.0, 0.0]
+    over = (8, 200, 100, 800)
+    assert ascend([over] * 3, warmup=3).lambdas.tolist() == [0.0] * 4
     later = ascend([over] * 4, warmup=3)  # the average has gone on: 0.5, 0.75, 0.875, 0.9375
-    np.testing.assert_allclose(later.lambdas, [0.09375] * 3)
+    np.testing.assert_allclose(later.lambdas, [0.09375] * 4)
 
 
 def test_dual_bounds_fixed_and_single():
-    assert ascend([(400, 200, 800)] * 5, warmup=0, lambda_max=0.7).lambdas[0] == 0.7
-    fixed = ascend([(1, 1, 1)], bounds=(4, math.inf, 400), warmup=9, fixed=0.3)
-    assert fixed.lambdas.tolist() == [0.3, 0.0, 0.3]
-    single = ascend([(8, 200, 800)] * 3, warmup=0, channels=("latency_ms",))
-    assert single.lambdas[:2].tolist() == [0.0, 0.0]
+    assert ascend([(400, 200, 100, 800)] * 5, warmup=0, lambda_max=0.7).lambdas[0] == 0.7
+    fixed = ascend([(1, 1, 1, 1)], bounds=(4, math.inf, 9, 400), warmup=9, fixed=0.3)
+    assert fixed.lambdas.tolist() == [0.3, 0.0, 0.3, 0.3]
+    single = ascend([(8, 200, 100, 800)] * 3, warmup=0, channels=("read_tokens",))
+    assert single.lambdas[[0, 1, 3]].tolist() == [0.0, 0.0, 0.0]
     assert single.lambdas[2] > 0.1
     with np.errstate(all="raise"):
-        free = ascend([(8, 200, 800)] * 3, bounds=(math.inf, math.inf, math.inf), warmup=0)
-    assert free.lambdas.tolist() == [0.0, 0.0, 0.0]
-    assert ascend([(8, 200, 800)] * 3, bounds=(math.inf, 100, math.inf), warmup=0, pid=True).lambdas[
-        [0, 2]
-    ].tolist() == [0, 0]
+        free = ascend([(8, 200, 100, 800)] * 3, bounds=[math.inf] * 4, warmup=0)
+    assert free.lambdas.tolist() == [0.0] * 4
+    one = ascend([(8, 200, 100, 800)] * 3, bounds=(math.inf, 100, math.inf, math.inf), warmup=0, pid=True)
+    assert one.lambdas[[0, 2, 3]].tolist() == [0, 0, 0]
 
 
 def test_dual_pid():
     """kp m + sum of lr m + kd max(0, rise of m), by hand for two updates of e = 1 with rho = 0.5."""
-    state = ascend([(8, 100, 400)] * 2, warmup=0, pid=True, kp=0.5, kd=0.25)
+    state = ascend([(8, 100, 50, 400)] * 2, warmup=0, pid=True, kp=0.5, kd=0.25)
     integral = 0.1 * 0.5 + 0.1 * 0.75
     assert state.lambdas[0] == pytest.approx(0.5 * 0.75 + integral + 0.25 * 0.25)
-    falling = ascend([(8, 100, 400), (2, 100, 400)], warmup=0, pid=True, kp=0.5, kd=0.25)  # m = 0.5, then 0
+    falling = ascend([(8, 100, 50, 400), (2, 100, 50, 400)], warmup=0, pid=True, kp=0.5, kd=0.25)  # m = 0.5, then 0
     assert falling.lambdas[0] == pytest.approx(0.1 * 0.5)  # proportional 0, no derivative on the way down
 
 
@@ -833,7 +847,7 @@ def test_update_with_critics(policy):
     episodes, _ = roll(critic, arguments(), n=4)
     args = arguments(critic=True, num_minibatches=1, kl_coef=0.0, max_grad_norm=100.0)
     target = trainer.returns(episodes, args)
-    assert target.shape == (sum(len(e.steps) for e in episodes), 4)
+    assert target.shape == (sum(len(e.steps) for e in episodes), 5)
     first = episodes[0]
     assert target[0].tolist() == pytest.approx(
         [first.success, *(first.cost_total[k] / getattr(args.budget, k) for k in CHANNELS)], abs=1e-4
@@ -905,7 +919,7 @@ SMALL_RUN = {
     "eval_episodes": 6, "checkpoint_every": 2, "log_every": 3, "seed": 3,
 }  # fmt: skip
 SMALL_GROUPS = {
-    "budget": {"tool_calls": 1.0, "output_tokens": 30.0, "latency_ms": 60.0},
+    "budget": {"tool_calls": 1.0, "output_tokens": 30.0, "read_tokens": 20.0, "latency_ms": 60.0},
     "dual": {"warmup": 1},
     "credit": {"selection": "random", "most_steps": 3, "success_gate": False},  # so that costs move the policy
 }
@@ -938,7 +952,9 @@ def shell():
 
 
 def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The metrics; neither NaN nor infinity is JSON."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def run(args):
@@ -1001,7 +1017,7 @@ def test_run_trajectories(finished):
 
 
 def test_pictures_of_whatever_a_model_writes(tmp_path, recwarn):
-    one = {"iteration": 0, "task_id": "train-1", "success": True, "u": [1.0, None], "v": [[1, 2, 3], [None] * 3]}
+    one = {"iteration": 0, "task_id": "train-1", "success": True, "u": [1.0, None], "v": [[1, 2, 3, 4], [None] * 4]}
     trainer.draw_credits([{**one, "steps": ["answer: $x_{$", "a\x01\n\u2026"]}], tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes()[:4] == b"\x89PNG"
     assert [str(w.message) for w in recwarn] == []
@@ -1012,7 +1028,7 @@ def test_run_multipliers(finished):
     args, state = trainer.read_args(finished / "args.json"), trainer.DualState()
     for row in rows(finished):
         cost = np.array([row[f"cost/{k}"] for k in CHANNELS])
-        state.update(cost, np.array([1.0, 30.0, 60.0]), row["iteration"], args)
+        state.update(cost, np.array([1.0, 30.0, 20.0, 60.0]), row["iteration"], args)
         np.testing.assert_allclose([row[f"lambda/{k}"] for k in CHANNELS], state.lambdas, atol=1e-12)
         assert row["budget/tool_calls"] == 1.0
     assert max(row["lambda/tool_calls"] for row in rows(finished)) > 0.0
@@ -1107,12 +1123,86 @@ def test_variants_start_from_a_checkpoint(checkpoint, tmp_path, changes, recwarn
     assert len(history) == 2
     assert all(math.isfinite(x) for row in history for x in row.values())
     assert history[0]["losses/ratio"] == pytest.approx(1.0, abs=0.2)
+    text = (folder / "args.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["budget"]["read_tokens"] == "inf"
+    assert trainer.read_args(folder / "args.json") == arguments(init=checkpoint, **{**settings, **changes})
+    bounds = {"tool_calls": 2, "output_tokens": 48} | ({} if changes.get("critic") else {"latency_ms": 200})
+    for path in folder.glob("trajectories/*.jsonl"):
+        for t in agent_gym.read_trajectories(path):
+            assert t.env_kwargs["budget"] == bounds
+            options = {"task": t.task_id}
+            assert make_env(split=t.env_kwargs["split"]).reset(options=options)[1]["task_hash"] == t.task_hash
     if changes.get("critic"):
         assert [row["budget/latency_ms"] for row in history] == [-1.0, -1.0]
         assert [row["lambda/latency_ms"] for row in history] == [0.0, 0.0]
     if changes.get("method") == "truncation":
         assert all(row["cost/tool_calls"] <= 5.0 for row in history)  # the call that goes over is the last
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_episodes_that_a_wrapper_cuts_are_dropped_and_counted(checkpoint, tmp_path):
+    """They have no verdict: neither a failure nor a success."""
+    settings = {**SMALL_RUN, "total_iterations": 1, "eval_episodes": 0, "device": "cpu", "run_dir": str(tmp_path)}
+    limited = json.dumps({**ENV, "max_episode_steps": 2})
+    (row,) = rows(run(arguments(init=checkpoint, env_kwargs=limited, **settings)))
+    (path,) = tmp_path.glob("*/trajectories/iteration_000000.jsonl")
+    kept = list(agent_gym.read_trajectories(path))
+    assert 0 < len(kept) == 8 - row["charts/infra"] < 8
+    assert all(t.verdict is not None and t.reward is not None and t.steps[-1].terminated for t in kept)
+    assert row["charts/success"] == np.mean([t.success for t in kept])
+
+
+def test_nothing_but_cut_episodes(policy, monkeypatch, refused, checkpoint):
+    """The sentence says what happened to them."""
+    look = [*policy.encode(call("get_order", order_id="O2001")), policy.eos]
+
+    def rollout(policy, episodes, args, seed):
+        for episode in episodes:
+            trainer.advance(policy, episode, look, [-0.5] * len(look), 0.0, 10_000)
+
+    monkeypatch.setattr(trainer, "rollout", rollout)
+    text = refused(env_kwargs=json.dumps({**ENV, "max_episode_steps": 1}), init=checkpoint, eval_episodes=0)
+    assert text == "iteration 0: no episode reached a verdict (cut by a wrapper)"
+
+
+def test_a_run_from_before_a_channel_is_refused(finished, checkpoint, tmp_path):
+    """Its figures mean something else."""
+    old = json.loads((finished / "args.json").read_text())
+    del old["budget"]["read_tokens"]
+    (tmp_path / "args.json").write_text(json.dumps(old))
+    text = sentence(trainer.Args(resume=str(tmp_path)))
+    assert text == f"{tmp_path}: this run is from before the cost channel read_tokens and cannot go on; start a new one"
+    shutil.copytree(checkpoint, tmp_path / "old")
+    state = torch.load(tmp_path / "old" / "trainer.pt", weights_only=False)
+    state["values"] = torch.nn.Linear(32, 4).state_dict()
+    torch.save(state, tmp_path / "old" / "trainer.pt")
+    assert trainer.load(tmp_path / "old", arguments(), torch.device("cpu"))[0].values is None
+    with pytest.raises(SystemExit, match="value heads from before there was the cost channel read_tokens"):
+        trainer.load(tmp_path / "old", arguments(critic=True), torch.device("cpu"))
+
+
+def test_bounds_follow_the_environment():
+    """A preset's bounds, and none where it has none; what is given stands."""
+    for env_id, bounds in [
+        ("APIAgent-v0", [2, 48, math.inf, 200]),
+        ("CodeAgent-v0", [1.5, 48, 28, 60]),
+        ("SomethingElse-v0", [math.inf] * 4),
+    ]:
+        args = trainer.Args(env_id=env_id)
+        trainer.settle(args, torch.device("cpu"))
+        assert trainer.bounds_of(args) == dict(zip(CHANNELS, bounds, strict=True))
+    args = trainer.Args(env_id="CodeAgent-v0", budget=trainer.Budget(read_tokens=math.inf, tool_calls=9))
+    trainer.settle(args, torch.device("cpu"))
+    assert list(trainer.bounds_of(args).values()) == [9, 48, math.inf, 60]
+
+
+def test_a_figure_that_is_not_defined_is_no_number(tmp_path):
+    log = trainer.Log(tmp_path, arguments(), [])
+    log.add({"iteration": 0, "charts/success": 0.5, "credit/u_mean": math.nan, "losses/kl": math.inf})
+    log.close()
+    assert rows(tmp_path) == log.rows == [{"iteration": 0, "charts/success": 0.5}]
+    table = {"success@1": (math.nan, 0.0, 1.0), "bound": math.inf, "n": [1, True, None, "NaN"]}
+    assert trainer.dumps(table) == '{"success@1": [null, 0.0, 1.0], "bound": "inf", "n": [1, true, null, "NaN"]}'
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_starts_from_its_warm_start(tmp_path):
@@ -1233,8 +1323,14 @@ def test_wrong_numbers(refused):
     assert refused(num_episodes=0) == "--num-episodes must be 1 or more, not 0"
     assert refused(group_size=0) == "--group-size must be 1 or more, not 0"
     assert refused(temperature=0.0) == "--temperature must be above 0, not 0.0"
+    assert refused(budget={"read_tokens": -0.5}) == "--budget.read-tokens must be 0 or more, not -0.5"
+    for slack in (0.0, math.inf, math.nan):
+        assert refused(truncation_slack=slack) == f"--truncation-slack must be a number above 0, not {slack}"
     text = refused(dual={"channels": ("tool_calls", "euros")})
-    assert text == "--dual.channels: unknown ['euros']; the channels are tool_calls, output_tokens, latency_ms"
+    assert (
+        text
+        == "--dual.channels: unknown ['euros']; the channels are tool_calls, output_tokens, read_tokens, latency_ms"
+    )
 
 
 def test_wrong_folders(refused, checkpoint, tmp_path):

@@ -29,6 +29,7 @@ import gymnasium as gym  # noqa: E402
 import agent_gym  # noqa: E402
 from agent_gym import PARSERS, Step, Trajectory  # noqa: E402
 from agent_gym.metrics import call_sequence  # noqa: E402
+from agent_gym.wrappers import RecordTrajectory  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "cleanrl_llm" / "rft.py"
@@ -109,7 +110,9 @@ def settled(args):
 
 
 def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The metrics; neither NaN nor infinity is JSON."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def kept(folder, number):
@@ -249,7 +252,7 @@ def test_ids_of_another_tokenizer_give_way_to_the_text(policy, episodes, argumen
 # ---- selection ----
 
 
-def made(task, calls, passed=True, cost=(1.0, 10.0, 50.0), words="", infra=False):
+def made(task, calls, passed=True, cost=(1.0, 10.0, 20.0, 50.0), words="", infra=False):
     """A hand-made trajectory; ``calls`` are order numbers that are looked at."""
     results = [{"name": "get_order", "arguments": {"order_id": c}} for c in calls]
     total = dict(zip(agent_gym.CHANNELS, cost, strict=True))
@@ -259,18 +262,19 @@ def made(task, calls, passed=True, cost=(1.0, 10.0, 50.0), words="", infra=False
     return Trajectory(task, "APIAgent-v0", {}, 0, (step,), None if infra else float(passed), verdict, total)
 
 
-BUDGET = {"budget": {"tool_calls": 2.0, "output_tokens": 60.0, "latency_ms": math.inf}}
+BUDGET = {"budget": {"tool_calls": 2.0, "output_tokens": 60.0, "read_tokens": 100.0, "latency_ms": math.inf}}
 
 
 def test_only_what_passed_within_every_bound_is_kept(arguments):
-    good, bound = made("a", "1"), made("b", "1", cost=(2.0, 60.0, 1e9))
-    calls, tokens = made("c", "1", cost=(3.0, 1.0, 1.0)), made("d", "1", cost=(1.0, 61.0, 1.0))
+    good, bound = made("a", "1"), made("b", "1", cost=(2.0, 60.0, 100.0, 1e9))
+    calls, tokens = made("c", "1", cost=(3.0, 1.0, 1.0, 1.0)), made("d", "1", cost=(1.0, 61.0, 1.0, 1.0))
+    reading = made("g", "1", cost=(1.0, 1.0, 101.0, 1.0))
     rest = [made("e", "1", passed=False), made("f", "1", infra=True)]
-    everything = [good, calls, *rest, bound, tokens]
+    everything = [good, calls, *rest, bound, tokens, reading]
     chosen, counts = trainer.select(everything, arguments(keep="success-in-budget", **BUDGET))
     assert chosen == [good, bound]
     assert counts == {"eligible": 2, "distinct": 2, "kept": 2, "tasks_kept": 2}
-    assert trainer.select(everything, arguments(keep="success", **BUDGET))[0] == [good, calls, bound, tokens]
+    assert trainer.select(everything, arguments(keep="success", **BUDGET))[0] == [good, calls, bound, tokens, reading]
 
 
 def test_equal_calls_count_once_and_the_cap_holds(arguments):
@@ -291,12 +295,13 @@ def test_the_order_of_arguments_is_no_difference():
 
 
 def test_cheapest_is_relative_to_the_bounds(arguments):
-    """3 calls of 2 and 6 tokens of 60 are dearer than 1 call and 60 tokens; over the budget may still be cheapest."""
-    calls, tokens = made("a", "111", cost=(3.0, 6.0, 0.0)), made("a", "1", cost=(1.0, 60.0, 9e9))
-    only = made("b", "1", cost=(5.0, 500.0, 1.0))
-    failed = made("b", "2", passed=False, cost=(0.0, 1.0, 0.0))
+    """3 calls of 2, 6 tokens of 60 and 50 of 100 are dearer than 1 call and 60 tokens; over the budget may still be
+    cheapest."""
+    calls, tokens = made("a", "111", cost=(3.0, 6.0, 50.0, 0.0)), made("a", "1", cost=(1.0, 60.0, 0.0, 9e9))
+    only = made("b", "1", cost=(5.0, 500.0, 0.0, 1.0))
+    failed = made("b", "2", passed=False, cost=(0.0, 1.0, 0.0, 0.0))
     args = arguments(keep="cheapest-per-task", **BUDGET)
-    assert trainer.price(calls, args) == pytest.approx(1.6)
+    assert trainer.price(calls, args) == pytest.approx(2.1)
     assert trainer.price(tokens, args) == pytest.approx(1.5)
     chosen, counts = trainer.select([calls, tokens, only, failed], args)
     assert chosen == [tokens, only]
@@ -307,7 +312,7 @@ def test_cheapest_is_relative_to_the_bounds(arguments):
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "1", "2", "12"]), st.booleans()), max_size=20))
 def test_selection_in_general(drawn):
-    args = trainer.Args(keep="success", most_per_task=2, budget=trainer.Budget(math.inf, math.inf, math.inf))
+    args = trainer.Args(keep="success", most_per_task=2, budget=trainer.Budget(*[math.inf] * 4))
     samples = [made(task, calls, passed) for task, calls, passed in drawn]
     chosen, counts = trainer.select(samples, args)
     keys = [(t.task_id, call_sequence(t)) for t in chosen]
@@ -701,6 +706,98 @@ def test_a_teachers_broken_call_stays_broken():
     assert trainer.spelled(text, PARSERS["hermes"]) == text["content"]
 
 
+def answered(kwargs, *messages):
+    """Messages of a teacher played one after the other; what each adds to the conversation."""
+    env = gym.make("APIAgent-v0", **kwargs)
+    observation, info = env.reset(seed=0)
+    episode, base = trainer.Episode(env, info["task_id"], 0, [], observation), env.unwrapped
+    added = []
+    for message in messages:
+        action = trainer.spelled(message, base.parser)
+        results = trainer.play(episode, action)["tool_results"]
+        added.append(trainer.exchange(message, base.read(action), results, episode))
+    return added, episode
+
+
+def asks(*calls, content=""):
+    entries = [
+        {"id": id, "type": "function", "function": {"name": name, "arguments": text}} for id, name, text in calls
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": entries}
+
+
+def test_every_call_of_a_teacher_has_one_result_under_its_own_id(kwargs):
+    two = asks(("x7", "get_order", '{"order_id": "O0"}'), ("y8", "get_order", "{broken"), content="Look.")
+    (added,), episode = answered(kwargs, two)
+    said, *results = added
+    assert [(c["id"], c["function"]["name"]) for c in said["tool_calls"]] == [("x7", "get_order"), ("y8", "get_order")]
+    assert said["content"] == "Look."
+    assert [(m["role"], m["tool_call_id"]) for m in results] == [("tool", "x7"), ("tool", "y8")]
+    assert [m["content"] for m in results] == [r["content"] for r in episode.steps[0].tool_results]
+    assert "not valid JSON" in results[1]["content"]
+
+
+def test_a_teachers_call_that_did_not_run_has_a_result_that_says_so(kwargs):
+    """After submit nothing runs; the history is whole all the same, and nobody hears of it twice."""
+    late = asks(("a", "submit", '{"answer": "x"}'), ("b", "get_order", '{"order_id": "O0"}'))
+    ((said, *results),), episode = answered(kwargs, late)
+    assert [m["tool_call_id"] for m in results] == ["a", "b"] == [c["id"] for c in said["tool_calls"]]
+    assert [r["error"] for r in episode.steps[0].tool_results] == [None, "not_run"]
+    assert '"not_run"' in results[1]["content"]
+
+
+def test_a_teachers_words_that_hold_an_unreadable_call(kwargs):
+    """No tool is named, so that an endpoint would refuse the history with it: it stays words, answered by the user."""
+    garbled = {"role": "assistant", "content": "So.\n<tool_call>get_order O0</tool_call>"}
+    foreign = {"role": "assistant", "content": '[TOOL_CALLS][{"name": "get_order", "arguments": {}}]'}
+    written = {"role": "assistant", "content": f"So.\n{call('get_order', order_id='O0')}"}
+    (first, second, third), episode = answered(kwargs, garbled, foreign, written)
+    for (said, heard), words in ((first, "So.\nget_order O0"), (second, foreign["content"])):
+        assert said == {"role": "assistant", "content": words}
+        assert heard["role"] == "user"
+    assert [first[1]["content"], second[1]["content"]] == [s.tool_results[0]["content"] for s in episode.steps[:2]]
+    said, result = third  # a server without a parser has no ids
+    assert said["tool_calls"][0]["id"] == result["tool_call_id"] == "call_3_0"
+
+
+def test_episodes_played_as_messages_are_learnt_as_text(policy, kwargs, arguments, tmp_path):
+    """A recorded agent of an endpoint: the file holds its messages, the student's turns are in its own format."""
+    env = RecordTrajectory(gym.make("APIAgent-v0", **kwargs))
+    env.reset(options={"task": TASKS[1]["id"]})
+    for action in (actions := env.unwrapped.oracle()):
+        spoken = PARSERS["hermes"].parse(action)
+        env.step(json.loads(PARSERS["openai"].render(spoken.text, spoken.calls)))
+    assert env.last.success
+    assert all(isinstance(step.action, dict) for step in env.last.steps)
+    path = tmp_path / "messages.jsonl"
+    agent_gym.write_trajectories(path, [env.last])
+    (dialogue,) = trainer.reopened(trainer.given(arguments(stage="sft", data=(str(path),))), path, arguments())
+    assert [step.action for step in dialogue.trajectory.steps] == actions
+    ids, spans = trainer.tokenized(policy, dialogue)
+    assert [ids[b:e] for b, e in spans] == [[*policy.encode(a), policy.eos] for a in actions]
+
+
+def test_what_a_wrapper_cuts_has_no_verdict(policy, kwargs, arguments):
+    env = gym.make("APIAgent-v0", **kwargs, max_episode_steps=1)
+    env.unwrapped.token_counter = policy.count
+    episode = trainer.start(policy, env, 1)
+    trainer.play(episode, call("get_order", order_id="O0"))
+    assert (episode.done, episode.infra, episode.reward, episode.verdict) == (True, True, None, None)
+    assert trainer.select([episode.trajectory()], settled(arguments()))[0] == []
+
+
+def test_files_hold_strict_json(finished):
+    for name in ("args.json", "result.json"):
+        found = json.loads((finished / name).read_text(), parse_constant=pytest.fail)
+        if name == "args.json":
+            assert found["budget"] == {"tool_calls": 2, "output_tokens": 60, "read_tokens": "inf", "latency_ms": 200}
+    read = trainer.read_args(finished / "args.json")
+    assert read.budget.read_tokens == math.inf
+    for t in kept(finished, 2):
+        assert t.env_kwargs["budget"] == {"tool_calls": 2, "output_tokens": 60, "latency_ms": 200}
+        assert re.fullmatch("[0-9a-f]{32}", t.task_hash)
+
+
 # ---- two processes ----
 
 TWO = """
@@ -777,6 +874,8 @@ def test_wrong_data_files(refused, finished, episodes, tmp_path):
     assert held_out.startswith(f"{path}, line 1: an episode of the test split")
     changed = replace(good, steps=(replace(good.steps[0], observation="Dance."), *good.steps[1:]))
     assert "does not begin as the file says" in asked(changed)
+    other = asked(replace(good, task_hash="0" * 32))
+    assert other.endswith("has other content than the file's; another version made it")
     assert asked("nonsense\n", good).startswith(f"{path}, line 1: not a trajectory: ")
     assert asked(replace(good, reward=0.0, verdict={**good.verdict, "status": "fail"})) == (
         "none of the 1 episodes in --data passed, so there is nothing to learn from"
@@ -824,6 +923,10 @@ def test_wrong_numbers_and_combinations(refused):
 
 def test_wrong_folders(refused, tmp_path):
     assert "there is no run in this folder" in refused(resume=str(tmp_path / "nothing"))
+    old = trainer.asdict(trainer.Args())
+    del old["budget"]["read_tokens"]
+    (tmp_path / "args.json").write_text(json.dumps(old))
+    assert "this run is from before the cost channel read_tokens" in refused(resume=str(tmp_path))
     assert "is not a checkpoint of this trainer" in refused(init=str(tmp_path))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(run_dir=str(tmp_path / "file" / "runs"))

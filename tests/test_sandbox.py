@@ -2,17 +2,23 @@
 
 import asyncio
 import contextlib
+import http.server
 import json
 import math
+import os
+import shutil
+import socketserver
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -30,12 +36,14 @@ from agent_gym.sandbox import (
     backends,
     check,
     rootfs,
+    seccomp,
     shared_pool,
     wire,
 )
 from agent_gym.sandbox import __main__ as command
 from agent_gym.sandbox import pool as pool_module
 from agent_gym.sandbox.backends import Bubblewrap, Docker, Lost, Process, choose
+from agent_gym.sandbox.errors import NotInstalled
 from agent_gym.sandbox.grader import Cases, Request, same
 
 LIMITS = Limits(cpu_s=2, wall_s=20, memory_mb=128, disk_mb=8, processes=16)
@@ -79,6 +87,41 @@ def test_reasons(pool, source, reason, score):
     assert (verdict.reason, verdict.score, verdict.trust) == (reason, score, "strong")
     assert verdict.status == ("pass" if reason == "passed" else "fail")
     assert bool(verdict.diagnostics) == (reason != "passed")
+
+
+def test_what_ended_the_run_is_the_reason_whatever_failed_before(pool):
+    source = "def f(x):\n    while x == 2: pass\n    return 0\n"
+    verdict = pool.check(source, "f", [((1,), 2), ((3,), 0), ((2,), 3)])
+    assert (verdict.reason, verdict.score) == ("timeout", 1 / 3)
+    assert verdict.diagnostics == ("no answer within the time limit", "f(1): expected 2, found 0")
+
+
+def test_a_loop_and_a_sleep_are_told_in_the_same_words(pool):
+    limits = Limits(cpu_s=1, wall_s=1.5, memory_mb=128, disk_mb=8, processes=16)
+    loop, sleep = (pool.check(f"import time\ndef f(x): {body}", "f", TESTS, limits)
+                   for body in ("\n    while True: pass", "time.sleep(99)"))  # fmt: skip
+    assert loop == sleep
+
+
+def test_an_answer_knows_the_cpu_time_of_its_run(pool):
+    source = "import time\ndef f(x):\n    while time.process_time() < {}: pass\n    return x + 1\n"
+    quick, slow = (pool.submit(source.format(seconds), "f", TESTS) for seconds in (0, 0.6))
+    assert quick.result() == slow.result()
+    assert 0.0 < quick.cpu_s < 0.6 <= slow.cpu_s
+
+
+def test_a_program_that_ends_its_run_by_force_does_not_win_the_time_of_a_new_one(monkeypatch, pool):
+    grade, runs = pool_module.grade, []
+
+    def counted(sandbox, request):
+        runs.append(request is not pool_module.CONTROL)
+        return grade(sandbox, request)
+
+    monkeypatch.setattr(pool_module, "grade", counted)
+    source = "import os, time\ndef f(x):\n    time.sleep(1.6)\n    os.kill(os.getpid(), 9)\n"
+    limits = Limits(cpu_s=2, wall_s=2.0, memory_mb=128, disk_mb=8, processes=16)
+    assert pool.check(source, "f", TESTS, limits).reason == "timeout"
+    assert sum(runs) <= 2
 
 
 def test_diagnostics_name_call_expectation_and_finding(pool):
@@ -144,6 +187,29 @@ def test_suite_is_weak_and_wants_exactly_its_tests(pool):
     assert pool.check(PLUS_ONE, "", Suite(skipped, SUITE.ids[:1])).status == "pass"
     extra = pool.check(PLUS_ONE, "", Suite(SUITE.files, SUITE.ids[:1]))
     assert (extra.status, extra.score) == ("fail", 0.0)
+
+
+def test_a_result_that_makes_a_test_call_with_no_plain_data_is_a_wrong_answer(pool):
+    body = Asserts(("assert f(f(1) - f(1)) == 1",), ("f",))
+    verdict = pool.check("def f(x): return float('inf')", "f", body)
+    assert (verdict.reason, verdict.score) == ("wrong_answer", 0.0)
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [{"unittest.loader._FailedTest.x": ""}, {"unittest.loader._FailedTest.x": []}, {"test_f.T.test_a": 1}, 7],
+)
+def test_forged_outcomes_are_a_verdict_too(quick, outcomes):
+    forger = f"""
+import json, os, socket, struct, sys
+frame = sys._getframe()
+while not isinstance(frame.f_locals.get("message"), dict): frame = frame.f_back
+data = json.dumps({{"nonce": frame.f_locals["message"]["nonce"], "outcomes": {outcomes!r}}}).encode()
+socket.socket(fileno=3).send(struct.pack(">I", len(data)) + data)
+os._exit(0)
+"""
+    verdict = check(forger, "", SUITE, quick, LIMITS)
+    assert (verdict.status, verdict.reason, verdict.score) == ("fail", "error", 0.0)
 
 
 def test_suite_honest_comparisons():
@@ -233,6 +299,7 @@ def test_limits_are_validated(field, value):
         ({"a//b.py": ""}, "a:f", TESTS, "not a relative path"),
         ({"a\0.py": ""}, "a:f", TESTS, "not a relative path"),
         ({"": ""}, "a:f", TESTS, "not a relative path"),
+        ({".": ""}, "a:f", TESTS, "not a relative path"),
         ({}, "a:f", TESTS, "no source"),
         ({"a.py": b"x"}, "a:f", TESTS, "must be text, not bytes"),
         ({"a.py": "", "b.py": ""}, "f", TESTS, "with several files it reads 'module:function'"),
@@ -291,7 +358,7 @@ def installed(monkeypatch):
             def look(kind=kind):
                 name = kind.__name__.lower()
                 if name not in names:
-                    raise SandboxUnavailable(f"no {name}")
+                    raise NotInstalled(f"no {name}")
 
             monkeypatch.setattr(kind, "check", look)
         choose.cache_clear()
@@ -314,24 +381,313 @@ def test_auto_takes_docker_then_bubblewrap_then_refuses(installed):
     )
 
 
+def test_what_works_is_not_tried_again(quick, monkeypatch):
+    choose.cache_clear()
+    assert choose(quick) is Bubblewrap
+    monkeypatch.setattr(Bubblewrap, "check", None)  # cannot be called
+    assert choose(quick) is Bubblewrap
+
+
+def refuse(monkeypatch, reason):
+    def look():
+        raise reason
+
+    monkeypatch.setattr(Docker, "check", look)
+    choose.cache_clear()
+
+
+def test_auto_says_why_it_passes_docker_by_once_and_an_explicit_docker_is_no_other(quick, monkeypatch):
+    refuse(monkeypatch, SandboxUnavailable("no bind mounts"))
+    with pytest.warns(UserWarning, match="^sandbox='auto' takes bubblewrap: no bind mounts$") as heard:
+        assert [choose("auto"), choose("auto")] == [Bubblewrap, Bubblewrap]
+    assert len(heard) == 1
+    with pytest.raises(SandboxUnavailable, match="no bind mounts"):
+        Pool("docker")
+    choose.cache_clear()
+
+
+def test_auto_is_silent_where_docker_was_never_set_up(quick, monkeypatch):
+    refuse(monkeypatch, NotInstalled("no daemon"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("auto") is Bubblewrap
+    choose.cache_clear()
+
+
 def test_missing_tools_are_named(monkeypatch):
     monkeypatch.setattr(backends.shutil, "which", lambda name: None)
-    with pytest.raises(SandboxUnavailable, match="apt install bubblewrap"):
+    with pytest.raises(NotInstalled, match="apt install bubblewrap"):
         Bubblewrap.check()
     monkeypatch.setitem(sys.modules, "docker", None)
     backends._docker.cache_clear()
-    with pytest.raises(SandboxUnavailable, match="pip install"):
+    with pytest.raises(NotInstalled, match="pip install"):
         Docker.check()
     backends._docker.cache_clear()
+    monkeypatch.setattr(seccomp.ctypes, "CDLL", mock.Mock(side_effect=OSError))
+    seccomp.bpf.cache_clear()
+    with pytest.raises(SandboxUnavailable, match="apt install libseccomp2"):
+        seccomp.bpf()
+
+
+@pytest.fixture
+def daemon(monkeypatch, tmp_path):
+    """Makes DOCKER_HOST name a daemon that answers as it is told to: a body by path, for the rest status 403, and not
+    at all to what is None."""
+    pytest.importorskip("docker")
+    monkeypatch.setattr(backends, "TRIAL_S", 0.5)
+    folder, ended, servers = tempfile.mkdtemp(), threading.Event(), []
+
+    def start(replies):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.rfile.read(int(self.headers["Content-Length"] or 0))
+                name = next((name for name in replies if name in self.path), "")
+                if replies.get(name, "") is None:
+                    ended.wait()
+                text = json.dumps(replies.get(name, {"message": "the proxy forbids it"})).encode()
+                self.send_response(200 if name else 403)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            do_POST = do_DELETE = do_GET
+
+            def address_string(self):
+                return "a client"
+
+            def log_message(self, *what):
+                pass
+
+        server = socketserver.ThreadingUnixStreamServer(f"{folder}/socket", Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/socket")
+
+    choose.cache_clear()
+    backends._docker.cache_clear()
+    yield start
+    ended.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    shutil.rmtree(folder)
+    choose.cache_clear()
+    backends._docker.cache_clear()
+
+
+UP = {"/version": {"ApiVersion": "1.41"}, "/_ping": "OK"}
+OURS = {"/images/json": [{"Id": "ours"}], "/images/ours/json": {"Id": "ours"}}
+
+
+@pytest.mark.parametrize(
+    ("replies", "reason"),
+    [
+        ({"/version": None}, "the Docker daemon does not answer: .*timed out"),
+        (UP, "sandbox='docker' does not work here: the proxy forbids it"),
+        ({**UP, "/images/json": []}, "sandbox='docker' does not work here: the proxy forbids it"),
+        (
+            {**UP, "/images/json": [], "/images/load": ""},
+            "the daemon loaded .*, not the image ours",
+        ),
+        ({**UP, **OURS}, "sandbox='docker' does not work here: no container: the proxy forbids it"),
+        ({**UP, **OURS, "/containers/create": None}, "sandbox='docker' does not work here: .*timed out"),
+    ],
+    ids=["hangs", "pings only", "takes no image", "loads another", "makes no container", "hangs later"],
+)
+def test_a_daemon_that_answers_and_cannot_work_is_passed_by(quick, daemon, monkeypatch, replies, reason):
+    monkeypatch.setattr(backends, "image_id", lambda: "ours")
+    monkeypatch.setattr(backends, "image_tar", lambda: ("ours", b""))
+    daemon(replies)
+    with pytest.raises(SandboxUnavailable, match=reason):
+        choose("docker")
+    with pytest.warns(UserWarning, match=f"^sandbox='auto' takes bubblewrap: {reason}"):
+        assert choose("auto") is Bubblewrap
 
 
 def test_a_daemon_that_is_not_there(monkeypatch):
     pytest.importorskip("docker")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent.sock")
     backends._docker.cache_clear()
-    with pytest.raises(SandboxUnavailable, match="daemon does not answer"):
+    with pytest.raises(SandboxUnavailable, match="daemon does not answer") as refusal:
         Docker.check()
+    assert not isinstance(refusal.value, NotInstalled)  # somebody has named it
     backends._docker.cache_clear()
+
+
+def test_a_daemon_that_does_not_see_our_files(tmp_path):
+    """As through a mounted socket, or with a private TMPDIR: here, with a folder that only the caller sees."""
+    require("docker")
+    require("bubblewrap")
+    private = tempfile.mkdtemp()
+    script = f"mount --make-rprivate / && mount -t tmpfs none {private} && exec env TMPDIR={private} "
+    script += f"{sys.executable} -m agent_gym.sandbox check"
+    run = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=300)
+    os.rmdir(private)
+    if "unshare" in run.stderr or "mount" in run.stderr:
+        pytest.skip(f"no file system of one's own can be had: {run.stderr}")
+    docker, *others = run.stdout.splitlines()
+    assert docker.startswith("docker: sandbox='docker' does not work here: no container: invalid mount config")
+    assert docker.endswith(f"; the daemon must see this process's {private} (TMPDIR names another folder)")
+    assert others == ["bubblewrap: works", "process: works", "auto: takes bubblewrap, because docker does not work"]
+
+
+def test_a_container_that_does_not_reach_us_says_so_before_its_time_is_up(monkeypatch):
+    require("docker")
+    listen = Docker._listen
+
+    def unreachable(listener, folder):
+        listen(listener, folder)
+        os.unlink(f"{folder}/control")
+
+    monkeypatch.setattr(Docker, "_listen", staticmethod(unreachable))
+    monkeypatch.setattr(backends, "TRIAL_S", 600.0)
+    with pytest.raises(SandboxUnavailable, match="the container ended before it connected to this process: FileNotF"):
+        Docker.check()
+
+
+def test_a_container_that_says_nothing_is_not_waited_for(monkeypatch):
+    require("docker")
+    monkeypatch.setattr(backends, "ZYGOTE", "-cimport time; time.sleep(600)")
+    monkeypatch.setattr(backends, "TRIAL_S", 2.0)
+    with pytest.raises(SandboxUnavailable, match="the container has not connected to this process within 2 s"):
+        Docker.check()
+    assert backends._docker().api.timeout == backends.START_S
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "docker"])
+def test_a_sandbox_that_starts_but_runs_nothing_does_not_work(monkeypatch, name):
+    require(name)
+    kind, config = backends.BACKENDS[name], backends.BACKENDS[name]._config
+    monkeypatch.setattr(kind, "_config", lambda self: {**config(self), "filter": "AAAAAAAAAAA="})  # no such instruction
+    with pytest.raises(SandboxUnavailable, match=f"{name}' does not work here: the run could not be enclosed: OSError"):
+        kind.check()
+
+
+def test_a_trial_that_is_killed_is_tried_again(quick, monkeypatch):
+    launch, deaths = Bubblewrap._launch, []
+
+    def mortal(self):
+        control = launch(self)
+        if len(deaths) < backends.TRIALS - 1:
+            deaths.append(self.process.kill())
+        return control
+
+    monkeypatch.setattr(Bubblewrap, "_launch", mortal)
+    Bubblewrap.check()
+    assert len(deaths) == backends.TRIALS - 1
+
+
+def test_a_deep_temporary_folder_will_do(monkeypatch, tmp_path):
+    require("docker")
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    for folder in (deep, *deep.parents[:4]):
+        folder.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    Docker.check()
+    assert list(deep.iterdir()) == []
+
+
+def test_uids_differ_and_stay_where_every_daemon_has_them():
+    place, none = Docker._place, mock.Mock()
+    drawn = [place(none)["uid"] for _ in range(backends.UIDS + 1)]
+    assert sorted(drawn[1:]) == list(range(20_000, 60_000))
+    assert drawn[0] == drawn[-1]
+
+
+def test_forks_draw_uids_of_their_own():
+    drawn = {Docker._place(mock.Mock())["uid"]}
+    for _ in range(5):
+        theirs, ours = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.write(ours, str(Docker._place(mock.Mock())["uid"]).encode())
+            os._exit(0)
+        os.close(ours)
+        os.waitpid(pid, 0)
+        with open(theirs) as file:
+            drawn.add(int(file.read()))
+    assert len(drawn) > 3  # by chance, two may be the same
+
+
+# ---- folders that cannot be had --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unbuilt():
+    """Nothing is remembered of what was found out or built."""
+
+    def forget():
+        rootfs.rootfs.cache_clear()
+        choose.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize("where", ["/proc", "/dev/null", "{}/file", "{}/file/deeper"])
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("backend", ["auto", "bubblewrap", "docker"])
+def test_a_cache_folder_that_cannot_be_made_is_named_with_its_remedy(
+    monkeypatch, unbuilt, tmp_path, where, variable, backend
+):
+    require("bubblewrap" if backend == "auto" else backend)
+    choose.cache_clear()
+    rootfs.rootfs.cache_clear()
+    (tmp_path / "file").touch()
+    folder = where.format(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, folder)
+    folder += "/.cache/agent_gym" if variable == "HOME" else "/agent_gym"
+    with pytest.raises(SandboxUnavailable) as refusal:
+        Pool(backend)
+    assert f"the sandbox cannot keep its files in {folder} (" in str(refusal.value)
+    assert "): set XDG_CACHE_HOME to a folder that can be written" in str(refusal.value)
+
+
+def test_a_cache_folder_that_takes_no_files_is_named(monkeypatch, unbuilt, tmp_path):
+    require("bubblewrap")
+    choose.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(rootfs, "_build", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    rootfs.rootfs.cache_clear()
+    with pytest.raises(
+        SandboxUnavailable, match=rf"files in {tmp_path}/agent_gym \(.*No space left on device\): set XDG"
+    ):
+        Pool("bubblewrap")
+    assert list((tmp_path / "agent_gym").iterdir()) == []
+
+
+def test_no_home_at_all(monkeypatch, unbuilt):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    with pytest.raises(SandboxUnavailable, match="has no home folder to keep its files in: set XDG_CACHE_HOME"):
+        rootfs.rootfs()
+
+
+def test_a_relative_cache_folder_will_do(monkeypatch, unbuilt, tmp_path):
+    require("bubblewrap")
+    choose.cache_clear()
+    built = rootfs.rootfs()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    (tmp_path / "cache" / "agent_gym").mkdir(parents=True)
+    (tmp_path / "cache" / "agent_gym" / built.name).symlink_to(built)
+    rootfs.rootfs.cache_clear()
+    assert check(PLUS_ONE, "f", TESTS, backend="bubblewrap", limits=LIMITS).status == "pass"
+    assert rootfs.rootfs() == tmp_path / "cache" / "agent_gym" / built.name
+
+
+def test_no_temporary_folder_at_all(monkeypatch, unbuilt):
+    require("bubblewrap")
+    choose.cache_clear()
+    monkeypatch.setattr(
+        tempfile, "gettempdir", mock.Mock(side_effect=FileNotFoundError("No usable temporary directory"))
+    )
+    with pytest.raises(SandboxUnavailable, match="no folder for temporary files: set TMPDIR to a folder that can be"):
+        Pool("bubblewrap")
 
 
 def test_process_says_what_it_does_not_protect_from():
@@ -433,6 +789,25 @@ def test_a_sandbox_lost_once_is_no_fault_and_one_lost_always_is(monkeypatch, qui
             ("the program, or the sandbox under it, is killed every time it runs",),
         )
         assert pool.check("# after\n" + PLUS_ONE, "f", TESTS).status == "pass"
+
+
+def test_a_sandbox_that_is_mute_after_a_timeout_gives_no_verdict_and_no_second_timeout(monkeypatch, quick):
+    class Mute(Bubblewrap):
+        def end(self):
+            raise Lost("it does not answer")
+
+    grade, runs = pool_module.grade, []
+
+    def counted(sandbox, request):
+        runs.append(request is not pool_module.CONTROL)
+        return grade(sandbox, request)
+
+    monkeypatch.setattr(pool_module, "grade", counted)
+    pool = Pool(quick, slots=1, limits=Limits(wall_s=1.0))
+    pool.kind = Mute
+    verdict = pool.check("import time\ndef f(x): time.sleep(99)", "f", TESTS)
+    pool.close()
+    assert (verdict.status, verdict.diagnostics, runs) == ("infra", ("it does not answer",), [True])
 
 
 # ---- the journal ---------------------------------------------------------------------------------------------------
@@ -541,15 +916,34 @@ def test_an_image_of_other_bytes_is_refused(monkeypatch):
 def test_commands(tmp_path, capsys):
     require("bubblewrap")
     run = subprocess.run(
-        [sys.executable, "-m", "agent_gym.sandbox", "check"], capture_output=True, text=True, timeout=100
+        [sys.executable, "-m", "agent_gym.sandbox", "check"], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
-    assert "bubblewrap: works" in run.stdout.splitlines()
+    docker, *others, auto = run.stdout.splitlines()
+    assert others == ["bubblewrap: works", "process: works"]
+    assert docker.startswith("docker: ")
+    if docker == "docker: works":
+        assert auto == "auto: takes docker, because it works and comes first"
+    else:
+        assert auto == "auto: takes bubblewrap, because docker does not work"
     assert command.main(["reap"]) == 0
     assert "control groups and folders removed: 0" in capsys.readouterr().out
     assert command.main(["build", "--output", str(tmp_path / "image.tar")]) == 0
     assert rootfs.image_id() in capsys.readouterr().out
     assert (tmp_path / "image.tar").read_bytes() == rootfs.image_tar()[1]
+
+
+def test_check_where_nothing_works(monkeypatch, capsys):
+    for kind in (Docker, Bubblewrap, Process):
+        reason = SandboxUnavailable(f"{kind.__name__} is broken")
+        monkeypatch.setattr(kind, "check", mock.Mock(side_effect=reason))
+    assert command.main(["check"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "docker: Docker is broken",
+        "bubblewrap: Bubblewrap is broken",
+        "process: Process is broken",
+        "auto: takes nothing, because neither docker nor bubblewrap works",
+    ]
 
 
 def test_build_without_a_daemon_says_so(monkeypatch, capsys):

@@ -31,14 +31,17 @@ def sound(report):
     assert report["left"] == []
     assert report["answered twice"] == 0
     assert report["without a verdict"] == 0
-    assert report["accepted"] == report["answered"] >= 20
+    assert report["accepted"] == report["answered"] >= 40
+    assert report["exit"] == 0
     assert {"passed", "wrong_answer", "error"} <= set(report["reasons"])
 
 
 def test_bubblewrap_under_fire(faults):
     require("bubblewrap")
-    report = faults.run("bubblewrap", seconds=12, slots=3, kinds=["zygote", "zygote", "caller"], every=0.8, seed=2)
+    kinds = ["zygote", "zygote", "caller"]
+    report = faults.run("bubblewrap", 0.0, 3, kinds, every=0.8, seed=2, kills=5, answers=40)
     assert set(report["kills"]) == {"zygote", "caller"}
+    assert min(report["kills"].values()) >= 5
     sound(report)
 
 
@@ -48,8 +51,10 @@ def test_docker_under_fire(faults):
         if REQUIRED:
             raise RuntimeError("a Docker daemon of the test's own needs root and dockerd")
         pytest.skip("a Docker daemon of the test's own needs root and dockerd")
-    report = faults.run("docker", seconds=20, slots=3, kinds=["container", "daemon", "caller"], every=3.0, seed=3)
+    kinds = ["container", "daemon", "caller"]
+    report = faults.run("docker", 0.0, 3, kinds, every=3.0, seed=3, kills=2, answers=40)
     assert set(report["kills"]) == {"container", "daemon", "caller"}
+    assert min(report["kills"].values()) >= 2
     sound(report)
 
 

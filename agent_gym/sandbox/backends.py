@@ -7,24 +7,28 @@ import contextlib
 import itertools
 import json
 import os
+import re
+import secrets
+import select
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
+import time
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from agent_gym.sandbox import owned, seccomp
+from agent_gym.sandbox.errors import Killed, Lost, NotInstalled, SandboxUnavailable
 from agent_gym.sandbox.rootfs import PYTHON, ZYGOTE, image_id, image_tar, rootfs
-from agent_gym.verdict import InfraError
 
 __all__ = [
+    "AUTO",
     "BACKENDS",
     "Bubblewrap",
     "Docker",
@@ -38,22 +42,13 @@ __all__ = [
 ]
 
 START_S, ANSWER_S, WIPE_S = 60.0, 20.0, 5.0
+TRIAL_S = 15.0
+"""How long the sandbox that is tried before any is used may take for each of its steps: a daemon that hangs is no
+reason to wait, and there may be another backend."""
+TRIALS = 3
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C", "PYTHONUTF8": "1", "HOME": "/tmp"}
 OVERHEAD_MB = 48
 """The zygote's own memory, beside that of its run."""
-
-
-class Lost(InfraError):
-    """The sandbox itself is gone or does not answer: nothing that a submission could say."""
-
-
-class Killed(Lost):
-    """The run was killed, by itself or from outside, e.g. because the whole machine is out of memory: only asking again
-    tells the one from the other. Its sandbox is as good as before."""
-
-
-class SandboxUnavailable(RuntimeError):
-    """The sandbox that was asked for cannot be had on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +83,7 @@ class Sandbox(ABC):
 
     Args:
         limits: The most that a run may ask for.
+        patience: Seconds to wait for it to come up.
 
     Raises:
         Lost: If it does not come up.
@@ -97,11 +93,11 @@ class Sandbox(ABC):
     recycle_after: ClassVar[int] = 10_000
     """Runs after which a sandbox is replaced."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits, self.runs, self.worn = limits, 0, False
+    def __init__(self, limits: Limits, patience: float = START_S) -> None:
+        self.limits, self.patience, self.runs, self.worn = limits, patience, 0, False
         try:
             self.control = self._launch()
-            self.control.settimeout(START_S)
+            self.control.settimeout(patience)
             if json.loads(self.control.recv(1 << 16) or b"{}") != {"up": True}:
                 raise Lost(f"the sandbox did not start: {self._why()}")
         except BaseException as error:
@@ -110,6 +106,39 @@ class Sandbox(ABC):
             if isinstance(error, OSError | ValueError):
                 raise Lost(f"the sandbox did not start: {error} {why}") from error
             raise
+
+    @classmethod
+    @abstractmethod
+    def check(cls) -> None:
+        """See that it can be had: what it needs is there, and a program runs in it.
+
+        Raises:
+            SandboxUnavailable: Saying what to install, to allow or to set.
+        """
+
+    @classmethod
+    def _try(cls) -> None:
+        """Run a program in a sandbox of its own: whatever else looks right, this alone shows that it works.
+
+        Raises:
+            SandboxUnavailable: With the reason, within a few times :data:`TRIAL_S` at most.
+        """
+        from agent_gym.sandbox.grader import grade  # these two import this module
+        from agent_gym.sandbox.pool import CONTROL
+
+        request, deadline, reason = replace(CONTROL, limits=Limits(wall_s=TRIAL_S)), time.monotonic() + TRIAL_S, ""
+        for _ in range(TRIALS):  # one that is killed while it starts says nothing about the next
+            try:
+                with contextlib.closing(cls(request.limits, TRIAL_S)) as sandbox:
+                    verdict = grade(sandbox, request)
+                if verdict.status == "pass":
+                    return
+                reason = verdict.diagnostics[0]
+            except Lost as error:
+                reason = str(error)
+            if time.monotonic() > deadline:
+                break
+        raise SandboxUnavailable(f"sandbox={cls.__name__.lower()!r} does not work here: {reason}")
 
     def _config(self) -> dict[str, Any]:
         program = base64.b64encode(seccomp.bpf()).decode()
@@ -201,7 +230,7 @@ class _Child(Sandbox):
 
     def _launch(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.errors = os.fdopen(os.memfd_create("errors"), "w+b")
         with theirs:
             self.process = subprocess.Popen(
                 [*self._command(), "-P", "-s", "-B", self.zygote, json.dumps(self._config())],
@@ -244,20 +273,11 @@ class Bubblewrap(_Child):
 
     @classmethod
     def check(cls) -> None:
-        """See that it can be had.
-
-        Raises:
-            SandboxUnavailable: Saying what to install or to allow.
-        """
+        """See :meth:`Sandbox.check`."""
         if sys.platform != "linux" or shutil.which("bwrap") is None:
-            raise SandboxUnavailable("bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)")
-        for attempt in range(3):  # one that is killed while it starts says nothing about the next
-            try:
-                cls(Limits()).close()
-                return
-            except Lost as error:
-                if attempt == 2:
-                    raise SandboxUnavailable(f"bubblewrap does not work here: {error}") from error
+            raise NotInstalled("bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)")
+        rootfs()  # takes seconds when it is built, which are none of the trial's
+        cls._try()
 
     def _launch(self) -> socket.socket:
         self.group = owned.Group(self.limits.memory_mb + OVERHEAD_MB, self.limits.processes + 8)
@@ -298,7 +318,7 @@ class Process(_Child):
 
     @classmethod
     def check(cls) -> None:
-        """See :meth:`Bubblewrap.check`; also warns of what is missing."""
+        """See :meth:`Sandbox.check`; also warns of what is missing."""
         if sys.platform != "linux":
             raise SandboxUnavailable("sandbox='process' needs Linux")
         warnings.warn(
@@ -306,6 +326,7 @@ class Process(_Child):
             "and see other processes with your rights; use it for code you trust",
             stacklevel=3,
         )
+        cls._try()
 
     def _command(self) -> list[str]:
         return [getattr(sys, "_base_executable", None) or sys.executable]
@@ -325,6 +346,9 @@ class Process(_Child):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+DAEMON_SOCKET = "/var/run/docker.sock"
+
+
 @lru_cache(maxsize=1)
 def _docker() -> Any:
     """The daemon's client.
@@ -335,33 +359,58 @@ def _docker() -> Any:
     try:
         import docker
     except ImportError:
-        raise SandboxUnavailable("the docker package is missing: pip install 'agent-gym[docker]'") from None
+        raise NotInstalled("the docker package is missing: pip install 'agent-gym[docker]'") from None
     try:
-        client = docker.from_env(timeout=60)
+        client = docker.from_env(timeout=TRIAL_S)
         client.ping()
-    except docker.errors.DockerException as error:
-        raise SandboxUnavailable(f"the Docker daemon does not answer: {error}") from None
+    except (docker.errors.DockerException, OSError) as error:
+        expected = "DOCKER_HOST" in os.environ or os.path.exists(DAEMON_SOCKET)
+        kind = SandboxUnavailable if expected else NotInstalled
+        raise kind(f"the Docker daemon does not answer: {_told(error)}") from None
+    client.api.timeout = START_S
     return client
+
+
+def _told(error: Exception) -> str:
+    """What an error of the client says, without the request in which the daemon said it."""
+    return str(getattr(error, "explanation", None) or error)
 
 
 def docker_image() -> str:
     """The id of the sandbox image in the daemon; the image is built and loaded where it is missing.
 
     Raises:
-        SandboxUnavailable: If there is no daemon.
-        RuntimeError: If the daemon holds other bytes under that name.
+        SandboxUnavailable: If there is no daemon, or the image cannot be built, or the daemon holds other bytes under
+            that name.
     """
     client, identity = _docker(), image_id()
     if identity not in {image.id for image in client.images.list(all=True)}:
         identity, data = image_tar()
         loaded = [image.id for image in client.images.load(data)]
         if identity not in loaded:
-            raise RuntimeError(f"the daemon loaded {loaded}, not the image {identity}")
+            raise SandboxUnavailable(f"the daemon loaded {loaded}, not the image {identity}")
     return identity
 
 
-_uids = itertools.count(1_000_000 + os.getpid() % 1000 * 100_000)
-_reaped = threading.Event()
+FIRST_UID, UIDS = 20_000, 40_000
+"""The uids of runs: above a machine's services and most of its people, below systemd's dynamic ones, nobody, and
+65,536, where the map of a daemon that is rootless or remaps uids usually ends."""
+
+
+@lru_cache(maxsize=1)
+def _uids(pid: int) -> Iterator[int]:
+    """Numbers for this process's runs, one after the other, from a random one on.
+
+    A run has a container's processes, files and network to itself, and its uid keeps it apart in two ways more. From
+    the earlier runs of that container, whose leavings, were there any, would be another's: a container is replaced
+    after 500 of 40,000 uids. And from the runs that go on elsewhere at that time, because the kernel counts processes
+    and pending signals by uid, over all containers that are not remapped: runs of one process never meet, those of two
+    do by chance, once in 40,000 runs for each that goes on over there, and then share these counts and nothing else.
+
+    Args:
+        pid: This process: a fork would go on in step with its parent.
+    """
+    return itertools.count(secrets.randbelow(UIDS))
 
 
 class Docker(Sandbox):
@@ -369,6 +418,7 @@ class Docker(Sandbox):
 
     Args:
         limits: See :class:`Sandbox`.
+        patience: See :class:`Sandbox`.
         runtime: Passed to the daemon, e.g. ``"runsc"`` for gVisor.
     """
 
@@ -376,54 +426,103 @@ class Docker(Sandbox):
     recycle_after = 500
     container: Any = None
 
-    def __init__(self, limits: Limits, runtime: str | None = None) -> None:
+    def __init__(self, limits: Limits, patience: float = START_S, runtime: str | None = None) -> None:
         self.runtime = runtime
-        super().__init__(limits)
+        super().__init__(limits, patience)
 
     @classmethod
     def check(cls) -> None:
-        """See :meth:`Bubblewrap.check`."""
+        """See :meth:`Sandbox.check`. A daemon that answers may still be of no use: one that does not see this process's
+        files, as through a mounted socket, or that may not mount them, or whose containers lack the uids."""
         if sys.platform != "linux":
-            raise SandboxUnavailable("the Docker sandbox needs Linux: its control socket does not cross into a VM")
-        _docker()
+            raise NotInstalled("the Docker sandbox needs Linux: its control socket does not cross into a VM")
+        client = _docker()
+        import docker
+
+        try:
+            docker_image()
+            client.api.timeout = TRIAL_S
+            cls._try()
+            reap_containers()
+        except (docker.errors.DockerException, OSError) as error:
+            raise SandboxUnavailable(f"sandbox='docker' does not work here: {_told(error)}") from error
+        finally:
+            client.api.timeout = START_S
 
     def _launch(self) -> socket.socket:
         import docker
 
         folder = owned.folder()
         try:
-            if not _reaped.is_set():
-                _reaped.set()
-                reap_containers()
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-                listener.bind(f"{folder}/control")
-                os.chmod(folder, 0o755)
-                os.chmod(f"{folder}/control", 0o666)
-                listener.listen(1)
-                listener.settimeout(START_S)
-                self.container = self._run(folder)
-                return listener.accept()[0]
+                self._listen(listener, folder)
+                self.container = self._create(folder)
+                words = self.container.attach_socket(params={"stderr": 1, "stream": 1})
+                try:
+                    self.container.start()
+                    return self._accept(listener, words)
+                finally:
+                    getattr(words, "_response", words).close()  # with the connection under it
         except (docker.errors.DockerException, OSError) as error:
-            raise Lost(f"no container: {error}") from error
+            told = _told(error)
+            if folder in told:
+                told += f"; the daemon must see this process's {Path(folder).parent} (TMPDIR names another folder)"
+            raise Lost(f"no container: {told}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # the container keeps the connection, not the way to it
 
-    def _run(self, folder: str) -> Any:
+    @staticmethod
+    def _listen(listener: socket.socket, folder: str) -> None:
+        handle = os.open(folder, os.O_PATH)
+        try:
+            listener.bind(f"/proc/self/fd/{handle}/control")  # a socket's path is 107 bytes at most
+        finally:
+            os.close(handle)
+        os.chmod(folder, 0o755)
+        os.chmod(f"{folder}/control", 0o666)
+        listener.listen(1)
+
+    def _accept(self, listener: socket.socket, words: Any) -> socket.socket:
+        """The container's connection.
+
+        Args:
+            listener: Where it connects.
+            words: Its standard error, which closes when it ends.
+
+        Raises:
+            Lost: If it ends or the time is up before it does.
+        """
+        said, deadline = b"", time.monotonic() + self.patience
+        while True:
+            ready, _, _ = select.select([listener, words], [], [], max(0.0, deadline - time.monotonic()))
+            if listener in ready:
+                return listener.accept()[0]
+            if not ready:
+                raise Lost(f"the container has not connected to this process within {self.patience:g} s")
+            part = os.read(words.fileno(), 1 << 12)
+            if not part:
+                text = re.sub(rb"\x02\x00\x00\x00.{4}", b"", said, flags=re.DOTALL).decode("utf-8", "replace").strip()
+                raise Lost(f"the container ended before it connected to this process: {text.rpartition(chr(10))[2]}")
+            said = (said + part)[-(1 << 12) :]
+
+    def _create(self, folder: str) -> Any:
+        import docker
+
         limits, megabyte = self.limits, 1 << 20
         config = json.dumps({**self._config(), "socket": "/run/control"})
         memory = (limits.memory_mb + OVERHEAD_MB) * megabyte
-        return _docker().containers.run(
+        return _docker().containers.create(
             docker_image(),
             [PYTHON, "-P", "-s", "-B", ZYGOTE, config],
-            detach=True,
             auto_remove=True,
+            stop_signal="SIGKILL",  # PID 1 is deaf to others: a daemon that stops would wait ten seconds for it
             network_mode="none",
             read_only=True,
             tmpfs={
                 "/tmp": f"size={limits.disk_mb}m,nr_inodes=4096,mode=1777,nosuid,nodev,noexec",
                 "/dev/shm": f"size={limits.disk_mb}m,nr_inodes=256,mode=1777,nosuid,nodev,noexec",
             },
-            volumes={folder: {"bind": "/run", "mode": "ro"}},
+            mounts=[docker.types.Mount("/run", folder, "bind", read_only=True)],  # a volume would make a missing folder
             pids_limit=limits.processes + 8,
             mem_limit=memory,
             memswap_limit=memory,
@@ -440,7 +539,7 @@ class Docker(Sandbox):
         )
 
     def _place(self) -> dict[str, Any]:
-        return {"folder": "/tmp", "uid": next(_uids)}
+        return {"folder": "/tmp", "uid": FIRST_UID + next(_uids(os.getpid())) % UIDS}
 
     def _stop(self) -> None:
         import docker
@@ -457,7 +556,7 @@ def reap_containers() -> int:
     count = 0
     for container in _docker().containers.list(all=True, filters={"label": "agent_gym.owner"}, ignore_removed=True):
         if not owned.is_alive(container.labels["agent_gym.owner"]):
-            with contextlib.suppress(docker.errors.NotFound):
+            with contextlib.suppress(docker.errors.APIError):  # gone, or going
                 container.remove(force=True)
                 count += 1
     return count
@@ -466,27 +565,36 @@ def reap_containers() -> int:
 BACKENDS: dict[str, type[Sandbox]] = {"docker": Docker, "bubblewrap": Bubblewrap, "process": Process}
 
 
+AUTO = ("docker", "bubblewrap")
+"""What ``"auto"`` takes the first of that works."""
+
+
 @lru_cache(maxsize=8)
 def choose(name: str) -> type[Sandbox]:
-    """The backend of that name; for ``"auto"``, Docker where it works, else bubblewrap, and never a weaker one.
+    """The backend of that name; for ``"auto"``, Docker where it works, else bubblewrap, and never a weaker one. What
+    was found to work is not tried again by this process.
 
     Raises:
         ValueError: For an unknown name.
-        SandboxUnavailable: If it cannot be had, saying what to install.
+        SandboxUnavailable: If it cannot be had, saying what to install, to allow or to set.
     """
-    if name == "auto":
-        reasons = []
-        for candidate in (Docker, Bubblewrap):
-            try:
-                candidate.check()
-                return candidate
-            except SandboxUnavailable as error:
-                reasons.append(str(error))
-        raise SandboxUnavailable(
-            f"no sandbox for untrusted code: install Docker or bubblewrap ({'; '.join(reasons)}), "
-            "or ask by name for sandbox='process', which does not protect this machine"
-        )
-    if name not in BACKENDS:
-        raise ValueError(f"sandbox {name!r}: choose 'auto', {', '.join(map(repr, BACKENDS))}")
-    BACKENDS[name].check()  # type: ignore[attr-defined]
-    return BACKENDS[name]
+    if name != "auto":
+        if name not in BACKENDS:
+            raise ValueError(f"sandbox {name!r}: choose 'auto', {', '.join(map(repr, BACKENDS))}")
+        BACKENDS[name].check()
+        return BACKENDS[name]
+    reasons: list[SandboxUnavailable] = []
+    for candidate in AUTO:
+        try:
+            BACKENDS[candidate].check()
+        except SandboxUnavailable as reason:
+            reasons.append(reason)
+            continue
+        for reason in reasons:
+            if not isinstance(reason, NotInstalled):
+                warnings.warn(f"sandbox='auto' takes {candidate}: {reason}", stacklevel=3)
+        return BACKENDS[candidate]
+    raise SandboxUnavailable(
+        f"no sandbox for untrusted code: install Docker or bubblewrap ({'; '.join(map(str, reasons))}), "
+        "or ask by name for sandbox='process', which does not protect this machine"
+    )

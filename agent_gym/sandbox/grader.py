@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import PurePosixPath
 from secrets import token_hex
@@ -21,13 +21,19 @@ from typing import Any
 
 from agent_gym.sandbox import wire
 from agent_gym.sandbox.backends import Killed, Limits, Lost, Sandbox
+from agent_gym.text import split_lines
 from agent_gym.verdict import Verdict
 
-__all__ = ["Asserts", "Cases", "Raises", "Request", "Session", "Suite", "Test", "grade", "same"]
+__all__ = ["Asserts", "Cases", "Meter", "Raises", "Request", "Session", "Suite", "Test", "grade", "same"]
 
 ARGUMENT_BYTES = 1 << 24
+START_S = 20.0
+"""How long a run may take to be enclosed. Its own time begins after that: no code of the submission runs before."""
 DYING_S = 0.5
 """How long a run that has closed its channel may take to die of itself, so that its death explains it."""
+
+TIMEOUT = "no answer within the time limit"
+"""Of CPU time or of the clock: which of the two a loop meets first depends on what else the machine does."""
 
 VERBS = {"load": "loaded", "call": "called", "finish": "finished", "unittest": "tested"}
 SHOWN = 10
@@ -105,6 +111,19 @@ class Suite:
     skipped: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class Meter:
+    """What a request has used: a program that ends its run by force does not win the time of a new one.
+
+    Args:
+        wall_s: Wall-clock seconds of all runs that were ended.
+        cpu_s: CPU seconds of the last run.
+    """
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to check, and how.
@@ -113,13 +132,15 @@ class Request:
         files: The submission, by path.
         entry_point: ``"module:function"``, the default of every test.
         body: The tests.
-        limits: Bounds of the run.
+        limits: Bounds of the check; ``wall_s`` holds for all runs that share a meter.
+        meter: Where the runs add up; None for a single one.
     """
 
     files: Mapping[str, str]
     entry_point: str
     body: Cases | Asserts | Suite
     limits: Limits
+    meter: Meter | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, source: str | Mapping[str, str], entry_point: str, body: Any, limits: Limits) -> Request:
@@ -135,7 +156,7 @@ class Request:
             if not isinstance(text, str):
                 raise ValueError(f"source: {path!r} must be text, not {type(text).__name__}")
             parts = PurePosixPath(path)
-            if not path or parts.is_absolute() or ".." in parts.parts or "\0" in path or str(parts) != path:
+            if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\0" in path or str(parts) != path:
                 raise ValueError(f"source: {path!r} is not a relative path inside the workspace")
         if entry_point and ":" not in entry_point:
             if len(files) > 1:
@@ -252,14 +273,16 @@ class Session:
     Args:
         sandbox: Idle.
         limits: Of this run.
+        meter: What earlier runs of the same request have used; this one is added.
 
     Raises:
         Lost: Also from every method, when the sandbox itself is gone.
     """
 
-    def __init__(self, sandbox: Sandbox, limits: Limits) -> None:
-        self.sandbox, self.limits = sandbox, limits
-        self.deadline = time.monotonic() + limits.wall_s
+    def __init__(self, sandbox: Sandbox, limits: Limits, meter: Meter | None = None) -> None:
+        self.sandbox, self.limits, self.meter = sandbox, limits, meter or Meter()
+        self.answers = 0
+        self.deadline = time.monotonic() + START_S
         self.channel = sandbox.start(limits)
         self.ended: Ended | None = None
         try:
@@ -270,6 +293,8 @@ class Session:
             raise Lost(f"the run did not start: {error}") from None
         if "fault" in first:  # nothing untrusted has run yet
             raise Lost(f"the run could not be enclosed: {first['fault']}")
+        self.started = self.over = time.monotonic()
+        self.deadline = self.started + limits.wall_s - self.meter.wall_s
 
     def __enter__(self) -> Session:
         return self
@@ -277,9 +302,10 @@ class Session:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Bury the run. A verdict that was reached stands even if the sandbox does not survive this."""
         self.channel.close()
+        self.meter.wall_s += self.over - self.started
         if self.ended is None:
             try:
-                self.sandbox.end()
+                self.meter.cpu_s = self.sandbox.end()["cpu_s"]
             except Lost:
                 self.sandbox.worn = True
 
@@ -339,7 +365,7 @@ class Session:
         """Until the channel is ready. The run's death is heard here too."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            self._end("timeout", f"no answer within {self.limits.wall_s:g} s")
+            self._end("timeout", TIMEOUT)
         control, channels = self.sandbox.control, [self.channel]
         waiting = [control] if writing else [control, *channels]
         readable, writable, _ = select.select(waiting, channels if writing else [], [], left)
@@ -354,15 +380,16 @@ class Session:
     def _end(self, reason: str, message: str) -> None:
         """Kill the run. What the kernel says of its end is better than what is known here."""
         self.ended = Ended(reason, message)
+        self.over = time.monotonic()
         end = self.sandbox.end()
-        status = end["status"]
+        status, self.meter.cpu_s = end["status"], end["cpu_s"]
         if end["oom"]:
             self.ended = Ended("memory", f"more than {self.limits.memory_mb} MB of memory")
         elif reason == "timeout":
             self.sandbox.worn = True  # after a timeout a sandbox is not used again
         elif status in (-signal.SIGKILL, -signal.SIGXCPU) and end["cpu_s"] > self.limits.cpu_s / 2:
             # the limit counts whole ticks, which on a busy machine are far more than the time used
-            self.ended = Ended("timeout", f"more than {self.limits.cpu_s} s of CPU time")
+            self.ended = Ended("timeout", TIMEOUT)
         elif status == -signal.SIGKILL and reason == "exited":
             raise Killed("something killed the run that was neither its limits nor this process")
         else:
@@ -392,6 +419,7 @@ class Session:
         """``("value", tokens)``, ``("raised", fault)`` or ``("too_large", text)``."""
         encoded = wire.encode(tuple(args), ARGUMENT_BYTES), wire.encode(dict(kwargs), ARGUMENT_BYTES)
         reply = self.ask("call", entry_point=entry_point, args=encoded[0], kwargs=encoded[1])
+        self.answers += 1
         if "raised" in reply:
             return "raised", _Raised.of(reply["raised"])
         if "too_large" in reply:
@@ -436,7 +464,7 @@ def grade(sandbox: Sandbox, request: Request) -> Verdict:
     by_kind: dict[type, Callable[..., Iterator[tuple[str, str]]]] = {Cases: _cases, Asserts: _asserts, Suite: _suite}
     count = len(body.tests if isinstance(body, Cases) else body.statements if isinstance(body, Asserts) else body.ids)
     passed, faults = 0, []
-    with Session(sandbox, request.limits) as session:
+    with Session(sandbox, request.limits, request.meter) as session:
         try:
             for reason, message in by_kind[type(body)](session, request):
                 passed += reason == "passed"
@@ -444,7 +472,7 @@ def grade(sandbox: Sandbox, request: Request) -> Verdict:
                     faults.append((reason, message))
             session.finish()
         except Ended as end:
-            faults.append((end.reason, end.message))
+            faults.insert(0, (end.reason, end.message))  # what ended the run is the reason, whatever failed before it
             if isinstance(end, Forged) or passed == count:
                 passed = 0
     trust = {"trust": "weak"} if isinstance(body, Suite) else {}
@@ -561,6 +589,7 @@ def _asserts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     session.load(request.files, [module])
     proxies = {name: _Proxy(session, f"{module}:{name}") for name in body.names}
     for statement in body.statements:
+        answers = session.answers
         namespace = {"__name__": "__tests__", "math": math, **proxies}
         try:
             exec(compile(body.setup, "<setup>", "exec"), namespace)
@@ -570,8 +599,9 @@ def _asserts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
                 raise session.ended
         except Exception as error:
             remote = "remote" in getattr(error, "__notes__", ())
-            if isinstance(error, ValueError) and "is not plain data" in str(error) and not remote:
-                raise  # the data set's fault, not the submission's
+            mixed = isinstance(error, ValueError) and "is not plain data" in str(error) and not remote
+            if mixed and session.answers == answers:
+                raise  # the data set's fault: no result of the submission is in what the test calls it with
             told = f"{type(error).__name__}: {error}"[:300] if str(error) else type(error).__name__
             yield "error" if remote else "wrong_answer", f"{statement.strip()[:200]}: {told}"
         else:
@@ -586,15 +616,15 @@ def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     tests = {"suites": suites, "tests": list(body.files), "skipped": list(body.skipped)}
     reply = session.ask("unittest", files=files, modules=[], **tests)
     outcomes = reply.get("outcomes")
-    if not isinstance(outcomes, dict):
+    if not isinstance(outcomes, dict) or not all(type(text) is str for text in outcomes.values()):
         raise Forged("the program forged a reply")
-    if failed := [str(text) for name, text in outcomes.items() if name.startswith("unittest.loader._FailedTest.")]:
-        raise Ended("error", f"the tests do not load: {failed[0].strip().splitlines()[-1]:.500}")
+    if failed := [text for name, text in outcomes.items() if name.startswith("unittest.loader._FailedTest.")]:
+        raise Ended("error", f"the tests do not load: {split_lines(failed[0].strip() or 'no reason')[-1]:.500}")
     for name in body.ids:
         outcome = outcomes.get(name, "did not run")
         yield ("passed", "") if outcome == "passed" else ("wrong_answer", f"{name}: {outcome!r:.300}")
     others = {name: outcome for name, outcome in outcomes.items() if name not in body.ids}
-    if extra := [name for name, outcome in others.items() if not str(outcome).startswith("skipped: ")]:
+    if extra := [name for name, outcome in others.items() if not outcome.startswith("skipped: ")]:
         raise Forged(f"{extra[0][:200]} ran, which is not one of the tests")
 
 

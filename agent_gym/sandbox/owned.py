@@ -12,6 +12,8 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
+from agent_gym.sandbox.errors import SandboxUnavailable
+
 __all__ = ["Group", "folder", "is_alive", "owner", "reap"]
 
 ROOT = Path("/sys/fs/cgroup")
@@ -86,15 +88,33 @@ def _janitor(pid: int) -> int:
         pid: This process: a fork has none yet.
     """
     theirs, ours = os.pipe()
-    command = ["/bin/sh", "-c", _JANITOR, f"agent_gym-{owner()}", *map(str, _parents()), tempfile.gettempdir()]
+    command = ["/bin/sh", "-c", _JANITOR, f"agent_gym-{owner()}", *map(str, _parents()), _temporary()]
     actions = [(os.POSIX_SPAWN_DUP2, theirs, 0)]
     os.posix_spawn("/bin/sh", command, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True)
     os.close(theirs)
     return ours
 
 
+def _temporary() -> str:
+    """The temporary directory.
+
+    Raises:
+        SandboxUnavailable: If there is none.
+    """
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        raise SandboxUnavailable(
+            "the sandbox finds no folder for temporary files: set TMPDIR to a folder that can be written"
+        ) from None
+
+
 def folder() -> str:
-    """A new folder in the temporary directory, for the caller to remove."""
+    """A new folder in the temporary directory, for the caller to remove.
+
+    Raises:
+        SandboxUnavailable: If there is no temporary directory.
+    """
     _janitor(os.getpid())
     return tempfile.mkdtemp(prefix=f"agent_gym-{owner()}-")
 
@@ -150,7 +170,7 @@ class Group:
 def reap() -> int:
     """Remove the groups and folders of processes that are gone, with what still runs in them; how many there were."""
     count = 0
-    for base in (*_parents(), Path(tempfile.gettempdir())):
+    for base in (*_parents(), Path(_temporary())):
         for one in base.glob("agent_gym-*.*.*.*-*"):
             if is_alive(one.name.removeprefix("agent_gym-").rpartition("-")[0]):
                 continue

@@ -12,16 +12,17 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from agent_gym.sandbox import owned
 from agent_gym.sandbox.backends import Docker, Killed, Limits, Lost, Sandbox, choose
-from agent_gym.sandbox.grader import Asserts, Cases, Request, Suite, Test, grade
+from agent_gym.sandbox.grader import Asserts, Cases, Meter, Request, Suite, Test, grade
 from agent_gym.verdict import Verdict
 
-__all__ = ["Pool", "Tests", "check", "shared_pool"]
+__all__ = ["Answer", "Pool", "Tests", "check", "shared_pool"]
 
 Tests = Iterable[tuple[tuple[Any, ...], Any] | Test] | Asserts | Suite
 """``(args, expected)`` pairs or :class:`Test` objects; or assert statements; or unittest files."""
@@ -30,6 +31,13 @@ ATTEMPTS = 6
 BACKOFF_S = 0.1
 CONTROL = Request.of("def same(x):\n    return x\n", "same", Cases((Test((1,), 1),)), Limits())
 """A program that every healthy sandbox passes."""
+
+
+class Answer(Future[Verdict]):
+    """A verdict to come. Once it is there, ``cpu_s`` are the CPU seconds of the run that gave it; 0 where a journal
+    remembered it."""
+
+    cpu_s: float = 0.0
 
 
 class Pool:
@@ -71,7 +79,7 @@ class Pool:
             raise ValueError(f"runtime={runtime!r} is for the Docker backend")
         self._options: dict[str, Any] = {} if runtime is None else {"runtime": runtime}
         self._lock = threading.Lock()
-        self._asked: dict[str, Future[Verdict]] = {}  # accepted, not yet answered
+        self._asked: dict[str, Answer] = {}  # accepted, not yet answered
         self._answers: dict[str, Verdict] = {}  # of the journal
         self._unanswered: dict[str, Request] = {}
         self._journal = self._open(Path(journal)) if journal is not None else None
@@ -86,7 +94,7 @@ class Pool:
 
     def submit(
         self, source: str | Mapping[str, str], entry_point: str, tests: Tests, limits: Limits | None = None
-    ) -> Future[Verdict]:
+    ) -> Answer:
         """Queue a check. Blocks while the queue is full. A request that is already in flight is not run twice.
 
         Args:
@@ -123,19 +131,19 @@ class Pool:
         future = await asyncio.to_thread(self.submit, source, entry_point, tests, limits)
         return await asyncio.wrap_future(future)
 
-    def recover(self) -> dict[str, Future[Verdict]]:
+    def recover(self) -> dict[str, Answer]:
         """Run what the journal shows as accepted but not answered; the futures by the requests' keys."""
         left, self._unanswered = self._unanswered, {}
         return {key: self._accept(request) for key, request in left.items()}
 
-    def _accept(self, request: Request) -> Future[Verdict]:
+    def _accept(self, request: Request) -> Answer:
         key = request.key
         with self._lock:
             if self._closing:
                 raise RuntimeError("the pool is closed")
             if key in self._asked:
                 return self._asked[key]
-            future: Future[Verdict] = Future()
+            future = Answer()
             future.set_running_or_notify_cancel()  # others may wait for it: nobody can cancel it
             if key in self._answers:
                 future.set_result(self._answers[key])
@@ -162,10 +170,11 @@ class Pool:
             if item is None:
                 break
             key, request = item
+            meter = Meter()
             error: BaseException | None = None
             verdict: Any = None
             try:
-                verdict = slot.answer(request)
+                verdict = slot.answer(replace(request, meter=meter))
             except BaseException as fault:  # a fault of the tests or of ours: the asker hears of it, the slot lives on
                 error = fault
                 slot.discard()
@@ -173,6 +182,7 @@ class Pool:
                 self._note({"answered": key, "verdict": verdict.to_dict()})
             with self._lock:
                 future = self._asked.pop(key)
+                future.cpu_s = meter.cpu_s
                 if verdict is not None and verdict.status != "infra" and self._journal is not None:
                     self._answers[key] = verdict
             future.set_exception(error) if error is not None else future.set_result(verdict)
@@ -295,7 +305,7 @@ class _Slot:
         return verdict
 
     def answer(self, request: Request) -> Verdict:
-        """The verdict, after as many attempts as it takes."""
+        """The verdict, after as many attempts as it takes; together they have the time of one check."""
         last, convictions = "", 0
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -313,6 +323,9 @@ class _Slot:
                 return self.grade(request)
             except Lost as error:
                 last = str(error)
+                spent = request.meter is not None and request.meter.wall_s >= request.limits.wall_s
+                if spent and not isinstance(error, Killed):  # the run and then the sandbox did not answer in time
+                    break
                 convictions += attempt > 0  # only a sandbox that has just passed the control was surely healthy
         return Verdict("infra", "infra", 0.0, (last,))
 

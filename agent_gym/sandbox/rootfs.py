@@ -6,6 +6,7 @@ backend mounts it from a cache folder; the Docker image is the same tree as one 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -18,8 +19,11 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+
+from agent_gym.sandbox.errors import SandboxUnavailable
 
 __all__ = ["PYTHON", "ZYGOTE", "image_id", "image_tar", "rootfs"]
 
@@ -58,8 +62,23 @@ def _signature() -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent_gym"
+@contextlib.contextmanager
+def _cache() -> Iterator[Path]:
+    """The folder for what is built once, made where it is missing.
+
+    Raises:
+        SandboxUnavailable: If it cannot be made, read or written, also by what is done in this context.
+    """
+    remedy = "set XDG_CACHE_HOME to a folder that can be written"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "agent_gym"
+    except RuntimeError:
+        raise SandboxUnavailable(f"the sandbox has no home folder to keep its files in: {remedy}") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise SandboxUnavailable(f"the sandbox cannot keep its files in {folder} ({error}): {remedy}") from error
 
 
 def _build(root: Path) -> None:
@@ -99,19 +118,23 @@ def _build(root: Path) -> None:
 
 @lru_cache(maxsize=1)
 def rootfs() -> Path:
-    """The tree as a folder, built on first use (seconds) and kept in ``$XDG_CACHE_HOME/agent_gym``."""
-    target = _cache() / f"rootfs-{_signature()}"
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            root = Path(work) / "root"
-            root.mkdir()
-            _build(root)
-            try:
-                root.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another process was faster
-                    raise
+    """The tree as a folder, built on first use (seconds) and kept in ``$XDG_CACHE_HOME/agent_gym``.
+
+    Raises:
+        SandboxUnavailable: If it cannot be kept there.
+    """
+    with _cache() as cache:
+        target = cache / f"rootfs-{_signature()}"
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache) as work:
+                root = Path(work) / "root"
+                root.mkdir()
+                _build(root)
+                try:
+                    root.rename(target)
+                except OSError:
+                    if not target.is_dir():  # else another process was faster
+                        raise
     return target
 
 
@@ -156,14 +179,15 @@ def image_tar() -> tuple[str, bytes]:
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
-    record = _cache() / f"image-{_signature()}"
-    temporary = record.with_suffix(f".{os.getpid()}")
-    temporary.write_text(f"sha256:{identity}", encoding="utf-8")
-    temporary.rename(record)
+    with _cache() as cache:
+        temporary = cache / f"image-{_signature()}.{os.getpid()}"
+        temporary.write_text(f"sha256:{identity}", encoding="utf-8")
+        temporary.rename(cache / f"image-{_signature()}")
     return f"sha256:{identity}", buffer.getvalue()
 
 
 def image_id() -> str:
     """The id of the image that :func:`image_tar` makes, from the record of its last making or by making it."""
-    record = _cache() / f"image-{_signature()}"
-    return record.read_text(encoding="utf-8") if record.is_file() else image_tar()[0]
+    with _cache() as cache:
+        record = cache / f"image-{_signature()}"
+        return record.read_text(encoding="utf-8") if record.is_file() else image_tar()[0]

@@ -9,9 +9,10 @@ import ctypes
 import ctypes.util
 import errno
 import os
-import tempfile
 from functools import lru_cache
 from typing import Any
+
+from agent_gym.sandbox.errors import SandboxUnavailable
 
 __all__ = ["bpf", "docker_profile"]
 
@@ -66,12 +67,12 @@ def bpf() -> bytes:
     """The filter of a run, compiled by libseccomp for this machine: 8-byte BPF instructions.
 
     Raises:
-        RuntimeError: If libseccomp is not installed.
+        SandboxUnavailable: If libseccomp is not installed, or cannot do this.
     """
     try:
         lib = ctypes.CDLL(ctypes.util.find_library("seccomp") or "libseccomp.so.2", use_errno=True)
     except OSError:
-        raise RuntimeError("libseccomp is missing: install it (Debian, Ubuntu: apt install libseccomp2)") from None
+        raise SandboxUnavailable("libseccomp is missing (Debian, Ubuntu: apt install libseccomp2)") from None
     lib.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(lib.seccomp_init(_errno(errno.EPERM)))
 
@@ -82,7 +83,7 @@ def bpf() -> bytes:
         array = (_Comparison * len(comparisons))(*comparisons)
         result = lib.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, len(comparisons), array)
         if result not in (0, -errno.EINVAL, -errno.EDOM):  # a call that this architecture does not have
-            raise RuntimeError(f"libseccomp refuses {name}: {os.strerror(-result)}")
+            raise SandboxUnavailable(f"libseccomp refuses {name}: {os.strerror(-result)}")
 
     for name in (*ALLOWED, *LOCAL_SOCKETS):
         rule(_ALLOW, name)
@@ -91,9 +92,9 @@ def bpf() -> bytes:
     rule(_ALLOW, "clone", _Comparison(0, _MASKED_EQUAL, NEW_NAMESPACES, 0))
     for name in ABSENT:
         rule(_errno(errno.ENOSYS), name)
-    with tempfile.TemporaryFile() as file:
+    with os.fdopen(os.memfd_create("filter"), "rb") as file:
         if lib.seccomp_export_bpf(context, file.fileno()):
-            raise RuntimeError("libseccomp cannot write the filter")
+            raise SandboxUnavailable("libseccomp cannot write the filter")
         lib.seccomp_release(context)
         file.seek(0)
         return file.read()

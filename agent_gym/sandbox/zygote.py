@@ -152,9 +152,10 @@ def _enclose(isolation: str, order: dict[str, Any], owner: tuple[int, int], prog
         _mount("/proc", "size=4k,mode=0555", MOUNT_FLAGS | READ_ONLY)
         _set_capabilities(0)
     elif isolation == "uid":
-        os.setgroups([])
-        os.setresgid(order["uid"], order["uid"], order["uid"])
-        os.setresuid(order["uid"], order["uid"], order["uid"])  # and with it, every capability
+        uid = order["uid"]
+        _check(libc.setgroups(0, None), "setgroups")
+        _check(libc.setresgid(uid, uid, uid), f"setresgid {uid}")
+        _check(libc.setresuid(uid, uid, uid), f"setresuid {uid}")  # and with it, every capability
     _limit(limits)
     if isolation != "none":
         _filter(program)
@@ -435,11 +436,6 @@ def main() -> None:
     """Read the configuration, connect, preload, serve."""
     config = json.loads(sys.argv[1])
     isolation, program = config["isolation"], base64.b64decode(config["filter"])
-    if "socket" in config:
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.connect(config["socket"])
-    else:
-        control = socket.socket(fileno=os.dup(0))
     if isolation == "namespaces" and os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -457,6 +453,11 @@ def main() -> None:
     sys.dont_write_bytecode = True
     gc.collect()
     gc.freeze()  # a fork then does not copy what the collector would touch
+    if "socket" in config:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.connect(config["socket"])
+    else:
+        control = socket.socket(fileno=os.dup(0))
     zygote = Zygote(control, isolation, program)
     control.send(b'{"up": true}')
     zygote.serve()

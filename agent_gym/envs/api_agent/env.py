@@ -88,8 +88,7 @@ class APIAgentEnv(ToolEnv):
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
             calls, seed = int(parts[1]), int(parts[2])
-            if parts[0] != self.split:
-                raise ValueError(f"the task {task_id!r} is of the split {parts[0]!r}, not of this one's {self.split!r}")
+            self._check_split(parts[0], task_id)
             if 1 <= calls <= MOST_CALLS:
                 return compose(parts[0], calls, seed, self.domains)
         raise ValueError(f"unknown task id {task_id!r}: it reads split-calls-seed, such as 'train-3-42'")

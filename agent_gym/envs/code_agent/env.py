@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from agent_gym.costs import Latency
 from agent_gym.env import Action, Outcome, ToolEnv, asked_levels
 from agent_gym.envs.code_agent.generate import KINDS, LEVELS, SPLITS, compose
-from agent_gym.envs.code_agent.tasks import CodeTask, count, load_tasks, subset
+from agent_gym.envs.code_agent.tasks import Checks, CodeTask, count, load_tasks, subset
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.sandbox import Limits, shared_pool
+from agent_gym.text import split_lines
 from agent_gym.tools import Call, Tool, ToolError
 from agent_gym.verdict import InfraError, Verdict
 
@@ -22,14 +26,22 @@ CHANGE = Latency(30.0, 0.1)
 RUN = Latency(150.0, 100.0)
 """An interpreter's start, and each test."""
 
-LIMITS = Limits(cpu_s=4, wall_s=30.0, memory_mb=256, disk_mb=16, processes=32)
+LIMITS = Limits(memory_mb=256, disk_mb=16, processes=32)
+QUICK_S = 2
+"""CPU seconds of a check whose reference is quick. That of a generated task always is: see ``generate.LINES``."""
+TIMES_REFERENCE = 10
+"""A check may use so many times the CPU seconds of the task's reference, where that is more."""
+PATIENCE = 6
+"""Time limits that a reference may take by the clock."""
+OWN_SHARE = 0.9
+"""Of the time limit, for the program; the rest is for taking its sandbox up and down."""
 MOST_VERDICTS = 1024
 """An environment remembers so many: the replays of an episode often end in the same workspace."""
 
 
 def list_files(world: Workspace) -> str:
     """List the files of the workspace with their number of lines."""
-    return "\n".join(f"{path} ({len(world.files[path].splitlines())} lines)" for path in sorted(world.files))
+    return "\n".join(f"{path} ({len(split_lines(world.files[path]))} lines)" for path in sorted(world.files))
 
 
 def read_file(world: Workspace, path: str) -> str:
@@ -53,10 +65,10 @@ def read_lines(world: Workspace, path: str, start: int, end: int) -> str:
 
 
 def search(world: Workspace, text: str) -> str:
-    """Find every line of the workspace that contains a text.
+    """Find the lines of the workspace that contain a text.
 
     Args:
-        text: What to look for, as it stands in the line.
+        text: What to look for, as it stands in the line; three characters or more.
     """
     return world.search(text)
 
@@ -66,7 +78,7 @@ def edit(world: Workspace, path: str, old: str, new: str) -> dict[str, str]:
 
     Args:
         path: The file.
-        old: The text to replace.
+        old: The text to replace; any line end matches any other.
         new: What takes its place.
     """
     return world.replaced(path, old, new)
@@ -113,16 +125,14 @@ TOOLS = {
     for tool in (
         *(Tool(fn, context=True, reads_only=True, latency=LOOK) for fn in (list_files, read_file, read_lines, search)),
         *(Tool(fn, context=True, latency=CHANGE) for fn in (edit, edit_lines, write_file)),
-        *(Tool(fn, context=True, reads_only=True, latency=RUN) for fn in (run_tests, run_test)),
+        # a run after one that timed out is refused for the rest of the turn: equal calls do not give equal results
+        *(Tool(fn, context=True, reads_only=True, cacheable=False, latency=RUN) for fn in (run_tests, run_test)),
     )
 }
 
 
 class CodeAgentEnv(ToolEnv):
     """Repair and completion of small programs.
-
-    A read or a test run charges the tokens of what it shows to ``output_tokens``, beside the agent's own: text that is
-    called for has to be taken in. So a whole file costs more than a few lines of it.
 
     Args:
         split: ``"train"`` or ``"test"``: disjoint in programs.
@@ -134,6 +144,8 @@ class CodeAgentEnv(ToolEnv):
             ``left_out`` says which of its records are no tasks, and why.
         sandbox: ``"auto"`` (Docker where it works, else bubblewrap), ``"docker"``, ``"bubblewrap"``, or ``"process"``,
             which does not protect this machine.
+        time_limit: Seconds that a check may take, by the clock and in all: the verifier's, or one test run. CPU time
+            decides before that: 2 s, or ten times what the reference takes where that is more, at most ``time_limit``.
         **kwargs: See :class:`~agent_gym.env.ToolEnv`.
 
     Raises:
@@ -154,6 +166,7 @@ class CodeAgentEnv(ToolEnv):
         kinds: Sequence[str] = tuple(KINDS),
         tasks: str | None = None,
         sandbox: str = "auto",
+        time_limit: float = 10.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -163,7 +176,10 @@ class CodeAgentEnv(ToolEnv):
         asked = asked_levels(difficulty, LEVELS[-1])
         if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"kinds={kinds!r}: a list of {' and '.join(map(repr, KINDS))}")
-        self.split, self.kinds, self.sandbox = split, tuple(kinds), sandbox
+        number = isinstance(time_limit, int | float) and not isinstance(time_limit, bool)
+        if not number or not 1 <= time_limit <= 3600:
+            raise ValueError(f"time_limit={time_limit!r}: a number of seconds from 1 to 3600")
+        self.split, self.kinds, self.sandbox, self.time_limit = split, tuple(kinds), sandbox, float(time_limit)
         self.levels = tuple(level for level in asked if any(level in KINDS[kind] for kind in self.kinds))
         if not self.levels:
             raise ValueError(f"difficulty={difficulty!r}: there is no {self.kinds[0]} task of that difficulty")
@@ -171,6 +187,8 @@ class CodeAgentEnv(ToolEnv):
         self._given = {task.id: task for task in given}
         self.task_ids = tuple(self._given) or None
         self._verdicts: dict[tuple[str, str, str | int | None], Verdict] = {}
+        self._measured: dict[str, Limits] = {}
+        self._timed_out = False  # a test run of this turn
         shared_pool(sandbox, LIMITS)  # now, so that a machine without a sandbox says so before the first episode
 
     def _make_task(self, task_id: str | None) -> CodeTask:
@@ -183,6 +201,7 @@ class CodeAgentEnv(ToolEnv):
             return compose(self.split, kind, level, int(self.np_random.integers(2**31)))
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 4 and parts[0] in SPLITS and parts[1] in KINDS and all(map(str.isdecimal, parts[2:])):
+            self._check_split(parts[0], task_id)
             level, seed = int(parts[2]), int(parts[3])
             if level in KINDS[parts[1]]:
                 return compose(parts[0], parts[1], level, seed)
@@ -214,12 +233,15 @@ class CodeAgentEnv(ToolEnv):
             raise ToolError("not_found", "this task has no visible tests")
         if number is not None and not 1 <= number <= total:
             raise ToolError("not_found", f"there is no test {number}; there are 1 to {total}")
+        if self._timed_out:
+            raise ToolError("timeout", "a test run of this turn has timed out; run tests again in the next turn")
         verdict = self._judged(number)
         ran = total if number is None else 1
         passed = round(verdict.score * ran)
         lines = [f"{passed} of {ran} tests passed", *verdict.diagnostics]
-        content = "\n".join(lines)
-        return Outcome(content, units=ran)
+        self._timed_out = verdict.reason == "timeout"
+        full = self.time_limit * 1000.0 / (RUN.per_unit_ms * (1.0 - RUN.jitter))
+        return Outcome("\n".join(lines), units=full if self._timed_out else ran)
 
     def _judged(self, number: str | int | None) -> Verdict:
         """The verdict of all visible tests (None), of one, or of the ``"hidden"`` ones, on the workspace as it is.
@@ -227,18 +249,48 @@ class CodeAgentEnv(ToolEnv):
         Raises:
             InfraError: If there is none.
         """
-        task, key = self.task, (self.task.id, self._world.hash, number)
+        task, key, limits = self.task, (self.task.id, self._world.hash, number), self._limits()
         if key not in self._verdicts:
             checks = task.hidden if number == "hidden" else task.visible
             if isinstance(number, int):
                 checks = subset(checks, number)
-            verdict = shared_pool(self.sandbox, LIMITS).check(dict(self._world.files), task.entry_point, checks)
-            if verdict.status == "infra":
-                raise InfraError(verdict.diagnostics[0])
+            verdict, _ = self._checked(self._world, checks, limits)
             if len(self._verdicts) >= MOST_VERDICTS:
                 del self._verdicts[next(iter(self._verdicts))]
             self._verdicts[key] = verdict
         return self._verdicts[key]
+
+    def _checked(self, world: Workspace, checks: Checks, limits: Limits) -> tuple[Verdict, float]:
+        """The verdict of a workspace, and the CPU seconds it took.
+
+        Raises:
+            InfraError: If there is none.
+        """
+        answer = shared_pool(self.sandbox, LIMITS).submit(dict(world.files), self.task.entry_point, checks, limits)
+        verdict = answer.result()
+        if verdict.status == "infra":
+            raise InfraError(verdict.diagnostics[0])
+        return verdict, answer.cpu_s
+
+    def _limits(self) -> Limits:
+        """Of a check of the current task. The reference of a given task is run once to see what it takes."""
+        most = replace(LIMITS, cpu_s=max(1, int(self.time_limit * OWN_SHARE)), wall_s=self.time_limit * OWN_SHARE)
+        quick = replace(most, cpu_s=min(QUICK_S, most.cpu_s))
+        task = self.task
+        if not self._given:
+            return quick
+        if task.id not in self._measured:
+            world = task.world
+            for call in task.calls:
+                if not TOOLS[call.name].reads_only:
+                    with suppress(ToolError):  # as in an episode: a call that fails changes nothing
+                        world = world.apply(TOOLS[call.name].fn(world, **call.arguments))
+            # the data set's own program does not sleep: CPU time alone decides, however busy the machine is
+            verdict, used = self._checked(world, task.hidden, replace(most, wall_s=PATIENCE * self.time_limit))
+            self._verdicts[task.id, world.hash, "hidden"] = verdict
+            cpu_s = min(most.cpu_s, max(quick.cpu_s, math.ceil(TIMES_REFERENCE * used)))
+            self._measured[task.id] = replace(most, cpu_s=cpu_s)
+        return self._measured[task.id]
 
     def _verify(self, answer: Any) -> Verdict:
         """The hidden tests; the answer's words count for nothing."""
@@ -247,6 +299,7 @@ class CodeAgentEnv(ToolEnv):
     def step(self, action: Action) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """See :meth:`ToolEnv.step`. The last step's info also has ``verifier_info``: ``tests``, how many hidden ones
         there are, and ``fraction``, the share that passed; None without a verdict."""
+        self._timed_out = False
         *found, info = super().step(action)
         if "verdict" in info:
             fraction = None if info["verdict"]["status"] == "infra" else info["verdict"]["score"]

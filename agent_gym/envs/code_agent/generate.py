@@ -21,6 +21,7 @@ from agent_gym.envs.code_agent.mutate import Mutant, line_budget_run, mutants, s
 from agent_gym.envs.code_agent.tasks import CodeTask
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.sandbox import Raises, Test
+from agent_gym.text import split_lines
 from agent_gym.tools import Call, dump
 
 __all__ = ["KINDS", "LEVELS", "SPLITS", "compose"]
@@ -146,13 +147,13 @@ def _is_short(mutant: Mutant) -> bool:
 def _merge(original: str, changed: str, other: str) -> str:
     """``other`` with the lines changed that differ between ``original`` and ``changed``."""
     start, old, new = _difference(original, changed)
-    lines = other.splitlines(keepends=True)
+    lines = split_lines(other, keepends=True)
     return "".join([*lines[:start], *new, *lines[start + len(old) :]])
 
 
 def _difference(one: str, other: str) -> tuple[int, list[str], list[str]]:
     """The first line that differs (from 0), and the differing lines of each."""
-    first, second = one.splitlines(keepends=True), other.splitlines(keepends=True)
+    first, second = split_lines(one, keepends=True), split_lines(other, keepends=True)
     start = 0
     while start < min(len(first), len(second)) and first[start] == second[start]:
         start += 1
@@ -174,7 +175,7 @@ def _completion(program: str, level: int, rng: np.random.Generator) -> _Fault | 
         if isinstance(node, ast.FunctionDef) and len(node.body) > 1 and STUB not in text
     ]
     path, node = bodies[int(rng.integers(len(bodies)))]
-    lines = files(program)[path].splitlines(keepends=True)
+    lines = split_lines(files(program)[path], keepends=True)
     broken = [*lines[: node.body[1].lineno - 1], f"    {STUB}\n", *lines[node.end_lineno or len(lines) :]]
     text = {**files(program), path: "".join(broken)}
     failing = _failing(program, text)
@@ -239,7 +240,7 @@ def _rename(text: str, names: Mapping[str, str]) -> str:
 def _places(text: str) -> tuple[tuple[int, int, str], ...]:
     """Where names can stand: begin, end, and whether it is a name, an f-string or prose."""
     offsets = [0]
-    for line in text.splitlines(keepends=True):
+    for line in split_lines(text, keepends=True):
         offsets.append(offsets[-1] + len(line))
     found = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -327,8 +328,8 @@ def _remedy(path: str, broken: str, original: str) -> Call:
     if len(wrong) == 1 and len(right) == 1 and broken.count(wrong[0].strip()) == 1:
         return Call("edit", {"path": path, "old": wrong[0].strip(), "new": right[0].strip()})
     if not wrong:  # a line is missing: the one before it stays, followed by the new ones
-        start, wrong, right = start - 1, [broken.splitlines(keepends=True)[start - 1]], [
-            broken.splitlines(keepends=True)[start - 1], *right]  # fmt: skip
+        start, wrong, right = start - 1, [split_lines(broken, keepends=True)[start - 1]], [
+            split_lines(broken, keepends=True)[start - 1], *right]  # fmt: skip
     return Call("edit_lines", {"path": path, "start": start + 1, "end": start + len(wrong), "new": "".join(right)})
 
 
@@ -395,9 +396,11 @@ def _two_remedies(path: str, broken: str, original: str) -> Sequence[Call]:
     """Both faults of one file, the first and then what is left."""
     import difflib
 
-    blocks = difflib.SequenceMatcher(None, broken.splitlines(True), original.splitlines(True), autojunk=False)
+    blocks = difflib.SequenceMatcher(
+        None, split_lines(broken, keepends=True), split_lines(original, keepends=True), autojunk=False
+    )
     changes = [op for op in blocks.get_opcodes() if op[0] != "equal"]
     _, a, b, c, d = changes[0]
-    lines = broken.splitlines(True)
-    half = "".join([*lines[:a], *original.splitlines(True)[c:d], *lines[b:]])
+    lines = split_lines(broken, keepends=True)
+    half = "".join([*lines[:a], *split_lines(original, keepends=True)[c:d], *lines[b:]])
     return _remedy(path, broken, half), _remedy(path, half, original)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agent_gym.envs.sql_agent.database import Result, Row, spelled
+from agent_gym.envs.sql_agent.database import Result, Row, cut, spelled
 
 __all__ = ["differences", "same_rows", "same_value"]
 
 TOLERANCE = 1e-6
 """Relative, and absolute below 1."""
 MOST_ORDERS = 2000
-"""Orders of columns tried, among those that give each column the right values."""
+"""Orders of columns tried, among those that give each column the right values, if there are few rows."""
+MOST_COMPARED = 1_000_000
+"""Rows compared in all of them."""
 MOST_GREEDY = 300
 
 
@@ -25,7 +28,9 @@ def _is_number(value: Any) -> bool:
 def same_value(a: Any, b: Any) -> bool:
     """NULL equals NULL alone, text never equals a number."""
     if _is_number(a) and _is_number(b):
-        return a == b or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        if a == b or max(abs(a), abs(b)) > sys.float_info.max:  # a whole number may be too large for a float
+            return bool(a == b)
+        return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return type(a) is type(b) and a == b
 
 
@@ -85,6 +90,8 @@ def _orders(expected: Sequence[Row], found: Sequence[Row], width: int) -> Iterat
         [j for j in range(width) if not any(_unmatched([(v,) for v in wanted[i]], [(v,) for v in have[j]]))]
         for i in range(width)
     ]
+    if not all(fits):
+        return iter(())
     chosen: list[int] = []
 
     def search(i: int) -> Iterator[tuple[int, ...]]:
@@ -145,7 +152,7 @@ def differences(expected: Result, found: Result, order: Sequence[str] | None = N
     width = len(expected.columns)
     if len(found.columns) != width:
         names = ", ".join(found.columns) or "none"
-        return [f"expected {width} column{'s' * (width != 1)}, found {len(found.columns)}: {names}"]
+        return [f"expected {width} column{'s' * (width != 1)}, found {len(found.columns)}: {cut(names)}"]
     if not expected.rows and not found.rows:
         return []
     best: tuple[list[Row], list[Row]] | None = None
@@ -161,7 +168,7 @@ def differences(expected: Result, found: Result, order: Sequence[str] | None = N
                 misplaced = True
             elif best is None:
                 best = left
-            if number >= MOST_ORDERS:
+            if number >= min(MOST_ORDERS, MOST_COMPARED // len(rows)):
                 break
         if misplaced:
             return ["the rows are right, their order is not"]

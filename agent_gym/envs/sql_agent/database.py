@@ -14,15 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from agent_gym.envs.sql_agent.syntax import CLOCK, tokens
+from agent_gym.envs.sql_agent.syntax import CLOCK, compiled, tokens
 from agent_gym.tools import ToolError, dump
 from agent_gym.verdict import InfraError
 
-__all__ = ["INSTRUCTIONS", "Database", "Delta", "QueryError", "Result", "Row", "session", "shown"]
+__all__ = ["INSTRUCTIONS", "Database", "Delta", "QueryError", "Result", "Row", "cut", "session", "shown", "spelled"]
 
 Row = tuple[Any, ...]
 Key = tuple[str, int]
@@ -33,17 +32,38 @@ Delta = Mapping[Key, tuple[Row | None, Row | None]]
 INSTRUCTIONS = 10_000_000
 """Of SQLite's virtual machine, for one query."""
 TICK = 100
-"""Instructions are counted in so many: the unit of a query's latency."""
+"""Instructions are counted in so many: the unit of a query's latency. The clock is looked at as often."""
+MOST_SECONDS = 2.0
+"""Of this thread's processor time, for one query: instructions on long values are slow. What it stops reads like what
+the count stops, and costs the same. Nothing looks at the clock within an instruction, along a stretch of program that
+never jumps back, nor while SQLite compiles: the bounds below keep each of these to about a second."""
 MOST_SQL = 20_000
 """Characters of one query."""
-MOST_LENGTH = 200_000
-"""Bytes of one value or row that a query makes."""
-MOST_EXPANSION = 4096
-"""Copies of common table expressions: SQLite makes them while it compiles, where nothing counts instructions."""
-MOST_HEAP = 1 << 30
-"""Bytes of SQLite's memory in this process: a net below the limits above, not one of them."""
-MOST_SECONDS = 10.0
-"""A net as well: instructions on long values are slow. What it stops reads like what the count stops."""
+MOST_LENGTH = 100_000
+"""Bytes of one value or row that a query makes: ``instr`` and ``replace`` take a time that is its square."""
+MOST_PATTERN = 100
+"""Bytes of a pattern of LIKE or GLOB, and characters that a ``trim`` takes away."""
+MOST_ARGUMENTS = 40
+"""Of one function."""
+MOST_CALLS = 50
+"""Of functions, LIKE and GLOB included, in one compiled query: all of them may stand on one stretch."""
+MOST_PROGRAM = 5_400
+"""Instructions in one compiled query."""
+MOST_TABLES = 32
+"""Named in the FROM clauses of one query: to plan a join takes a time that is the cube of its tables."""
+MOST_COPIES = 4096
+"""Of common table expressions, which SQLite makes while it compiles."""
+MOST_HEAP = 1 << 28
+"""Bytes of SQLite's memory in this process. What a query sorts, and what it becomes while it is compiled, is bounded by
+nothing else, and either takes seconds for each gigabyte."""
+MOST_CACHE = 512
+"""Kilobytes of a database file's pages that a connection keeps."""
+MOST_RESULT = 16_000_000
+"""Characters and bytes of a result, and of the rows in which a world differs from its database."""
+MOST_CHANGED = 50_000
+"""Rows in which a world differs from its database."""
+MOST_MESSAGE = 300
+"""Characters of an error's message: SQLite puts values into some."""
 MOST_OPEN = 24
 NOW = "2025-01-01 00:00:00"
 """What the clock shows."""
@@ -51,16 +71,18 @@ NOW = "2025-01-01 00:00:00"
 FUNCTIONS = frozenset(
     """abs avg cast ceil ceiling char coalesce count cume_dist current_date current_time current_timestamp date
     datetime degrees dense_rank exp first_value floor format glob group_concat hex ifnull iif instr json json_array
-    json_array_length json_each json_extract json_group_array json_group_object json_insert json_object json_patch
+    json_array_length json_each json_extract json_group_array json_group_object json_insert json_object
     json_quote json_remove json_replace json_set json_tree json_type json_valid julianday lag last_value lead length
     like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif percent_rank pi pow power printf quote
     radians rank replace round row_number rtrim sign sin cos tan asin acos atan atan2 sqrt strftime string_agg substr
     substring sum time total trim trunc typeof unicode unixepoch upper zeroblob -> ->>""".split()
 )
 """What a query may call: everything that depends on its arguments alone and touches nothing else."""
-PRAGMAS = ("foreign_key_list", "index_info", "index_list", "table_info", "table_list", "table_xinfo")
-CATALOGUE = frozenset(["sqlite_master", "sqlite_schema", "json_each", "json_tree", *(f"pragma_{p}" for p in PRAGMAS)])
+TABLE_FUNCTIONS = ("json_each", "json_tree")
 LOG = "agent_gym_log"
+HIDDEN = (LOG, "sqlite_", "pragma_")
+"""How the names begin of what is there beside the database's own tables: the catalogue first of all. The tools show the
+schema, table by table, and have their price."""
 
 _NAMES = {
     value: name.removeprefix("SQLITE_").replace("_", " ")
@@ -157,6 +179,12 @@ def shown(value: Any) -> Any:
     return f"x'{value.hex()}'" if isinstance(value, bytes) else value
 
 
+def cut(text: str, most: int = MOST_MESSAGE) -> str:
+    """The text, its end left out where it has more than ``most`` characters."""
+    mark = "... (cut)"
+    return text if len(text) <= most else text[: most - len(mark)] + mark
+
+
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -165,13 +193,15 @@ class QueryError(ToolError):
     """What came of a query that failed.
 
     Args:
-        kind: ``sql`` with SQLite's message; ``not_permitted``; ``timeout``; ``memory``; ``too_long``.
-        message: One sentence.
+        kind: One of ``KINDS``; ``sql`` comes with SQLite's message.
+        message: One sentence; what is longer than ``MOST_MESSAGE`` characters is cut.
         units: Work done until then, in hundreds of instructions.
     """
 
+    KINDS = ("sql", "not_permitted", "timeout", "memory", "too_long")
+
     def __init__(self, kind: str, message: str, units: float = 0.0) -> None:
-        super().__init__(kind, message)
+        super().__init__(kind, cut(message))
         self.units = units
 
 
@@ -208,13 +238,13 @@ class Session:
             "ESCAPE '\\' ORDER BY rowid"
         ).fetchall()
         self.tables = tuple(name for name, _, _ in listed)
-        self._readable = frozenset(self.tables) | CATALOGUE
+        self._readable = frozenset((*self.tables, *TABLE_FUNCTIONS))
         self._registered = False
         db.execute("PRAGMA trusted_schema=OFF")
         if self.writable:
             self._watch({name for name, kind, _ in listed if kind == "table"})
         self._columns: dict[str, tuple[str, ...]] = {}
-        _freeze_clock(db)
+        _replace_functions(db)
         db.set_authorizer(self._authorize)
         db.set_progress_handler(self._tick, TICK)
 
@@ -254,12 +284,10 @@ class Session:
         if action == sqlite3.SQLITE_READ:
             self._reads |= first in self.tables
             if not second and first not in self._readable:  # rows are counted: this may name a query of a WITH clause
-                return not str(first).startswith((LOG, "sqlite_"))
+                return not str(first).lower().startswith(HIDDEN)
             return schema != "temp" and first in self._readable
         if action == sqlite3.SQLITE_FUNCTION:
             return str(second).lower() in FUNCTIONS
-        if action == sqlite3.SQLITE_PRAGMA:
-            return str(first).lower() in PRAGMAS
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
             return self._mode == "write" and schema == "main" and first in self.tables
         return False
@@ -272,7 +300,7 @@ class Session:
         if self._mode == "free":
             return 0
         self._ticks += 1
-        if self._ticks % 1000 == 0 and time.monotonic() > self._until:
+        if time.thread_time() > self._until:
             self._ticks = max(self._ticks, self._most + 1)
         return int(self._ticks > self._most)
 
@@ -283,6 +311,8 @@ class Session:
             yield self._db
         except sqlite3.DatabaseError as error:
             raise InfraError(f"the database cannot be read: {error}") from None
+        except MemoryError:
+            raise InfraError(f"SQLite's memory is used up: {MOST_HEAP} bytes in this process") from None
         finally:
             self._mode = mode
 
@@ -296,11 +326,20 @@ class Session:
             self._columns[table] = tuple(name for (name,) in rows)
         return self._columns[table]
 
+    def describe(self, table: str) -> tuple[list[Row], list[Row]]:
+        """A table's columns (name, type, whether part of the primary key), and its foreign keys (column, table and
+        column it refers to; None for the primary key).
+        """
+        with self._free() as db:
+            columns = db.execute("SELECT name, type, pk > 0 FROM pragma_table_info(?)", (table,)).fetchall()
+            keys = db.execute('SELECT "from", "table", "to" FROM pragma_foreign_key_list(?)', (table,)).fetchall()
+        return columns, keys
+
     def _register(self) -> None:
         """Use every table-valued function once: the first use looks to the authorizer like a change of the schema."""
         with self._free() as db:
-            for table in ("json_each('[]')", "json_tree('[]')", *(f"pragma_{pragma}('')" for pragma in PRAGMAS)):
-                db.execute(f"SELECT * FROM {table}").fetchall()
+            for function in TABLE_FUNCTIONS:
+                db.execute(f"SELECT * FROM {function}('[]')").fetchall()
         self._registered = True
 
     def _row(self, key: Key) -> Row | None:
@@ -320,19 +359,23 @@ class Session:
         with self._free() as db:
             db.execute("PRAGMA foreign_keys=OFF")
             db.execute("BEGIN")
-            for table in {table for table, _ in wanted}:
-                rows = [(at, row) for (where, at), row in wanted.items() if where == table]
-                names = [_quoted(name) for name in ("rowid", *self.columns(table))]
-                marks = ", ".join("?" * len(names))
-                # all deletions come first: no two rows may collide on the way
-                db.executemany(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", [(at,) for at, _ in rows])
-                db.executemany(
-                    f"INSERT INTO {_quoted(table)} ({', '.join(names)}) VALUES ({marks})",
-                    [(at, *row) for at, row in rows if row is not None],
-                )
-            db.execute(f"DELETE FROM temp.{LOG}")
-            db.execute("COMMIT")
-            db.execute("PRAGMA foreign_keys=ON")
+            try:
+                for table in {table for table, _ in wanted}:
+                    rows = [(at, row) for (where, at), row in wanted.items() if where == table]
+                    names = [_quoted(name) for name in ("rowid", *self.columns(table))]
+                    marks = ", ".join("?" * len(names))
+                    # all deletions come first: no two rows may collide on the way
+                    db.executemany(f"DELETE FROM {_quoted(table)} WHERE rowid = ?", [(at,) for at, _ in rows])
+                    db.executemany(
+                        f"INSERT INTO {_quoted(table)} ({', '.join(names)}) VALUES ({marks})",
+                        [(at, *row) for at, row in rows if row is not None],
+                    )
+                db.execute(f"DELETE FROM temp.{LOG}")
+                db.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                db.execute("PRAGMA foreign_keys=ON")
         self._at = delta
 
     def run(
@@ -351,60 +394,108 @@ class Session:
             QueryError: If it fails.
             InfraError: If the database itself cannot be read.
         """
-        _check(query)
-        if not self._registered and re.search("json_|pragma_", query, re.IGNORECASE):
+        words = _check(query)
+        if not self._registered and re.search("json_", query, re.IGNORECASE):
             self._register()
         self._move(delta)
         if write:
             with self._free() as db:
                 db.execute("BEGIN")
-        self._mode, self._denied, self._reads = "write" if write else "read", "", False
-        self._ticks, self._most, self._until = 0, instructions // TICK, time.monotonic() + MOST_SECONDS
+        # a change that is only explained would name the tables that refer to its own
+        self._mode = "explain" if words[0].lower() == "explain" else "write" if write else "read"
+        self._denied, self._reads = "", False
+        self._ticks, self._most, self._until = 0, instructions // TICK, time.thread_time() + MOST_SECONDS
         changes: dict[Key, tuple[Row | None, Row | None]] = {}
         try:
+            self._check_calls(query, words)
             columns, rows, more = self._fetch(query, most_rows)
             units = self._units
             if write:
-                with self._free() as db:
-                    keys = db.execute(f"SELECT DISTINCT place, row FROM temp.{LOG} ORDER BY place, row").fetchall()
-                    after = {key: self._row(key) for key in keys}
-                    db.execute("ROLLBACK")
-                    changes = {key: (self._row(key), row) for key, row in after.items()}
+                changes = self._changes(delta)
         finally:
             self._mode = "free"
             if write and self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         return Result(columns, rows, more, units, changes, self._reads)
 
+    def _check_calls(self, query: str, words: Sequence[str]) -> None:
+        """Refuse a program with many calls of functions: SQLite may go through all of them before the clock is looked at.
+
+        They are counted in what SQLite compiles, where this can be more than the query itself has.
+        """
+        lower = [word.lower() for word in words]
+        calls = sum(word.strip('"`[]') in FUNCTIONS for word in lower)
+        if self._mode == "explain" or not calls or (calls <= MOST_CALLS and lower.count("select") < 2):
+            return
+        program = self._answered("EXPLAIN " + query, MOST_PROGRAM)[1]
+        self._ticks = 0
+        if sum(row[1] in ("Function", "PureFunc") for row in program) > MOST_CALLS:
+            raise QueryError("too_long", f"the query calls functions in more than {MOST_CALLS} places")
+
     def _fetch(self, query: str, most_rows: int) -> tuple[tuple[str, ...], list[Row], bool]:
+        columns, rows = self._answered(query, most_rows + 1)
+        return columns, rows[:most_rows], len(rows) > most_rows
+
+    def _answered(self, query: str, most_rows: int) -> tuple[tuple[str, ...], list[Row]]:
         cursor = self._db.cursor()
+        rows: list[Row] = []
+        size = 0
         try:
             cursor.execute(query)
-            rows = cursor.fetchmany(most_rows + 1)
             columns = tuple(entry[0] for entry in cursor.description or ())
-        except (sqlite3.Error, sqlite3.Warning) as error:
+            while len(rows) < most_rows and (row := cursor.fetchone()) is not None:
+                rows.append(row)
+                size += _size(row)
+                if size > MOST_RESULT:
+                    raise MemoryError
+        except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
             raise self._explained(error) from None
-        except MemoryError:
-            raise QueryError("memory", "the query was stopped: it needs too much memory", self._units) from None
+        except MemoryError:  # where that is depends on the process, so the price does not
+            message = "the query was stopped: it needs too much memory, or is too long when it is compiled"
+            raise QueryError("memory", message, float(self._most)) from None
         finally:
             cursor.close()
-        return columns, rows[:most_rows], len(rows) > most_rows
+        return columns, rows
+
+    def _changes(self, delta: Delta) -> dict[Key, tuple[Row | None, Row | None]]:
+        """Rows before and after, of the places in the log; the transaction is undone in between."""
+        with self._free() as db:
+            keys = db.execute(f"SELECT DISTINCT place, row FROM temp.{LOG} ORDER BY place, row").fetchall()
+            after: dict[Key, Row | None] = {}
+            size = sum(_size(row or ()) for _, row in delta.values())
+            for key in keys:
+                after[key] = self._row(key)
+                size += _size(after[key] or ())
+                if size > MOST_RESULT or len(after) + len(delta) > MOST_CHANGED:
+                    raise QueryError("memory", "the statement was undone: it changes too many rows", float(self._most))
+            db.execute("ROLLBACK")
+            return {key: (self._row(key), row) for key, row in after.items()}
 
     def _explained(self, error: Exception) -> Exception:
         text = str(error)
         if self._ticks > self._most:
             return QueryError("timeout", f"the query was stopped after {self._most * TICK} instructions", self._units)
         if self._denied:
-            writes = self._denied.startswith(("INSERT", "UPDATE", "DELETE"))
-            why = ": this task only reads" if writes and self._mode == "read" else " is not allowed here"
+            action, _, name = self._denied.partition(" ")
+            why = " is not allowed here"
+            if action == "PRAGMA" or name.lower().startswith(HIDDEN):
+                why += ": the tools list_tables and describe_table show what the database has"
+            elif action in ("INSERT", "UPDATE", "DELETE") and self._mode == "read":
+                why = ": this task only reads"
             return QueryError("not_permitted", self._denied + why, self._units)
         if "disk image is malformed" in text or "not a database" in text or "disk I/O" in text:
             return InfraError(f"the database cannot be read: {text}")
+        if text == "user-defined function raised exception":
+            text = f"a function has arguments that it does not take here: {_REFUSED}"
         return QueryError("sql", text, self._units)
 
 
-def _check(query: str) -> None:
-    """Refuse what no instruction count can bound.
+def _size(row: Row) -> int:
+    return sum(len(value) for value in row if isinstance(value, str | bytes))
+
+
+def _check(query: str) -> tuple[str, ...]:
+    """The query's words, if it is none of those whose work no instruction count can bound.
 
     Raises:
         QueryError: Saying which bound.
@@ -416,12 +507,12 @@ def _check(query: str) -> None:
     words = tokens(query)
     if not words:
         raise QueryError("sql", "the query is empty")
-    names = re.findall(
-        r"(\w+)[\"\]`]?\s*(?:\([^()]*\)\s*)?\bAS\s+(?:NOT\s+)?(?:MATERIALIZED\s+)?\(", query, re.IGNORECASE
-    )
-    plain = [word.strip('"`[]').lower() for word in words]
-    if prod(max(1, plain.count(name.lower()) - 1) for name in set(names)) > MOST_EXPANSION:
+    tables, copies = compiled(query)
+    if copies > MOST_COPIES:
         raise QueryError("too_long", "the query uses its common table expressions inside each other too often")
+    if tables > MOST_TABLES:
+        raise QueryError("too_long", f"the query names {tables} tables; at most {MOST_TABLES} are allowed")
+    return words
 
 
 def _open(database: Database, writable: bool) -> sqlite3.Connection:
@@ -447,25 +538,43 @@ def _open(database: Database, writable: bool) -> sqlite3.Connection:
                 file.backup(db)
                 file.close()
         db.execute("PRAGMA temp_store=MEMORY")
+        db.execute(f"PRAGMA cache_size={-MOST_CACHE}")
         if db.execute("PRAGMA hard_heap_limit").fetchone()[0] == 0:
             db.execute(f"PRAGMA hard_heap_limit={MOST_HEAP}")
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{database.path}: not a SQLite database that can be read: {error}") from None
     db.text_factory = lambda data: data.decode("utf-8", "replace")
+    _limit(db)
+    return db
+
+
+def _limit(db: sqlite3.Connection) -> None:
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_LENGTH, MOST_LENGTH),
-        (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 4 * MOST_SQL),
-        (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200),
-        (sqlite3.SQLITE_LIMIT_VDBE_OP, 200_000),
+        (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 5 * MOST_SQL),
+        (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MOST_PATTERN),
+        (sqlite3.SQLITE_LIMIT_FUNCTION_ARG, MOST_ARGUMENTS),
+        (sqlite3.SQLITE_LIMIT_VDBE_OP, MOST_PROGRAM),
         (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
         (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
     ):
         db.setlimit(limit, value)
-    return db
 
 
-def _freeze_clock(db: sqlite3.Connection) -> None:
-    """Let the clock stand still at ``NOW``, in UTC, for every function that looks at it."""
+_REFUSED = f"more than {MOST_PATTERN} characters to trim, a precision of %c, or a date that is none"
+
+
+def _replace_functions(db: sqlite3.Connection) -> None:
+    """Let the clock stand still at ``NOW``, in UTC, for every function that looks at it, and keep long work from others.
+
+    What remains to be done is done by the same function of another connection.
+    """
+
+    def original(name: str, given: Sequence[Any]) -> Any:
+        if not hasattr(_local, "other"):
+            _local.other = sqlite3.connect(":memory:")
+            _limit(_local.other)
+        return _local.other.execute(f"SELECT {name}({', '.join('?' * len(given))})", given).fetchone()[0]
 
     def frozen(name: str, at: int) -> Any:
         def call(*arguments: Any) -> Any:
@@ -473,10 +582,24 @@ def _freeze_clock(db: sqlite3.Connection) -> None:
             if len(given) <= at:
                 given[at:] = ["now"]
             given = [NOW if str(value).strip().lower() == "now" else value for value in given]
-            given = [value for value in given if str(value).strip().lower() not in ("localtime", "utc")]
-            if not hasattr(_local, "clock"):
-                _local.clock = sqlite3.connect(":memory:")
-            return _local.clock.execute(f"SELECT {name}({', '.join('?' * len(given))})", given).fetchone()[0]
+            return original(name, [value for value in given if str(value).strip().lower() not in ("localtime", "utc")])
+
+        return call
+
+    def trimmed(name: str) -> Any:
+        def call(text: Any, characters: Any) -> Any:
+            if isinstance(characters, str | bytes) and len(characters) > MOST_PATTERN:
+                raise ValueError
+            return original(name, (text, characters))
+
+        return call
+
+    def formatted(name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            # a character is repeated as often as its precision says, whatever the length of the result may be
+            if arguments and any("." in one for one in re.findall(r"%[^a-km-zA-Z%]*c", str(arguments[0]))):
+                raise ValueError
+            return original(name, arguments)
 
         return call
 
@@ -486,6 +609,10 @@ def _freeze_clock(db: sqlite3.Connection) -> None:
             db.create_function(name, 0, lambda part=part: part, deterministic=True)
         else:
             db.create_function(name, -1, frozen(name, int(name == "strftime")), deterministic=True)
+    for name in ("trim", "ltrim", "rtrim"):
+        db.create_function(name, 2, trimmed(name), deterministic=True)
+    for name in ("printf", "format"):
+        db.create_function(name, -1, formatted(name), deterministic=True)
 
 
 def session(database: Database, writable: bool = False) -> Session:
@@ -496,7 +623,7 @@ def session(database: Database, writable: bool = False) -> Session:
     """
     if getattr(_local, "process", None) != os.getpid():  # a connection must not cross a fork
         _local.process, _local.open = os.getpid(), {}
-        vars(_local).pop("clock", None)
+        vars(_local).pop("other", None)
     key = (database.key, writable)
     found = _local.open.pop(key, None) or Session(database, writable)
     _local.open[key] = found
@@ -506,5 +633,5 @@ def session(database: Database, writable: bool = False) -> Session:
 
 
 def spelled(row: Row) -> str:
-    """A row in one line of JSON."""
-    return dump([shown(value) for value in row])
+    """A row in one line of JSON, not longer than a message may be."""
+    return cut(dump([shown(value) for value in row]))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
-from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, shown, spelled
+from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, cut, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
-from agent_gym.envs.sql_agent.syntax import identifiers, looks_like_query, order_keys
+from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, order_keys
 from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, load_tasks
 from agent_gym.envs.sql_agent.world import World
-from agent_gym.tools import Call, Tool, ToolError, dump
+from agent_gym.text import fenced
+from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
 
 __all__ = ["SQLEnv"]
@@ -29,6 +28,8 @@ MOST_SHOWN = 8000
 """Characters of a result."""
 MOST_CELL = 200
 MOST_SAMPLE = 20
+MOST_FAULTS = 20
+"""Rows that a verdict names."""
 
 
 def list_tables(world: World) -> str:
@@ -42,14 +43,11 @@ def describe_table(world: World, table: str) -> str:
     Args:
         table: Name of the table.
     """
-    name = _known(world, table)
-    keys = {}
-    for row in world.run(f"SELECT * FROM pragma_foreign_key_list({_text(name)})").rows:
-        keys[row[3]] = f" -> {row[2]}.{row[4]}" if row[4] else f" -> {row[2]}"
-    found = world.run(f"SELECT name, type, pk FROM pragma_table_info({_text(name)})", most_rows=2000).rows
+    columns, keys = world.session.describe(_known(world, table))
+    refers = {column: f" -> {other}.{key}" if key else f" -> {other}" for column, other, key in keys}
     return "\n".join(
-        f"{column} {kind}".strip() + (" primary key" if key else "") + keys.get(column, "")
-        for column, kind, key in found
+        f"{column} {kind}".strip() + (" primary key" if primary else "") + refers.get(column, "")
+        for column, kind, primary in columns
     )
 
 
@@ -92,7 +90,7 @@ def _known(world: World, table: str) -> str:
     """
     tables = {name.lower(): name for name in world.session.tables}
     if table.lower() not in tables:
-        raise ToolError("not_found", f"there is no table {table!r}; list_tables shows those there are")
+        raise ToolError("not_found", f"there is no table {cut(table, 100)!r}; list_tables shows those there are")
     return tables[table.lower()]
 
 
@@ -117,9 +115,6 @@ TOOLS = {
 
 class SQLEnv(ToolEnv):
     """Questions about a database, and changes to be made in it.
-
-    A look charges the tokens of what it shows to ``output_tokens``, beside the agent's own: text that is called for has
-    to be taken in.
 
     Args:
         split: ``"train"`` or ``"test"``: disjoint in schemas, in values and in compositions.
@@ -176,6 +171,7 @@ class SQLEnv(ToolEnv):
             return compose(self.split, level, seed)
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])) and int(parts[1]) in LEVELS:
+            self._check_split(parts[0], task_id)
             return compose(parts[0], int(parts[1]), int(parts[2]))
         raise ValueError(f"unknown task id {task_id!r}: it reads split-difficulty-seed, such as 'train-2-7'")
 
@@ -200,15 +196,16 @@ class SQLEnv(ToolEnv):
             result = tool.fn(self._world, **arguments)
         if isinstance(result, str):
             return Outcome(result, units=result.count("\n") + 1.0)
-        content = _table(result)
-        return Outcome(content, delta=result.changes or None, units=result.units)
+        return Outcome(_table(result), delta=result.changes or None, units=result.units)
 
     # ---- the verdict -------------------------------------------------------------------------------------------------
 
     def _observe(self, results: list[dict[str, Any]]) -> None:
-        """Keep what SQLite said of a submission that failed."""
-        if results and results[-1]["error"] and getattr(TOOLS.get(results[-1]["name"]), "ends", False):
-            self._progress = (results[-1]["error"], json.loads(results[-1]["content"])["message"])
+        """Keep what was said of a submission that failed. Such a message is short, so its JSON is whole."""
+        for result in results:
+            if result["name"] == submit_sql.__name__ and result["error"] in QueryError.KINDS:
+                self._progress = (result["error"], load(result["content"])["message"])
+                return
 
     def _verify(self, answer: Any) -> Verdict:
         """The state where a change was asked for; else the query, run on the visible database and the refills."""
@@ -253,12 +250,12 @@ class SQLEnv(ToolEnv):
         """A single value: text as it stands, or as JSON."""
         (wanted,) = gold_result(self.task.world.database, self.task.golds[0], self.instructions).rows[0]
         try:
-            read = json.loads(value)
+            read = load(value)
         except ValueError:
             read = None
         if any(same_value(wanted, one) for one in (value, read) if one is not None):
             return Verdict("pass", "passed", 1.0)
-        return Verdict("fail", "wrong_answer", 0.0, (f"expected {dump(shown(wanted))}, found {dump(value[:200])}",))
+        return Verdict("fail", "wrong_answer", 0.0, (f"expected {dump(shown(wanted))}, found {dump(cut(value, 200))}",))
 
     def _verify_state(self) -> Verdict:
         """Every row that should have changed did, and no other."""
@@ -282,7 +279,10 @@ class SQLEnv(ToolEnv):
             reason = kind if kind in ("timeout", "memory") else "error"
             faults.insert(0, message)
         clean = not any("nothing asked" in fault for fault in faults)
-        return Verdict("fail", reason, (held + clean) / (len(wanted) + 1), tuple(faults))
+        score = (held + clean) / (len(wanted) + 1)
+        if len(faults) > MOST_FAULTS:
+            faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
+        return Verdict("fail", reason, score, tuple(faults))
 
     # ---- the gate ----------------------------------------------------------------------------------------------------
 
@@ -321,8 +321,7 @@ def _read_answer(answer: Any) -> tuple[str | None, str | None]:
     if isinstance(answer, Mapping) and isinstance(answer.get("query"), str):
         return answer["query"], None  # of submit_sql
     text = answer.strip() if isinstance(answer, str) else "" if answer is None else dump(answer)
-    fenced = re.fullmatch(r"```(?:sql)?\s*\n(.*?)\n?```", text, re.DOTALL | re.IGNORECASE)
-    text = fenced[1].strip() if fenced else text
+    text = fenced(text) if holds_fence(text) else text
     if looks_like_query(text):
         return text, None
     return None, text or None
@@ -346,7 +345,8 @@ def _table(result: Result) -> str:
     if not result.columns:
         count = len(result.changes)
         return f"{count} row{'s' * (count != 1)} changed"
-    lines, length = [dump(list(result.columns))], 0
+    lines = [cut(dump(list(map(_cell, result.columns))), MOST_SHOWN)]
+    length = len(lines[0])
     for row in result.rows:
         line = dump([_cell(value) for value in row])
         length += len(line) + 1

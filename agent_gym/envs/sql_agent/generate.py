@@ -66,6 +66,7 @@ class _Names:
     """A schema with its words chosen: what the database is called, and what the request says.
 
     ``pools`` holds the values that a column draws from. They belong to the task: all of its databases draw from them.
+    ``orders`` has for each table the order of its columns, counted as the id, the references, the others.
     """
 
     schema: Schema
@@ -75,6 +76,7 @@ class _Names:
     other_columns: dict[Ref, str]
     pools: dict[Ref, list[str]]
     first_ids: list[int]
+    orders: list[list[int]] = field(default_factory=list)
 
     def key(self, table: int, parent: int) -> str:
         """The column of ``table`` that refers to ``parent``."""
@@ -154,8 +156,9 @@ def _fill(names: _Names, seed: Sequence[int]) -> Database:
             kind = {"int": "INTEGER", "money": "REAL"}.get(column.kind, "TEXT")
             parts.append(f"{names.columns[t, c]} {kind}")
             values.append(_values(rng, column, names.pools.get((t, c), []), count))
-        ddl.append(f"CREATE TABLE {names.tables[t]} ({', '.join(parts)})")
-        rows[names.tables[t]] = list(zip(*values, strict=True))
+        order = names.orders[t]
+        ddl.append(f"CREATE TABLE {names.tables[t]} ({', '.join([parts[n] for n in order])})")
+        rows[names.tables[t]] = list(zip(*[values[n] for n in order], strict=True))
     return Database(ddl, rows)
 
 
@@ -337,7 +340,7 @@ class _Writer:
     def values(self, ref: Ref) -> list[Any]:
         """What stands in a column of the visible database, missing values left out."""
         table = self.names.schema.tables[ref[0]]
-        at = 1 + len(table.parents) + ref[1]
+        at = self.names.orders[ref[0]].index(1 + len(table.parents) + ref[1])
         return [row[at] for row in self.database.rows[self.names.tables[ref[0]]] if row[at] is not None]
 
     def condition(self, ref: Ref, only: Sequence[str] = ()) -> tuple[str, str, str]:
@@ -727,6 +730,8 @@ def _attempt(rng: np.random.Generator, split: str, level: int, seed: int) -> SQL
         spelled = refs[int(rng.integers(len(refs)))]
         names.pools[spelled] = [word.upper() for word in names.pools[spelled]]
     salt = int(rng.integers(2**31))
+    order = np.random.default_rng([salt, MOST_FILLS + 1])  # the fills have the numbers up to that
+    names.orders = [order.permutation(1 + len(t.parents) + len(t.columns)).tolist() for t in names.schema.tables]
     visible = _fill(names, (salt, 0))
     if sample and not (level > 2):  # the columns are named, only the value has to be looked up
         names.other_columns = {ref: f'"{name}"' for ref, name in names.columns.items()}

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent_gym.text import split_lines
+
 __all__ = ["SCHEMAS", "Column", "Schema", "Table", "singular"]
 
 
@@ -49,7 +51,7 @@ def singular(word: str) -> str:
 def _read(name: str, text: str) -> Schema:
     tables: list[Table] = []
     first: dict[str, int] = {}
-    for line in text.strip().splitlines():
+    for line in split_lines(text.strip()):
         head, *rest = line.split()
         words = tuple(head.split("|"))
         if not line.startswith(" "):

@@ -1,15 +1,21 @@
-"""As much of SQL's syntax as is needed without a parser: words, statements, the outer ORDER BY."""
+"""As much of SQL's syntax as is needed without a parser: words, statements, the outer ORDER BY.
+
+What reads a model's text takes a time linear in its length.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 
 __all__ = [
     "CLOCK",
     "alternatives",
+    "compiled",
+    "holds_fence",
     "identifiers",
     "looks_like_query",
     "order_keys",
@@ -23,8 +29,9 @@ CLOCK = ("current_date", "current_time", "current_timestamp", "date", "datetime"
 _TOKEN = re.compile(
     r"""(?xs)
     --[^\n]* | /\*.*?(?:\*/|\Z)                       # comments
-    | ('(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\]
-    |  \w+(?:\.\d+)? | [^\s\w])                       # words, numbers, signs
+    # quoted texts: one that is never closed takes all that follows
+    | ('[^']*(?:''[^']*)*'? | "[^"]*(?:""[^"]*)*"? | `[^`]*(?:``[^`]*)*`? | \[[^\]]*\]?
+    |  [\w$\x80-\U0010ffff]+(?:\.\d+)? | \S)          # words, numbers, signs
     """
 )
 _KEYWORDS = frozenset(
@@ -116,8 +123,69 @@ def reads_clock(query: str) -> bool:
 
 def looks_like_query(text: str) -> bool:
     """Whether a text starts as a query does."""
-    words = tokens(text[:200])
-    return bool(words) and words[0].lower() in ("select", "with", "values", "(", "explain")
+    first = next((found[1] for found in _TOKEN.finditer(text) if found[1]), "")
+    return first.lower() in ("select", "with", "values", "(", "explain")
+
+
+def holds_fence(text: str) -> bool:
+    """Whether three backticks stand outside the quoted texts."""
+    return any("```" in word and (word[0] == "`" or word[-1] != word[0]) for word in tokens(text))
+
+
+_AFTER_FROM = frozenset("select where group having order limit window union intersect except set values".split())
+
+
+def compiled(query: str) -> tuple[int, int]:
+    """What SQLite faces when it compiles a query, where nothing counts its instructions.
+
+    Returns:
+        The tables that its FROM clauses name, and a bound on the copies made of a common table expression: the product,
+        over all of them, of how often each is named in a FROM clause.
+    """
+    words = tokens(query)
+    lower = [word.lower() for word in words]
+    opened: list[tuple[bool, int]] = []
+    closed: dict[int, int] = {}
+    named: list[str] = []
+    uses: Counter[str] = Counter()
+    tables, inside, before = 0, False, ""  # inside: in a FROM clause
+    for at, word in enumerate(lower):
+        if word == "(":
+            opened.append((inside, at))
+            inside = inside and before in ("from", "join", ",", "(")  # tables that are joined first
+            if before in ("as", "materialized") and (name := _expression(lower, at, closed)) is not None:
+                named.append(name)
+        elif word == ")" and opened:
+            inside, closed[at] = opened.pop()
+        elif word in ("from", "join") and before != "distinct":
+            tables, inside = tables + 1, True
+        elif word == "," and inside:
+            tables += 1
+        elif word in _AFTER_FROM:
+            inside = False
+        elif (inside and before in ("from", "join", ",", "(")) or before == "in":
+            uses[_unquoted(word)] += 1
+        before = word
+    copies = 1
+    for name in named:
+        copies = min(copies * max(1, uses[name]), 10**9)
+    return tables, copies
+
+
+def _expression(lower: Sequence[str], at: int, closed: Mapping[int, int]) -> str | None:
+    """Name of the common table expression whose parenthesis opens at ``at``: ``name (columns) AS MATERIALIZED (``."""
+    at -= 1
+    if lower[at] == "materialized":
+        at -= 1 + (lower[at - 1] == "not")
+    at -= 1
+    if lower[at] == ")":
+        at = closed.get(at, 0) - 1
+    return _unquoted(lower[at]) if at >= 0 else None
+
+
+def _unquoted(word: str) -> str:
+    quote = word[0]
+    return word[1:-1].replace(quote * 2, quote) if quote in "'\"`" else word.strip("[]")
 
 
 def alternatives(query: str) -> list[str]:

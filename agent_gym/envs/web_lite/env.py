@@ -184,8 +184,7 @@ class WebLiteEnv(ToolEnv):
             return compose(self.split, calls, int(self.np_random.integers(2**31)), self.sites)
         parts = task_id.split("-") if isinstance(task_id, str) else []
         if len(parts) == 3 and parts[0] in SPLITS and all(map(str.isdecimal, parts[1:])):
-            if parts[0] != self.split:
-                raise ValueError(f"the task {task_id!r} is of the split {parts[0]!r}, not of this one's {self.split!r}")
+            self._check_split(parts[0], task_id)
             calls, seed = int(parts[1]), int(parts[2])
             if LEVELS[0] <= calls <= LEVELS[1]:
                 return compose(parts[0], calls, seed, self.sites)
