@@ -5,7 +5,18 @@ from gymnasium.envs.registration import register as _register
 from agent_gym.costs import CHANNELS, Latency
 from agent_gym.env import Outcome, Task, ToolEnv, World, tool_env
 from agent_gym.formats import PARSERS, Parser, Turn, register_parser
-from agent_gym.replay import Counterfactual, Delete, Drift, Perturb, Swap, ToolCache, Truncate, counterfactuals
+from agent_gym.replay import (
+    Counterfactual,
+    Delete,
+    Drift,
+    Elimination,
+    Perturb,
+    Swap,
+    ToolCache,
+    Truncate,
+    counterfactuals,
+    eliminate,
+)
 from agent_gym.snapshot import Snapshot, restore, snapshot, state_hash
 from agent_gym.spaces import Unicode
 from agent_gym.tools import Call, Tool, ToolError, tool
@@ -13,10 +24,11 @@ from agent_gym.trajectory import Group, Step, Trajectory, read_trajectories, wri
 from agent_gym.verdict import InfraError, Verdict
 
 __all__ = [
-    "CHANNELS", "PARSERS", "Call", "Counterfactual", "Delete", "Drift", "Group", "InfraError", "Latency", "Outcome",
-    "Parser", "Perturb", "Snapshot", "Step", "Swap", "Task", "Tool", "ToolCache", "ToolEnv", "ToolError", "Trajectory",
-    "Truncate", "Turn", "Unicode", "Verdict", "World", "counterfactuals", "read_trajectories", "register_parser",
-    "restore", "snapshot", "state_hash", "tool", "tool_env", "write_trajectories",
+    "CHANNELS", "PARSERS", "Call", "Counterfactual", "Delete", "Drift", "Elimination", "Group", "InfraError",
+    "Latency", "Outcome", "Parser", "Perturb", "Snapshot", "Step", "Swap", "Task", "Tool", "ToolCache", "ToolEnv",
+    "ToolError", "Trajectory", "Truncate", "Turn", "Unicode", "Verdict", "World", "counterfactuals", "eliminate",
+    "read_trajectories", "register_parser", "restore", "snapshot", "state_hash", "tool", "tool_env",
+    "write_trajectories",
 ]  # fmt: skip
 
 # Gymnasium's passive checker takes NaN, the mark of a missing verdict, for a fault, and cannot step after a reset that

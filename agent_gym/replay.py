@@ -8,25 +8,27 @@ call whose argument could only have been known from what was removed cannot be i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import gymnasium as gym
 
+from agent_gym.costs import CHANNELS
 from agent_gym.env import Action
 from agent_gym.formats import Turn
-from agent_gym.snapshot import Snapshot, restore, snapshot
+from agent_gym.snapshot import Snapshot, restore, snapshot, state_hash
 from agent_gym.text import split_lines
 from agent_gym.tools import Call, Tool, dump, load
-from agent_gym.trajectory import Trajectory
+from agent_gym.trajectory import Step, Trajectory
 
 __all__ = [
-    "Counterfactual", "Delete", "Drift", "Intervention", "Perturb", "Swap", "ToolCache", "Truncate", "atoms",
-    "counterfactuals",
+    "Counterfactual", "Delete", "Drift", "Elimination", "Intervention", "Perturb", "Swap", "ToolCache", "Truncate",
+    "atoms", "counterfactuals", "eliminate",
 ]  # fmt: skip
 
 Validity = Literal["executed", "invalid", "ungrounded"]
@@ -38,10 +40,11 @@ class Drift(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove ``length`` steps from step ``t`` on (0-based)."""
+    """Remove ``length`` steps from step ``t`` on, or only call ``call`` of step ``t`` (both 0-based)."""
 
     t: int
     length: int = 1
+    call: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,10 @@ _TOKEN = re.compile(
     |  (?:[\w-]*[0-9_][\w:.-]*\w|\d))            # identifiers, numbers, dates
     """
 )
+_SMALL = re.compile(r"-?\d{1,2}")
+_WORD = re.compile(r"\w{3,}")
+MOST_WORDS = 6
+"""Of a text that is short: a final answer that is an atom as a whole, or a search string that may be a composition."""
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -169,21 +176,18 @@ def _leaves(value: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=1 << 14)
 def _atoms_of_text(text: str) -> frozenset[str]:
-    """A final answer's atoms: those of its JSON, or of the words that could be copies."""
+    """A final answer's atoms: those of its JSON, or the words that could be copies, and a short text as a whole."""
     try:
         return atoms(load(text))
     except ValueError:
-        return frozenset(next(filter(None, groups)) for groups in _TOKEN.findall(text))
+        found = {next(filter(None, groups)) for groups in _TOKEN.findall(text)}
+        whole = text.strip().strip("\"'`.").strip()
+        return frozenset(found | ({whole} if whole and len(whole.split()) <= MOST_WORDS else set()))
 
 
 def atoms(value: Any) -> frozenset[str]:
     """The argument atoms of a call: strings, numbers, and identifiers, addresses or paths inside strings."""
     return frozenset(atom for atom in _leaves(value) if atom)
-
-
-def _call_atoms(call: Call, tools: Mapping[str, Tool]) -> frozenset[str]:
-    named = tools[call.name].atoms if call.name in tools else None
-    return atoms(call.arguments) | (named(call.arguments) if named else frozenset())
 
 
 def _occurs(atom: str, text: str) -> bool:
@@ -203,6 +207,52 @@ def _seen(atom: str, texts: Iterable[str]) -> bool:
     """Whether ``atom`` was shown, plainly or as JSON spells it."""
     spelled = dump(atom)[1:-1]
     return any(_occurs(atom, text) or (spelled != atom and _occurs(spelled, text)) for text in texts)
+
+
+class _Sight:
+    """What the agent of a replay would still have seen, and what was removed from its sight.
+
+    Args:
+        kept: Texts shown to it, and its own words.
+        removed: Texts that it sees no more.
+    """
+
+    def __init__(self, kept: Iterable[str], removed: Iterable[str]) -> None:
+        self.kept, self.removed = list(kept), list(removed)
+
+    def _explains(self, atom: str, fold: bool = False) -> bool:
+        """Whether nothing that was removed is needed to know an atom."""
+        kept: Iterable[str] = self.kept
+        removed: Iterable[str] = self.removed
+        if fold:
+            atom, kept, removed = atom.lower(), (text.lower() for text in kept), (text.lower() for text in removed)
+        return not _seen(atom, removed) or _seen(atom, kept)
+
+    def explains_answer(self, text: str) -> bool:
+        """Whether a final answer can still be given."""
+        return all(map(self._explains, _atoms_of_text(text)))
+
+    def explains_call(self, call: Call, tool: Tool | None) -> bool:
+        """Whether a call can still be made. Whole numbers of one or two digits are no copies; in a string of several
+        words that was never shown as a whole, each word may be one; names are spelled in either case."""
+        named = tool.atoms(call.arguments) if tool is not None and tool.atoms else frozenset()
+        found = atoms(call.arguments)
+        if call.name != "submit":  # the final answer, in which a small number may well be a copy
+            found = frozenset(atom for atom in found if not _SMALL.fullmatch(atom))
+        if not all(map(self._explains, found - named)):
+            return False
+        if not all(self._explains(name, fold=True) for name in named if not _SMALL.fullmatch(name)):
+            return False
+        composed = (
+            atom for atom in found - named if 1 < len(atom.split()) <= MOST_WORDS and not _seen(atom, self.kept)
+        )
+        return all(self._explains(word, fold=True) for atom in composed for word in _WORD.findall(atom))
+
+    def answer_differs(self, old: str, new: str) -> None:
+        """What an action showed before, and what it shows now: the rest is seen no more."""
+        self.kept.append(new)
+        if old != new:
+            self.removed.append(old)
 
 
 # ---- replay ------------------------------------------------------------------------------------------------------
@@ -238,20 +288,40 @@ def counterfactuals(
         Drift: If re-execution does not reproduce the recorded hashes and observations.
     """
     for intervention in interventions:
-        last = intervention.t + (intervention.length if isinstance(intervention, Delete) else 1)
-        if intervention.t < 0 or last > len(trajectory.steps) or last <= intervention.t:
-            raise ValueError(f"{intervention} does not fit a trajectory of {len(trajectory.steps)} steps (0-based)")
+        _check(intervention, trajectory, env)
     if workers:
         return _spread(env, trajectory, interventions, grounding, cache is not None, snapshots, workers)
-    base = env.unwrapped
-    before, cache_before = snapshot(env) if getattr(base, "task", None) is not None else None, base.tool_cache  # type: ignore[attr-defined]
-    base.tool_cache, base.replaying = cache, True  # type: ignore[attr-defined]
-    try:
+    with _replaying(env, cache):
         if snapshots is None:
             snapshots = _execute(env, trajectory)
         return [_replay(env, trajectory, one, snapshots, grounding) for one in interventions]
+
+
+def _check(intervention: Intervention, trajectory: Trajectory, env: gym.Env) -> None:
+    """See that an intervention fits.
+
+    Raises:
+        ValueError: If it names a step or a call that the trajectory does not have.
+    """
+    last = intervention.t + (intervention.length if isinstance(intervention, Delete) else 1)
+    if intervention.t < 0 or last > len(trajectory.steps) or last <= intervention.t:
+        raise ValueError(f"{intervention} does not fit a trajectory of {len(trajectory.steps)} steps (0-based)")
+    if isinstance(intervention, Delete) and intervention.call is not None:
+        calls = len(trajectory.steps[intervention.t].tool_results)
+        if intervention.length != 1 or not 0 <= intervention.call < calls:
+            raise ValueError(f"{intervention} does not fit: one call of the {calls} of step {intervention.t} (0-based)")
+
+
+@contextmanager
+def _replaying(env: gym.Env, cache: ToolCache | None) -> Iterator[None]:
+    """Let recorders look away, and put the environment's own episode back afterwards."""
+    base: Any = env.unwrapped
+    before, cache_before = snapshot(env) if base.task is not None else None, base.tool_cache
+    base.tool_cache, base.replaying = cache, True
+    try:
+        yield
     finally:
-        base.tool_cache, base.replaying = cache_before, False  # type: ignore[attr-defined]
+        base.tool_cache, base.replaying = cache_before, False
         if before is not None:
             restore(env, before)
 
@@ -295,77 +365,312 @@ def _is_answer(turn: Turn, tools: Mapping[str, Tool]) -> bool:
 def _replay(
     env: gym.Env, trajectory: Trajectory, intervention: Intervention, snapshots: Sequence[Snapshot], grounding: bool
 ) -> Counterfactual:
-    steps, base, t = trajectory.steps, env.unwrapped, intervention.t
-    shown = [step.observation for step in steps]  # shown[i] is what the agent saw before step i
-    last = (result["content"] for result in steps[-1].tool_results if result["error"] != "not_run")
-    after = [*shown[1:], "\n".join(last)]
+    """One intervention, played out."""
+    run = _Run(env, trajectory, snapshots, grounding)
+    steps, t = trajectory.steps, intervention.t
     start = t + 1 if isinstance(intervention, Truncate | Perturb) else t
-    choices = " ".join(choice for tool in base.tools.values() for choice in tool.choices)  # type: ignore[attr-defined]
-    kept, removed = [base.system_prompt, choices, *shown[: start + 1]], []  # type: ignore[attr-defined]
-    suffix = list(range(start, len(steps)))
-    if start < len(steps):
-        restore(env, snapshots[start])
-        total, verdict, done = base.cost_total, None, False  # type: ignore[attr-defined]
-    else:  # nothing follows the intervention: the episode ends as recorded
-        total, verdict, done = trajectory.cost_total, trajectory.verdict, True
-
+    run.go_to(start)
+    suffix: Iterable[int] = range(start, len(steps))
     if isinstance(intervention, Delete):
-        suffix = suffix[intervention.length :]
-        removed = after[t : t + intervention.length]
+        calls = None if intervention.call is None else {intervention.call}
+        run.drop(dict.fromkeys(range(t, t + intervention.length), calls))
+        suffix = ()
     elif isinstance(intervention, Truncate):
-        answered = bool(suffix) and _is_answer(base.read(steps[-1].action), base.tools)  # type: ignore[attr-defined]
-        removed = after[start:-1]
-        suffix = suffix[-1:] if answered else []
+        answered = start < len(steps) and _is_answer(run.base.read(steps[-1].action), run.base.tools)
+        run.sight.removed += run.after[start:-1]
+        suffix = suffix[-1:] if answered else ()  # type: ignore[index]
     elif isinstance(intervention, Perturb):
-        removed = [kept.pop()] if start < len(steps) else []
-        kept += [intervention.fn(text) for text in removed]
+        if start < len(steps):
+            shown = run.sight.kept.pop()
+            run.sight.answer_differs(shown, intervention.fn(shown))
     else:
-        suffix = suffix[1:]
-        removed = [after[t]]
-        observation, _, terminated, truncated, info = env.step(intervention.action)
-        kept.append(observation)
-        total, verdict, done = info["cost_total"], info.get("verdict"), terminated or truncated
-
-    validity: list[Validity] = []
+        run.sight.removed.append(run.after[t])
+        run.issue(intervention.action)
+        run.sight.kept.append(run.observation)
+        suffix = range(t + 1, len(steps))
     for i in suffix:
-        if done:
-            validity.append("invalid")
-            continue
-        action = _grounded(base, steps[i].action, kept, removed) if grounding else steps[i].action
-        if action is None:
-            removed.append(after[i])
-            validity.append("ungrounded")
-            continue
-        observation, _, terminated, truncated, info = env.step(action)
-        if action == steps[i].action:
+        run.follow(i)
+    return run.counterfactual(intervention)
+
+
+class _Run:
+    """One replay: the recorded actions are issued again from some step on, with something changed.
+
+    Args:
+        env: Where.
+        trajectory: The recorded episode.
+        snapshots: The state before each of its steps.
+        grounding: Whether calls that nothing explains are left out.
+    """
+
+    def __init__(self, env: gym.Env, trajectory: Trajectory, snapshots: Sequence[Snapshot], grounding: bool) -> None:
+        self.env, self.base, self.trajectory, self.grounding = env, cast(Any, env.unwrapped), trajectory, grounding
+        self.old = snapshots
+        steps = trajectory.steps
+        last = (result["content"] for result in steps[-1].tool_results if result["error"] != "not_run")
+        self.after = [*(step.observation for step in steps[1:]), "\n".join(last)]  # what each step showed
+        self.validity: list[Validity] = []
+        self.steps: list[Step] = []
+        self.snapshots: list[Snapshot] = []
+        self.kept: list[Unit] = []
+        self.total, self.verdict, self.done = trajectory.cost_total, trajectory.verdict, True
+
+    def go_to(self, start: int) -> None:
+        """Begin before step ``start``; at the end of the episode nothing is left to be changed."""
+        steps, base = self.trajectory.steps, self.base
+        choices = " ".join(choice for tool in base.tools.values() for choice in tool.choices)
+        shown = [step.observation for step in steps[: start + 1]]
+        self.sight = _Sight([base.system_prompt, choices, *map(self._words, steps[:start]), *shown], [])
+        self.steps, self.snapshots = list(steps[:start]), list(self.old[:start])
+        if start < len(steps):
+            restore(self.env, self.old[start])
+            self.observation = steps[start].observation
+            self.total, self.verdict, self.done = base.cost_total, None, False
+
+    def _words(self, step: Step) -> str:
+        """The words that the agent itself has issued."""
+        return " ".join(dump(result["arguments"]) for result in step.tool_results if result["error"] != "not_run")
+
+    def drop(self, dropped: Mapping[int, Collection[int] | None]) -> None:
+        """Issue all further steps but the dropped ones; of a step that maps to some calls, only these are left out."""
+        for i in range(min(dropped), len(self.trajectory.steps)):
+            step = self.trajectory.steps[i]
+            if i not in dropped:
+                self.follow(i)
+            elif self._whole(step, dropped[i]):
+                self.sight.removed.append(self.after[i])
+            else:
+                self.follow(i, cast(Collection[int], dropped[i]))
+
+    def _whole(self, step: Step, calls: Collection[int] | None) -> bool:
+        return calls is None or len(set(calls)) >= len(step.tool_results)
+
+    def follow(self, i: int, without: Collection[int] = ()) -> None:
+        """Issue step ``i`` as far as it can be, ``without`` some of its calls."""
+        if self.done:
+            self.validity.append("invalid")
+            return
+        step, tools = self.trajectory.steps[i], self.base.tools
+        turn = self.base.read(step.action)
+        if turn.calls:
+            left = [
+                n for n, call in enumerate(turn.calls)
+                if n not in without and (not self.grounding or self.sight.explains_call(call, tools.get(call.name)))
+            ]  # fmt: skip
+        else:
+            left = [] if self.grounding and not self.sight.explains_answer(turn.text) else [-1]
+        if not left:
+            self.sight.removed.append(self.after[i])
+            self.validity.append("ungrounded")
+            return
+        whole = left == [-1] or len(left) == len(turn.calls)
+        action = step.action if whole else self.base.write(replace(turn, calls=tuple(turn.calls[n] for n in left)))
+        info = self.issue(action, step if whole else None)
+        was = [result["content"] for result in step.tool_results if result["error"] != "not_run"]
+        if whole:
+            self.sight.answer_differs(self.after[i], self.observation)
             failed = any(r["error"] not in (None, "not_run") for r in info["tool_results"])
             unpaid = "verdict" in info and info["verdict"]["reason"] == "budget"
-            validity.append("invalid" if failed or unpaid else "executed")
+            self.validity.append("invalid" if failed or unpaid else "executed")
         else:  # some of the turn's calls were left out, and their results with them
-            removed.append(after[i])
-            validity.append("ungrounded")
-        kept.append(observation)
-        total, verdict, done = info["cost_total"], info.get("verdict"), terminated or truncated
-    reward: float | None = 0.0
-    if verdict is not None:
-        reward = {"pass": 1.0, "fail": 0.0, "infra": None}[verdict["status"]]
-    return Counterfactual(trajectory, intervention, reward, dict(total), tuple(validity), verdict)
+            now = {result["content"] for result in info["tool_results"]}
+            self.sight.kept.append(self.observation)
+            self.sight.removed += [content for content in was if content not in now]
+            if len(left) + len(without) < len(turn.calls):
+                self.validity.append("ungrounded")
+        self.kept += [i] if len(step.tool_results) < 2 else [(i, n) for n in left]
+
+    def issue(self, action: Action, as_recorded: Step | None = None) -> dict[str, Any]:
+        """Play one action, and note the step; its info."""
+        self.snapshots.append(snapshot(self.env))
+        before = self.observation
+        self.observation, _, terminated, truncated, info = self.env.step(action)
+        cost = dict(info["costs"] if "costs" in info else info["cost"])
+        sampled = (as_recorded.action_ids, as_recorded.logprobs) if as_recorded is not None else (None, None)
+        self.steps.append(
+            Step(before, action, cost, info["tool_results"], info["state_hash"], terminated, truncated, *sampled)
+        )
+        self.sight.kept.append(self._words(self.steps[-1]))
+        self.total, self.verdict, self.done = info["cost_total"], info.get("verdict"), terminated or truncated
+        return info
+
+    @property
+    def reward(self) -> float | None:
+        """0 where nothing was submitted, None where there is no verdict."""
+        return 0.0 if self.verdict is None else {"pass": 1.0, "fail": 0.0, "infra": None}[self.verdict["status"]]
+
+    def counterfactual(self, intervention: Intervention) -> Counterfactual:
+        """What came of an intervention."""
+        total = dict(self.total)
+        return Counterfactual(self.trajectory, intervention, self.reward, total, tuple(self.validity), self.verdict)
 
 
-def _grounded(base: Any, action: Action, kept: list[str], removed: list[str]) -> Action | None:
-    """The action without its ungrounded calls; None when nothing of it can be issued."""
-    tools = base.tools
+# ---- elimination -------------------------------------------------------------------------------------------------
 
-    def known(found: frozenset[str]) -> bool:
-        return all(not _seen(atom, removed) or _seen(atom, kept) for atom in found)
+Unit = int | tuple[int, int]
+"""A step, or a call of a step that has several."""
 
-    turn = base.read(action)
-    if not turn.calls:
-        return action if known(_atoms_of_text(turn.text)) else None
-    calls = [call for call in turn.calls if known(_call_atoms(call, tools))]
-    if len(calls) == len(turn.calls):
-        return action
-    return base.write(replace(turn, calls=tuple(calls))) if calls else None
+
+class Elimination(NamedTuple):
+    """What is left of an episode when all that can go is gone.
+
+    Args:
+        kept: Indices of the kept steps in the original episode; of a step with several calls, ``(step, call)`` for
+            each that was kept.
+        trajectory: The shortened episode, as it was replayed: a valid one, with its real observations and costs.
+        replays: How many it took.
+    """
+
+    kept: tuple[Unit, ...]
+    trajectory: Trajectory
+    replays: int
+
+
+def eliminate(
+    env: gym.Env,
+    trajectory: Trajectory,
+    bounds: Mapping[str, float],
+    *,
+    snapshots: Sequence[Snapshot] | None = None,
+    grounding: bool = True,
+    cache: ToolCache | None = None,
+) -> Elimination:
+    """Delete steps for good, the dearest first, as long as the episode still passes.
+
+    Leaving out one step at a time says nothing of two steps that provide the same: each alone can go, both cannot.
+    Here one goes and the other stays. A step that was kept is tried once more where another went after it. Detours (a
+    change and what takes it back) are tried as a whole first.
+
+    Args:
+        env: An environment made as the recorded one was. Its own episode is put back afterwards.
+        trajectory: An episode that passed.
+        bounds: Budget by channel: a step's price is the sum of its costs over their bounds. Of equal price, the later
+            step goes first.
+        snapshots: The state before each step, if the rollout kept them.
+        grounding: See :func:`counterfactuals`.
+        cache: Tool outcomes shared between replays.
+
+    Returns:
+        The kept steps, the shortened episode, and the number of replays, at most twice that of the steps and calls.
+
+    Raises:
+        ValueError: If the episode did not pass, or a bound is unknown or not a number above 0.
+        Drift: If re-execution does not reproduce the recorded hashes and observations.
+    """
+    if not trajectory.success:
+        raise ValueError("eliminate shortens an episode that passed; this one did not")
+    for channel, bound in bounds.items():
+        if channel not in CHANNELS or isinstance(bound, bool) or not isinstance(bound, int | float) or not bound > 0:
+            raise ValueError(f"bounds[{channel!r}]={bound!r}: a number above 0 for one of {', '.join(CHANNELS)}")
+    with _replaying(env, cache):
+        return _Eliminator(env, trajectory, bounds, snapshots or _execute(env, trajectory), grounding).result()
+
+
+class _Eliminator:
+    """The episode as it is now, and the units of the original that it still has."""
+
+    def __init__(
+        self,
+        env: gym.Env,
+        trajectory: Trajectory,
+        bounds: Mapping[str, float],
+        snapshots: Sequence[Snapshot],
+        grounding: bool,
+    ) -> None:
+        self.env, self.grounding, self.bounds = env, grounding, bounds
+        self.trajectory, self.snapshots = trajectory, list(snapshots)
+        self.units: list[list[Unit]] = [  # by step of the episode as it is now
+            [t] if len(step.tool_results) < 2 else [(t, n) for n in range(len(step.tool_results))]
+            for t, step in enumerate(trajectory.steps)
+        ]
+        self.price = {
+            unit: self._price(step, n) for step, units in zip(trajectory.steps, self.units, strict=True)
+            for n, unit in enumerate(units)
+        }  # fmt: skip
+        self.most, self.replays = 2 * len(self.price), 0
+
+    def _price(self, step: Step, n: int) -> float:
+        """Of the ``n``-th call of a step that has several; else of the step."""
+        cost = step.cost
+        if len(step.tool_results) > 1:
+            count, result = cast(Any, self.env.unwrapped).token_counter, step.tool_results[n]
+            ran = result["error"] != "not_run"
+            written = dump({"name": result["name"], "arguments": result["arguments"]})
+            shares = (float(ran), count(written), count(result["content"]) * ran, result["latency_ms"])
+            cost = dict(zip(CHANNELS, shares, strict=True))
+        return sum(cost[channel] / bound for channel, bound in self.bounds.items())
+
+    def result(self) -> Elimination:
+        """Eliminate."""
+        for detour in self._detours():
+            self._try(detour)
+        gone, failed = 0, dict[Unit, int]()  # how many units had gone when one could not
+        while left := [unit for unit in self._candidates() if failed.get(unit, -1) < gone]:
+            for unit in left:
+                if self.replays >= self.most:
+                    return self._elimination()
+                if self._try([unit]):
+                    gone += 1
+                else:
+                    failed[unit] = gone
+        return self._elimination()
+
+    def _elimination(self) -> Elimination:
+        kept = tuple(unit for units in self.units for unit in units)
+        return Elimination(kept, self.trajectory, self.replays)
+
+    def _candidates(self) -> list[Unit]:
+        """All units but a last step of one piece, without which nothing is submitted; the dearest first."""
+        units = [unit for there in self.units for unit in there]
+        if len(self.units[-1]) == 1:
+            units.pop()
+        return sorted(units, key=lambda unit: (self.price[unit], _order(unit)), reverse=True)
+
+    def _detours(self) -> list[list[Unit]]:
+        """The steps that change the state between two moments of equal state, the dearest detour first."""
+        restore(self.env, self.snapshots[0])
+        hashes = [state_hash(self.env), *(step.state_hash for step in self.trajectory.steps)]
+        found: list[list[Unit]] = []
+        for start in range(len(hashes) - 2):
+            if hashes[start + 1] != hashes[start] and hashes[start] in hashes[start + 2 : -1]:
+                end = hashes.index(hashes[start], start + 2)
+                changing = [t for t in range(start, end) if hashes[t] != hashes[t + 1]]
+                found.append([unit for t in changing for unit in self.units[t]])
+        return sorted(found, key=lambda units: -sum(self.price[unit] for unit in units))[: len(self.units) // 2]
+
+    def _try(self, units: Sequence[Unit]) -> bool:
+        """Replay without some units; whether it passed, and so is now the episode."""
+        dropped: dict[int, set[int] | None] = {}
+        for at, there in enumerate(self.units):
+            if gone := [n for n, unit in enumerate(there) if unit in units]:
+                dropped[at] = set(gone) if len(there) > 1 else None
+        if not dropped:  # it went with another
+            return False
+        self.replays += 1
+        start = min(dropped)
+        run = _Run(self.env, self.trajectory, self.snapshots, self.grounding)
+        run.go_to(start)
+        run.drop(dropped)
+        if run.reward != 1.0:
+            return False
+        followed: dict[int, list[Unit]] = {}
+        for unit in run.kept:
+            at, n = (unit, 0) if isinstance(unit, int) else unit
+            followed.setdefault(at, []).append(self.units[at][n])
+        self.units = self.units[:start] + list(followed.values())
+        self.trajectory = replace(
+            self.trajectory,
+            steps=tuple(run.steps),
+            cost_total=dict(run.total),
+            reward=run.reward,
+            verdict=run.verdict,
+        )
+        self.snapshots = run.snapshots
+        return True
+
+
+def _order(unit: Unit) -> tuple[int, int]:
+    return (unit, 0) if isinstance(unit, int) else unit
 
 
 # ---- processes ---------------------------------------------------------------------------------------------------

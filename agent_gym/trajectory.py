@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Step:
     """
 
     observation: str
-    action: str | dict[str, Any]
+    action: str | Mapping[str, Any]
     cost: dict[str, float]
     tool_results: list[dict[str, Any]]
     state_hash: str
