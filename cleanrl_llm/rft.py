@@ -26,7 +26,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -686,7 +686,7 @@ def taught(
         )
 
 
-def spelled(message: dict[str, Any], parser: Any) -> str:
+def spelled(message: Mapping[str, Any], parser: Any) -> str:
     """A message as an action in the environment's format. A call whose arguments are not valid stays so."""
     turn = agent_gym.PARSERS["openai"].parse(json.dumps(message))
     if not turn.calls:
