@@ -1,15 +1,32 @@
 """Counterfactual credits on tasks small enough to work them out by hand (the tasks stand in shop_play.py)."""
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from typing import ClassVar
 
+import gymnasium as gym
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shop_play import REFUND, call, make, play, turn, write_tasks
 
-from agent_gym import CHANNELS, Call, Delete, Drift, Perturb, Swap, ToolCache, Truncate, counterfactuals, snapshot
+from agent_gym import (
+    CHANNELS,
+    Call,
+    Delete,
+    Drift,
+    Outcome,
+    Perturb,
+    Swap,
+    Tool,
+    ToolCache,
+    ToolEnv,
+    Truncate,
+    Verdict,
+    counterfactuals,
+    snapshot,
+)  # fmt: skip
 from agent_gym.envs.api_agent.domains.shop import SCAN
 from agent_gym.replay import atoms
 from agent_gym.tools import canonical
@@ -372,3 +389,124 @@ def test_interventions_must_fit(env):
     for bad in (Delete(2), Delete(-1), Delete(0, 3), Delete(0, 0), Truncate(2), Swap(5, "x"), Perturb(2, str)):
         with pytest.raises(ValueError, match="does not fit a trajectory of 2 steps"):
             counterfactuals(env, base, [bad])
+
+
+# ---- what the agent knows ----
+
+
+class Clue(ToolEnv):
+    """A vault whose word changes with every turn of its wheel; the task is to tell the word after one turn."""
+
+    @dataclass(frozen=True)
+    class State:
+        turns: int = 0
+        words: tuple[str, ...] = ("V4821", "V7310", "V9052")
+
+        @property
+        def hash(self):
+            return repr(self)
+
+        def apply(self, delta):
+            return replace(self, turns=delta)
+
+    @dataclass(frozen=True)
+    class Job:
+        id: str
+        world: object
+        wanted: str
+        request: str = "Turn the red wheel once and tell the word."
+        latency_seed: int = 0
+
+    def turn(world):
+        """Turn the wheel."""
+        return Outcome("Turned.", world.turns + 1)
+
+    def word(world):
+        """Read the word."""
+        return Outcome(f"The word is {world.words[world.turns]}, page 12 of 40, wheels: steel_wheel, Brass crank.")
+
+    def take(world, what: str = "", page: int = 0):
+        """Take something."""
+        return Outcome(f"Taken: {len(what)}.")
+
+    def select(world, names: str):
+        """Name some wheels, in capital or small letters."""
+        return Outcome("Selected.")
+
+    TOOLS: ClassVar = {
+        "turn": Tool(turn, context=True),
+        "word": Tool(word, context=True, reads_only=True),
+        "take": Tool(take, context=True, reads_only=True),
+        "select": Tool(select, context=True, reads_only=True, atoms=lambda a: frozenset(a["names"].split())),
+    }
+
+    def _make_task(self, task_id):
+        return self.Job(task_id or "7", self.State(), {"7": "V7310", "small": "12"}.get(task_id or "7", ""))
+
+    def _tools(self):
+        return self.TOOLS
+
+    def _execute(self, tool, arguments):
+        return tool.fn(self._world, **arguments)
+
+    def _verify(self, answer):
+        right = (self._world.turns == 1 and str(answer).strip(".") == self.task.wanted) or not self.task.wanted
+        return Verdict("pass" if right else "fail", "passed" if right else "wrong_answer", float(right))
+
+    def oracle(self):
+        return [turn(("turn", {})), turn(("word", {})), "V7310"]
+
+
+gym.register("Clue-v0", Clue, disable_env_checker=True)
+TURN, WORD = call("turn"), call("word")
+
+
+def first_credit(task_id, *actions):
+    """u of the first step, and what became of the later ones."""
+    env = RecordTrajectory(gym.make("Clue-v0"))
+    base = play(env, task_id, list(actions))
+    assert base.success
+    return outcome(sole(env, base, Delete(0)))
+
+
+def test_what_an_action_no_longer_shows_is_removed():
+    """Without the turn of the wheel the same reading shows another word."""
+    assert first_credit("7", TURN, WORD, "V7310") == (1.0, ("executed", "ungrounded"))
+
+
+def test_a_short_final_text_is_one_atom():
+    env = RecordTrajectory(gym.make("Clue-v0"))
+    base = play(env, "free", [WORD, "Brass crank."])
+    assert outcome(sole(env, base, Delete(0))) == (1.0, ("ungrounded",))
+    assert outcome(sole(env, play(env, "free", [WORD, "Done."]), Delete(0))) == (0.0, ("executed",))
+
+
+def test_the_agents_own_words_are_known():
+    """It invents V4821 before anything shows it: the reading that shows it, too, is not what it came from."""
+    env = RecordTrajectory(gym.make("Clue-v0"))
+    base = play(env, "free", [call("take", what="V4821"), WORD, call("take", what="V4821"), "Done."])
+    assert outcome(sole(env, base, Delete(1))) == (0.0, ("executed", "executed"))
+    assert outcome(sole(env, base, Delete(0))) == (0.0, ("executed", "executed", "executed"))
+    base = play(env, "free", [WORD, call("take", what="V4821"), call("take", what="V4821"), "Done."])
+    assert sole(env, base, Delete(0)).validity == ("ungrounded", "ungrounded", "executed")
+
+
+def test_small_numbers_are_copies_in_answers_alone():
+    env = RecordTrajectory(gym.make("Clue-v0"))
+    base = play(env, "free", [WORD, call("take", page=12), "Done."])
+    assert sole(env, base, Delete(0)).validity == ("executed", "executed")
+    for answer in ("12", call("submit", answer=12), '{"page": 12}'):
+        assert sole(env, play(env, "free", [WORD, answer]), Delete(0)).validity == ("ungrounded",)
+
+
+@pytest.mark.parametrize("names", ["STEEL_WHEEL", "steel_wheel", "Steel_Wheel"])
+def test_names_are_known_in_either_case(names):
+    env = RecordTrajectory(gym.make("Clue-v0"))
+    base = play(env, "free", [WORD, call("select", names=names), "Done."])
+    assert sole(env, base, Delete(0)).validity == ("ungrounded", "executed")
+
+
+def test_words_of_a_composed_string_are_copies():
+    env = RecordTrajectory(gym.make("Clue-v0"))
+    base = play(env, "free", [WORD, call("take", what="red crank"), call("take", what="red wheel"), "Done."])
+    assert sole(env, base, Delete(0)).validity == ("ungrounded", "executed", "executed")
