@@ -434,10 +434,11 @@ class ToolEnv(gym.Env[str, str], ABC):
 
     def write(self, turn: Turn) -> str:
         """An action that :meth:`read` reads as ``turn``; without tags for it, the reasoning is left out."""
+        calls = [Call("", {"written": c.written}, c.id) if c.error else c for c in turn.calls]  # stays unreadable
         thought = turn.reasoning if self.reasoning else ""
         if thought and not set_apart(f"{thought}.", self.reasoning)[1]:  # it was never closed
             thought += self.reasoning[1]  # type: ignore[index]
-        return thought + self.parser.render(turn.text, turn.calls)
+        return thought + self.parser.render(turn.text, calls)
 
     def _run(self, call: Call, number: int = 0) -> dict[str, Any]:
         """Execute one call, the turn's ``number``-th from 0, through the cache where there is one, and price it."""

@@ -227,6 +227,8 @@ def program(trajectory: Trajectory) -> tuple[str, ...]:
     pieces = []
     for step in trajectory.steps:
         for result in step.tool_results:
+            if result.get("error") == "not_run":
+                continue
             text = result["arguments"].get(CODE_ARGUMENTS.get(result["name"], ""))
             if isinstance(text, str):
                 pieces.append(_normal(text))

@@ -619,3 +619,14 @@ def test_options_and_paths(tmp_path):
     for path, says in ((tmp_path / "nope" / "a", "no folder"), (tmp_path, "is a folder")):
         with pytest.raises(ValueError, match=says):
             RecordTrajectory(env, path)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_a_call_that_cannot_be_read_stays_so_when_written_again(parser):
+    env = make("APIAgent-v0", domains=["shop"], parser=parser)
+    env.reset(seed=1)
+    bad = Call("list_orders", error="bad", written='{"name": "list_orders", "arguments": [}')
+    turn_ = env.unwrapped.read(env.unwrapped.write(agent_gym.Turn("", (bad, Call("return_policy")))))
+    assert [bool(one.error) for one in turn_.calls] == [True, False]
+    *_, info = env.step(env.unwrapped.write(turn_))
+    assert [result["error"] for result in info["tool_results"]] == ["invalid", None]

@@ -10,7 +10,7 @@ from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
 from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, cut, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
-from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, order_keys
+from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, order_keys, tokens
 from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, load_tasks
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.text import fenced
@@ -99,8 +99,9 @@ def _text(name: str) -> str:
 
 
 def _names(arguments: Mapping[str, Any]) -> frozenset[str]:
-    """What the writer of a query must have known: the names and literals in it."""
-    return identifiers(str(arguments.get("query", "")))
+    """What the writer of a query must have known beside its literals, which are found without help: the names in it."""
+    query = str(arguments.get("query", ""))
+    return identifiers(query) - {word.strip("'") for word in tokens(query) if word[0] == "'" or word[0].isdigit()}
 
 
 TOOLS = {
