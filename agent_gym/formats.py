@@ -256,7 +256,7 @@ class QwenCoderParser:
         name, at = html.unescape(start[1] or ""), start.end()
         arguments: dict[str, Any] = {}
         raw: dict[str, str] = {}
-        while name and (parameter := self._parameter.match(action, at)):
+        while parameter := self._parameter.match(action, at):
             begin = parameter.end()
             if begin <= last:
                 stop = action.index(self._value_end, begin)
