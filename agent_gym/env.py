@@ -350,9 +350,13 @@ class ToolEnv(gym.Env[str, str], ABC):
                 continue
             calls += 1.0
             if not (over := self._over((calls, tokens, read, latency))):
-                world = self._world
+                world, refusal = self._world, ""
+                if number >= self.max_calls:
+                    refusal = f"at most {self.max_calls} calls of a turn run; make this one in the next"
+                elif any(one["error"] == "timeout" for one in shown):  # a turn must not add up such calls
+                    refusal = "a call of this turn ran out of time; make this one in the next"
                 try:
-                    result = self._run(call, number)
+                    result = self._run(call, refusal)
                 except InfraError as fault:
                     infra, stop = Verdict("infra", "infra", 0.0, (str(fault),)), "the environment's machinery failed"
                     results.append(_not_run(call, stop))
@@ -440,15 +444,15 @@ class ToolEnv(gym.Env[str, str], ABC):
             thought += self.reasoning[1]  # type: ignore[index]
         return thought + self.parser.render(turn.text, calls)
 
-    def _run(self, call: Call, number: int = 0) -> dict[str, Any]:
-        """Execute one call, the turn's ``number``-th from 0, through the cache where there is one, and price it."""
+    def _run(self, call: Call, refusal: str) -> dict[str, Any]:
+        """Execute one call, through the cache where there is one, unless it has to be refused, and price it."""
         tools, started = self._tools(), time.perf_counter() if self.latency == "wall" else 0.0
         tool = SUBMIT if call.name == "submit" else tools.get(call.name)
         model = REFUSED
         spelling = call.name
         try:
-            if number >= self.max_calls:
-                raise ToolError("refused", f"at most {self.max_calls} calls of a turn run; make this one in the next")
+            if refusal:
+                raise ToolError("refused", refusal)
             if call.error is not None:
                 raise ToolError("invalid", call.error)
             if tool is None:

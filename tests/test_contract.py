@@ -630,3 +630,15 @@ def test_a_call_that_cannot_be_read_stays_so_when_written_again(parser):
     assert [bool(one.error) for one in turn_.calls] == [True, False]
     *_, info = env.step(env.unwrapped.write(turn_))
     assert [result["error"] for result in info["tool_results"]] == ["invalid", None]
+
+
+def test_calls_after_one_that_ran_out_of_time_wait_for_the_next_turn():
+    env = make("SQL-v0", instructions=1000)
+    env.reset(seed=1)
+    loop = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n"
+    slow, quick = ("run_sql", {"query": loop}), ("list_tables", {})
+    *_, info = env.step(turn(quick, slow, slow, quick))
+    assert [result["error"] for result in info["tool_results"]] == [None, "timeout", "refused", "refused"]
+    assert info["cost"]["tool_calls"] == 4.0
+    *_, info = env.step(turn(quick))
+    assert info["tool_results"][0]["error"] is None

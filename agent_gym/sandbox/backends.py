@@ -57,14 +57,14 @@ class Limits:
 
     Args:
         cpu_s: CPU seconds of a process, whole ones.
-        wall_s: Wall-clock seconds of the whole check; generous, so that a busy machine does not decide a verdict.
+        wall_s: Wall-clock seconds of the whole check; with room for a busy machine, which should not decide a verdict.
         memory_mb: Megabytes of memory.
         disk_mb: Megabytes of files, all in memory.
         processes: Processes and threads.
     """
 
     cpu_s: int = 5
-    wall_s: float = 30.0
+    wall_s: float = 10.0
     memory_mb: int = 512
     disk_mb: int = 32
     processes: int = 64
