@@ -225,7 +225,7 @@ def test_other_tags_and_none():
     assert env.step(f"<think>{call('submit')}")[2]
 
 
-@pytest.mark.parametrize(("parser", "writer"), permutations(PARSERS, 2))
+@pytest.mark.parametrize(("parser", "writer"), list(permutations(PARSERS, 2)))
 def test_a_call_in_another_format_is_no_answer(env_id, parser, writer):
     env = make(env_id, parser=parser)
     env.reset(seed=1)
