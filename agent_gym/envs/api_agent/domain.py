@@ -30,6 +30,8 @@ WRITE = Latency(base_ms=80.0, per_unit_ms=10.0)
 
 MOST_CALLS = 8
 MOST_GOALS = 4
+TWINS = 4
+"""Records beside the right one that a reader of one listing cannot tell from it, so that a guess seldom passes."""
 
 
 def split_of(entity: str) -> str:
@@ -159,6 +161,7 @@ class APITask:
         answer: The expected answer, by key; None where the state alone is judged.
         traps: Tempting wrong writes.
         composition: The goals, for the split.
+        parts: Of each goal in the request's order, how many calls and how many keys of the answer it has.
         latency_seed: Seeds the latency model.
     """
 
@@ -170,6 +173,7 @@ class APITask:
     answer: dict[str, Any] | None = None
     traps: tuple[Call, ...] = ()
     composition: tuple[str, ...] = ()
+    parts: tuple[tuple[int, int], ...] = ()
     latency_seed: int = 0
 
     @property
@@ -180,8 +184,16 @@ class APITask:
     @cached_property
     def goal(self) -> World:
         """The world after the oracle's calls: what the verifier compares with."""
+        return self.after(self.calls)
+
+    def after(self, calls: Sequence[Call]) -> World:
+        """The initial world after some calls.
+
+        Raises:
+            ToolError: If one of them is refused.
+        """
         world = self.world
-        for call in self.calls:
+        for call in calls:
             tool = self.tools[call.name]
             delta = run_tool(tool, tool.validate(call.arguments), world).delta
             world = world.apply(delta) if delta is not None else world
@@ -190,7 +202,7 @@ class APITask:
     @property
     def writes(self) -> bool:
         """Whether the goal differs from the start."""
-        return self.goal.hash != self.world.hash
+        return bool(self.world.differences(self.goal))
 
 
 def run_tool(tool: Tool, arguments: dict[str, Any], world: World) -> Outcome:
@@ -201,7 +213,7 @@ def run_tool(tool: Tool, arguments: dict[str, Any], world: World) -> Outcome:
     """
     transaction = Transaction(world)
     value = tool.fn(transaction, **arguments)
-    return Outcome(to_json(value).decode(), transaction.changes or None, float(transaction.rows))
+    return Outcome(to_json(value).decode(), transaction.delta or None, float(transaction.rows))
 
 
 class Draft:
@@ -419,9 +431,12 @@ def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APIT
     present = involved | set(rng.sample(others, min(len(others), calls // 3)))
     g = Draft(rng, split)
     g.tables = {table: {} for d in domains if d in present for table in DOMAINS[d].tables}
+    parts = []
     for atom in atoms:
+        calls_before, keys_before = len(g.calls), len(g.answer)
         g._source = atom.source
         atom.goal.build(g, atom.by)
+        parts.append((len(g.calls) - calls_before, len(g.answer) - keys_before))
     for _ in range(2 + calls // 2):
         for name in domains:
             if name in present:
@@ -439,5 +454,6 @@ def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APIT
         answer=g.answer or None,
         traps=tuple(g.traps),
         composition=tuple(sorted(atom.name for atom in atoms)),
+        parts=tuple(parts),
         latency_seed=seed,
     )

@@ -23,6 +23,7 @@ from agent_gym.envs.api_agent.domain import (
     run_tool,
     tools_of,
 )
+from agent_gym.envs.api_agent.guesses import gambles
 from agent_gym.envs.api_agent.world import Record, World
 from agent_gym.records import Own, Text, checked, load_records
 from agent_gym.text import fenced
@@ -127,21 +128,40 @@ class APIAgentEnv(ToolEnv):
 
     def oracle(self) -> list[str]:
         """See :meth:`ToolEnv.oracle`: one call a turn, then the answer."""
-        calls = [self.parser.render("", [call]) for call in self.task.calls]
-        return [*calls, self.parser.render(self._answer(), [])]
+        return [*self._turns(self.task.calls), self.parser.render(self._answer(), [])]
 
     def cheats(self) -> list[list[str]]:
-        """Claim success without acting, and do the right thing plus a tempting wrong one."""
+        """Claim success without acting, do the right thing plus a tempting wrong one, write to every candidate."""
         answer = self.parser.render(self._answer(), [])
         found = [[self.parser.render('{"status":"success","passed":true}', [])]]
         if self.task.writes:
             found.append([answer])
         for trap in self.task.traps:
             found.append([*self.oracle()[:-1], self.parser.render("", [trap]), answer])
+        for _, sides in gambles(self.task):
+            right = min((calls for calls, _ in sides), key=lambda calls: sum(c not in self.task.calls for c in calls))
+            wrong = [call for calls, _ in sides for call in calls if call not in right]
+            if wrong and not any(self.task.tools[call.name].reads_only for call in wrong):
+                listing = next(at for at, call in enumerate(right, 1) if call not in self.task.calls)
+                found.append([*self._turns([*right[:listing], *wrong, *right[listing:]]), answer])
         return found
 
+    def gambles(self) -> list[tuple[str, list[list[str]]]]:
+        """Cheap strategies for the current task: what each does, and its equally likely action sequences."""
+        return [
+            (name, [[*self._turns(calls), self.parser.render(_said(answer), [])] for calls, answer in sides])
+            for name, sides in gambles(self.task)
+        ]
+
+    def _turns(self, calls: Iterable[Call]) -> list[str]:
+        return [self.parser.render("", [call]) for call in calls]
+
     def _answer(self) -> str:
-        return "Done." if self.task.answer is None else dump(self.task.answer)
+        return _said(self.task.answer)
+
+
+def _said(answer: dict[str, Any] | None) -> str:
+    return "Done." if answer is None else dump(answer)
 
 
 @lru_cache(maxsize=1024)
