@@ -53,7 +53,7 @@ def gambles(task: APITask) -> Iterator[tuple[str, list[Side]]]:
                 continue
             for name, rows in _listings(task, world) if cut > 1 else ():  # which saves a call
                 sides = [
-                    ((*before, Call(name), *tried, *after), {**(task.answer or {}), **told} or None)
+                    ((*before, Call(name), *tried, *after), {**(task.answer or {}), **(told or {})} or None)
                     for swap in _swaps(rows, unknown, answer, task.request)
                     for tried, told in [_follow(task, kept, answer, swap)]
                 ]
