@@ -1,27 +1,32 @@
 """The built-in domains: what they offer, that their tasks are sound, and that train and test share nothing."""
 
 import json
+import pickle
+import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 import agent_gym
 from agent_gym.env import Outcome
 from agent_gym.envs.api_agent import APIAgentEnv, Domain
-from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, APITask, compose, run_tool
+from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, TWINS, APITask, compose, run_tool
 from agent_gym.envs.api_agent.domains import NAMES
 from agent_gym.envs.api_agent.domains.calendar import Event, Room
 from agent_gym.envs.api_agent.domains.files import File, Share
 from agent_gym.envs.api_agent.domains.mail import Mail, Sent
-from agent_gym.envs.api_agent.domains.shop import Customer, Order
+from agent_gym.envs.api_agent.domains.shop import Customer, Order, _case
 from agent_gym.envs.api_agent.domains.travel import Booking, Flight
-from agent_gym.envs.api_agent.world import World, new_key
-from agent_gym.gate import gate_task, main
+from agent_gym.envs.api_agent.guesses import gambles
+from agent_gym.envs.api_agent.world import Record, Transaction, World, new_key
+from agent_gym.gate import blind_passes, gate_task, main
 from agent_gym.tools import Call, ToolError
 
 LEVELS = range(1, MOST_CALLS + 1)
@@ -258,9 +263,71 @@ def test_every_call_is_necessary_by_replay(split: str) -> None:
 def test_writes_have_a_trap(many: dict[str, list[APITask]]) -> None:
     for task in many["train"]:
         writes = sum(not task.tools[call.name].reads_only for call in task.calls)
-        assert len(task.traps) == writes
+        assert len(task.traps) == TWINS * writes
         for trap in task.traps:
             assert run_tool(task.tools[trap.name], task.tools[trap.name].validate(trap.arguments), task.goal).delta
+
+
+# ---- guesses ----
+
+
+def reader_of_one_listing(env: gym.Env, task: APITask, listing: str, tool: str, argument: str) -> bool:
+    """Take the first record of a listing with a word of the request and a state that the write takes, and write."""
+    env.reset(seed=0, options={"task": task.id})
+    rows = json.loads(env.step(env.unwrapped.parser.render("", [Call(listing)]))[0])
+    words = re.findall(r"\w+", task.request)
+    fitting = [row for row in rows if {*map(str, row.values())} & {*words}]
+    for row in random.Random(task.id).sample(fitting, len(fitting)):
+        key = next(iter(row.values()))
+        *_, info = env.step(env.unwrapped.parser.render("", [Call(tool, {argument: key})]))
+        if info["tool_results"][0]["error"] is None:
+            break
+    return env.step("Done.")[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("domain", "level", "goal", "listing", "tool", "argument"),
+    [
+        ("shop", 3, "shop.refund:email", "list_orders", "refund_order", "order_id"),
+        ("shop", 3, "shop.cancel:email", "list_orders", "cancel_order", "order_id"),
+        ("mail", 3, "mail.delete:person", "list_mails", "delete_mail", "mail_id"),
+    ],
+)
+def test_one_scan_and_a_coin_seldom_pass(domain, level, goal, listing, tool, argument) -> None:
+    tasks = [compose(split, level, seed, (domain,)) for split in SPLITS for seed in range(1000)]
+    alone = [task for task in tasks if task.composition == (goal,)][:100]
+    split = alone[0].id.split("-")[0]  # one goal is one composition
+    env = gym.make("APIAgent-v0", domains=[domain], split=split, disable_env_checker=True)
+    assert len(alone) >= 60
+    passed = sum(reader_of_one_listing(env, task, listing, tool, argument) for task in alone)
+    assert 0 < passed < len(alone) * 0.3  # 1 of 5 by chance
+
+
+def test_the_gate_finds_what_can_be_guessed(env: gym.Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one namesake, as the tasks once had, a listing and a coin pass every second time."""
+    monkeypatch.setitem(_case.__globals__, "TWINS", 1)
+    tasks = [compose("train", 3, seed, ("shop",)) for seed in range(200)]
+    task = next(task for task in tasks if task.composition == ("shop.refund:email",))
+    shop = gym.make("APIAgent-v0", domains=["shop"], disable_env_checker=True)
+    assert gate_task(shop, task.id, 0) == [
+        "guess: list_orders and a guess passes 1 of 2 times, with fewer calls than the oracle"
+    ]
+
+
+def test_every_cheap_way_is_among_the_gates_guesses(many: dict[str, list[APITask]]) -> None:
+    """Every goal whose look-ups are two calls or more, or behind a source, is tried with a listing."""
+    tried = {name for split in SPLITS for task in many[split][:200] for name, _ in gambles(task)}
+    assert {
+        f"list_{what} and a guess" for what in ("orders", "customers", "events", "mails", "files", "flights")
+    } <= tried
+    assert not any(name.startswith("leaving out") for name in tried)
+
+
+def test_the_most_frequent_answer_seldom_passes(env: gym.Env, many: dict[str, list[APITask]]) -> None:
+    tasks = many["train"][:400]
+    answers = [(task.id, 0, "any", json.dumps(task.answer)) for task in tasks if task.answer]
+    assert len(answers) > 150
+    assert len(blind_passes(env, answers)) < 0.05 * len(tasks)
 
 
 # ---- splits ----
@@ -431,3 +498,82 @@ def test_a_moved_or_deleted_file_ends_its_shares() -> None:
         after = world.apply(run_tool(tools[name], arguments, world).delta)
         assert [share.key for share in after.tables["shares"].values()] == ["H1"]
         assert "/a/c.txt" not in after.tables["files"]
+
+
+# ---- worlds ----
+
+
+def test_a_world_of_the_same_hash_is_not_the_goal(env: gym.Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records whose digests add up to the goal's sum can be found in minutes; here all digests are the same."""
+    monkeypatch.setattr("agent_gym.envs.api_agent.world._digest", lambda table, record: 1)
+    task = next(
+        task for task in drawn("train", 50) if task.writes and not task.answer and task.goal.hash == task.world.hash
+    )
+    assert task.world.differences(task.goal) != {}
+    env.reset(seed=0, options={"task": task.id})
+    _, reward, _, _, info = env.step("Done.")
+    assert (reward, info["verdict"]["reason"]) == (0.0, "wrong_state")
+    assert info["state_hash"] == task.goal.hash
+
+
+class Line(BaseModel):
+    item: str
+    count: int
+
+
+class Basket(Record):
+    id: str
+    lines: list[Line]
+    prices: dict[str, float] = Field(default_factory=dict)
+    more: Any = None
+
+
+def basket(**changes: Any) -> World:
+    given = {"id": "B1", "lines": [{"item": "Vase", "count": 2}, {"item": "Lamp", "count": 1}], **changes}
+    return World.of({"baskets": [Basket(**given)]})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        ({"prices": {"a": 1.0, "b": 2.0}}, {"prices": {"b": 2.0, "a": 1.0}}, {}),
+        ({"prices": {"a": 1.0}}, {"prices": {"a": 1.5}}, {"baskets.B1.prices.a": (1.0, 1.5)}),
+        ({"prices": {"a": 1.0}}, {"prices": {}}, {"baskets.B1.prices.a": (1.0, None)}),
+        ({"lines": []}, {"lines": [{"item": "A", "count": 1}]}, {"baskets.B1.lines": ([], [{"item": "A", "count": 1}])}),
+        (
+            {"lines": [{"item": "Cup", "count": 1}]},
+            {"lines": [{"item": "Cup", "count": 3}]},
+            {"baskets.B1.lines.0.count": (1, 3)},
+        ),
+        ({"more": {"a": [1, {"b": None}]}}, {"more": {"a": [1, {}]}}, {"baskets.B1.more.a.1.b": (None, None)}),
+        ({"more": True}, {"more": 1}, {"baskets.B1.more": (True, 1)}),
+        ({"more": [1]}, {"more": [1.0]}, {"baskets.B1.more.0": (1, 1.0)}),
+        ({"more": "{"}, {"more": "{"}, {}),
+    ],
+)  # fmt: skip
+def test_nested_records_differ_where_their_content_does(one: dict, other: dict, found: dict) -> None:
+    here, there = basket(**one), basket(**other)
+    assert here.differences(there) == found
+    assert (here.hash == there.hash) is (found == {})
+    assert pickle.loads(pickle.dumps(here)).differences(there) == found
+
+
+def test_what_a_tool_changes_in_place_is_its_own() -> None:
+    """The world before stays as it was; the change counts once the tool returns."""
+    before = basket()
+    db = Transaction(before)
+    found = db.get(Basket, "baskets", "B1")
+    found.lines[0].count = 9
+    found.lines.pop()
+    assert db.get(Basket, "baskets", "B1") is found
+    assert db.scan(Basket, "baskets") == [found]
+    assert db.find(Basket, "baskets", id="B1") == [found]
+    after = before.apply(db.delta)
+    assert [line.count for line in before.tables["baskets"]["B1"].lines] == [2, 1]
+    assert [line.count for line in after.tables["baskets"]["B1"].lines] == [9]
+    again = Transaction(after)
+    again.update("baskets", again.get(Basket, "baskets", "B1"), prices={"a": 1.0})
+    assert after.apply(again.delta).differences(after) == {"baskets.B1.prices.a": (1.0, None)}
+    looked = Transaction(after)
+    looked.scan(Basket, "baskets")
+    assert looked.delta == {}

@@ -2,7 +2,9 @@
 
 import json
 import math
+import pickle
 import random
+import re
 import sqlite3
 import warnings
 
@@ -10,8 +12,13 @@ import gymnasium as gym
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from shop_play import TASKS as SHOP
+from shop_play import call, turn
 
+import agent_gym
+from agent_gym.envs.api_agent import Domain, Draft, Record, ToolError, Transaction, register_domain
+from agent_gym.envs.api_agent.domain import DOMAINS, _tool_tables
 from agent_gym.envs.api_agent.env import load_tasks as load_api
 from agent_gym.envs.code_agent import load_tasks as load_code
 from agent_gym.envs.sql_agent import load_tasks as load_sql
@@ -398,7 +405,7 @@ def test_every_key_of_a_shop_task_is_checked(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"traps": []}, "the key 'traps' is unknown (known are id, request, domains, tables, calls, answer)"),
+        ({"traps": []}, "the key 'traps' is unknown (known are id, request, domains, tables, calls, answer, user, "),
         ({"outputs": ["sent"]}, "the key 'outputs' is unknown"),
         ({"anwser": {}}, "the key 'anwser' is unknown, did you mean 'answer'?"),
         ({"answer": [1, 2]}, "answer should be a valid dictionary, not list"),
@@ -485,3 +492,316 @@ def test_load_records_keeps_a_readers_own_mistakes_visible(tmp_path):
     path.write_text('{"a": 1}\n')
     with pytest.raises(ZeroDivisionError):
         load_records(path, lambda number, record: 1 / 0)
+
+
+# ---- what a task of APIAgent may hold ------------------------------------------------------------------------------
+
+
+class Item(BaseModel):
+    name: str
+    count: int
+
+
+class Case(Record):
+    id: str
+    items: list[Item]
+    address: dict[str, str]
+    opened: str = ""
+
+
+def _cases() -> Domain:
+    """A domain with nested records, a clock, a tool by schema, and a table and a tool that the shop has too."""
+    cases = Domain("cases", cases=Case, orders=Case)
+
+    @cases.tool(reads_only=True)
+    def get_order(db: Transaction, order_id: str) -> Case:
+        """Read one case."""
+        return db.get(Case, "cases", order_id)
+
+    @cases.tool()
+    def open_case(db: Transaction, case_id: str) -> Case:
+        """Write down when the case was opened."""
+        return db.update("cases", db.get(Case, "cases", case_id), opened=db.now.isoformat())
+
+    @cases.tool(
+        schema={
+            "type": "function",
+            "function": {
+                "name": "set_item",
+                "description": "Set an item of a case.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "case_id": {"type": "string", "pattern": "^K[0-9]+$"},
+                        "item": {
+                            "type": "object",
+                            "properties": {"name": {"type": "string"}, "count": {"type": "integer", "minimum": 0}},
+                            "required": ["name", "count"],
+                            "additionalProperties": False,
+                        },
+                        "how": {"enum": ["add", "set"]},
+                    },
+                    "required": ["case_id", "item"],
+                },
+            },
+        }
+    )
+    def anything(db, case_id, item, how="set"):
+        found = db.get(Case, "cases", case_id)
+        for one in found.items:
+            if one.name == item["name"]:
+                one.count = item["count"] + (one.count if how == "add" else 0)
+                return item
+        raise ToolError("not_found", "no such item")
+
+    return cases
+
+
+@pytest.fixture
+def cases(monkeypatch):
+    monkeypatch.setitem(DOMAINS, "cases", _cases())
+    yield DOMAINS["cases"]
+    _tool_tables.pop(("cases",), None)
+
+
+CASES = {"cases": [{"id": "K1", "items": [{"name": "Cup", "count": 2}], "address": {"city": "Rome", "zip": "1"}}]}
+SET = {"name": "set_item", "arguments": {"case_id": "K1", "item": {"name": "Cup", "count": 5}}}
+
+
+def case(**changes):
+    return {"id": "c", "request": "Set it.", "domains": ["cases"], "tables": CASES, "calls": [SET], **changes}
+
+
+def judged(env, *actions, task=None):
+    env.reset(seed=0, options={"task": task} if task else None)
+    for action in actions:
+        _, _, terminated, truncated, info = env.step(action)
+    assert terminated or truncated
+    return info["verdict"]
+
+
+def test_nested_records_and_tools_by_schema(cases, tmp_path):
+    env = gym.make("APIAgent-v0", tasks=write(tmp_path, case()))
+    assert gate_task(env, "c", 0) == []
+    assert judged(env, *env.unwrapped.oracle())["status"] == "pass"
+    wrong = judged(env, call("set_item", case_id="K1", item={"name": "Cup", "count": 6}), "Done.")
+    assert wrong["diagnostics"] == ["cases.K1.items.0.count: not as asked: expected 5, found 6"]
+    assert judged(env, "Done.")["diagnostics"] == ["cases.K1.items.0.count: not as asked: expected 5, found 2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"item": {"name": "Cup", "count": 5}}, "argument 'case_id': is missing"),
+        ({"case_id": "x", "item": {"name": "Cup", "count": 5}}, "argument 'case_id': should match ^K[0-9]+$"),
+        ({"case_id": "K1", "item": {"name": "Cup"}}, "argument 'item.count': is missing"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": "5"}}, "argument 'item.count': should be of the type"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": True}}, "argument 'item.count': should be of the type"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": -1}}, "argument 'item.count': should be at least 0"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": 1, "x": 1}}, "argument 'item.x': is unknown"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": 1}, "how": "sub"}, "argument 'how': should be one of"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": 1}, "why": 1}, "argument 'why': is unknown; there"),
+    ],
+)  # fmt: skip
+def test_arguments_are_checked_by_the_schema(cases, tmp_path, arguments, says):
+    env = gym.make("APIAgent-v0", tasks=write(tmp_path, case()))
+    _, info = env.reset()
+    assert info["tools"][2]["function"]["parameters"]["required"] == ["case_id", "item"]
+    *_, info = env.step(turn(("set_item", arguments)))
+    (result,) = info["tool_results"]
+    assert result["error"] == "invalid"
+    assert says in json.loads(result["content"])["message"]
+    *_, info = env.step(turn(("set_item", {**SET["arguments"], "how": None})))
+    assert info["tool_results"][0]["error"] is None  # null leaves an optional argument out
+
+
+def test_a_schema_that_is_not_checked_whole_is_refused():
+    domain = Domain("refusing")
+    for parameters, says in (
+        (
+            {"type": "object", "properties": {"a": {"oneOf": []}}},
+            "parameters.a: the keyword 'oneOf' is not checked here",
+        ),
+        ({"type": "object", "properties": {"a": {"type": "text"}}}, "parameters.a: the type 'text' is none of string"),
+        ({"type": "array"}, "needs a name and parameters of the type 'object'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            domain.tool(schema={"name": "f", "parameters": parameters})(lambda db: None)
+
+
+def test_names_are_unique_among_the_chosen_domains_only(cases, tmp_path):
+    path = write(tmp_path, case(), {**case(), "id": "both", "domains": ["shop", "cases"]})
+    with pytest.warns(UserWarning, match="1 of 2 records were left out"):
+        env = gym.make("APIAgent-v0", tasks=path)
+    said = "domains: 'shop' and 'cases' both have a table 'orders': choose one of them"
+    assert env.unwrapped.left_out == {"both": said}
+    with pytest.raises(ValueError, match=said):
+        gym.make("APIAgent-v0", domains=["cases", "shop"])
+    with pytest.raises(ValueError, match="the name is taken"):
+        register_domain(Domain("cases"))
+
+
+def test_the_clock_stands_where_the_task_says(cases, tmp_path):
+    opened = [{"name": "open_case", "arguments": {"case_id": "K1"}}]
+    path = write(
+        tmp_path,
+        case(calls=opened, now="2024-05-15T15:00:00"),
+        case(id="later", calls=opened, now="2024-05-16"),
+        case(id="none", calls=opened),
+        case(id="bad", calls=opened, now="noon"),
+    )
+    with pytest.warns(UserWarning, match="1 of 4"):
+        env = gym.make("APIAgent-v0", tasks=path)
+    assert env.unwrapped.left_out == {"bad": "now: 'noon' is no time such as '2031-01-31T09:30'"}
+    hashes = set()
+    for task, stamp in (
+        ("c", "2024-05-15T15:00:00"),
+        ("later", "2024-05-16T00:00:00"),
+        ("none", "2031-01-01T00:00:00"),
+    ):
+        hashes.add(env.reset(options={"task": task})[1]["state_hash"])
+        snap = agent_gym.snapshot(env)
+        observation = env.step(call("open_case", case_id="K1"))[0]
+        assert json.loads(observation)["opened"] == stamp
+        agent_gym.restore(env, pickle.loads(pickle.dumps(snap)))
+        assert env.step(call("open_case", case_id="K1"))[0] == observation
+        assert env.step("Done.")[1] == 1.0
+    assert len(hashes) == 3  # so that no cached result of another time is taken
+
+
+def test_tables_of_a_file_are_read_once_and_shared(tmp_path, monkeypatch):
+    rows = [{"id": f"O{n}", "customer": "C1", "item": "Vase", "status": "sent"} for n in range(100)]
+    (tmp_path / "shop.json").write_text(json.dumps({"orders": rows}))
+    read = [{"name": "get_order", "arguments": {"order_id": "O7"}}]
+    cancelled = [{"name": "set_tier", "arguments": {"customer_id": "C1", "tier": "gold"}}]
+    tasks = [{**API, "id": f"t{n}", "tables": "shop.json", "calls": read} for n in range(20)]
+    path = write(tmp_path, *tasks, {**API, "id": "bad", "tables": "shop.json", "calls": cancelled})
+    made = []
+    monkeypatch.setattr("agent_gym.envs.api_agent.env.load", lambda text: made.append(text) or json.loads(text))
+    with pytest.warns(UserWarning, match="1 of 21"):
+        env = gym.make("APIAgent-v0", tasks=path)
+    assert sum(len(text) > 1000 for text in made) == 1
+    worlds = [env.unwrapped._make_task(f"t{n}").world for n in range(20)]
+    assert all(world.tables is worlds[0].tables for world in worlds)
+    assert gate_task(env, "t3", 0) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "tables: shared.json cannot be read: No such file"),
+        ("{", "tables: shared.json is not JSON: "),
+        ("[]", "shared.json should be an object of records by table, or the name of a file with one, not list"),
+        ('{"orders": {}}', "shared.json.orders should be a valid list, not dict"),
+        ('{"orders": [{"id": 5}]}', "shared.json.orders[0].id should be a valid string, not 5"),
+        ('{"order": []}', "unknown table 'order'; there are customers, orders, products"),
+    ],
+)
+def test_a_fault_of_shared_tables_is_named(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "shared.json").write_text(content)
+    fault = load_with_fault(load_api, tmp_path, API, {**API, "id": "bad", "tables": "shared.json"})
+    assert says in fault
+
+
+ANSWERS = [
+    ({"contains": ["54.04", "Vase"]}, ["$54.04 for the vase.", "vase, 54.04"], ["54.04", "154.04 vase", "54.041 Vase"]),
+    ({"contains": ["1000"]}, ["1,000 in all", "$1000."], ["11,000", "1000.5", "100"]),
+    ({"status": {"contains": ["sent"]}}, ['{"status": "It was Sent."}'], ['{"status": "absent"}', "Sent.", "{}"]),
+    (
+        {"n": 1, "note": {"any": True}},
+        ['{"n": 1, "note": [5]}', '{"n": 1, "note": null}'],
+        ['{"n": 1}', '{"n": true, "note": 1}'],
+    ),
+    (
+        {"deep": [{"a": {"any": True}, "b": 2.0}]},
+        ['{"deep": [{"a": 1, "b": 2}]}'],
+        ['{"deep": [{"b": 2.0}]}', '{"deep": []}'],
+    ),
+    (
+        {"_x": 1, "model_config": "a", "model_dump": None, "__config__": [True]},
+        ['{"_x": 1, "model_config": "a", "model_dump": null, "__config__": [true]}'],
+        ['{"_x": 1, "model_config": "a", "model_dump": null, "__config__": [1]}', '{"_x": 1}'],
+    ),
+    ({"n": 3}, ['{"n": 3}'], ['{"n": 3.0}', '{"n": "3"}', '{"n": 3, "m": 1}', "3", "[3]"]),
+    (
+        {"x": 3.0},
+        ['{"x": 3}', '{"x": 3.0}', '```json\n{"x": 3.0}\n```'],
+        ['{"x": true}', '{"x": "3.0"}', '{"x": null}'],
+    ),
+]
+
+
+@pytest.mark.parametrize(("expected", "right", "wrong"), ANSWERS)
+def test_an_answer_may_contain_text_or_leave_fields_free(tmp_path, expected, right, wrong):
+    env = gym.make("APIAgent-v0", tasks=write(tmp_path, {**API, "answer": expected}))
+    env.reset(seed=0)
+    assert judged(env, *env.unwrapped.oracle())["status"] == "pass"
+    for answer in right:
+        assert judged(env, answer)["status"] == "pass", answer
+        assert judged(env, call("submit", answer=answer))["status"] == "pass"
+    for answer in wrong:
+        verdict = judged(env, answer)
+        assert (verdict["status"], verdict["reason"]) == ("fail", "wrong_answer"), answer
+        assert verdict["diagnostics"]
+
+
+def test_a_user_who_replies(tmp_path):
+    user = [{"when": "which order", "say": "Order O2003."}, {"when": "anything else", "say": "No, thanks."}]
+    calls = [{"say": "Which order do you mean?"}, *API["calls"]]
+    task = {**API, "request": "Where is it?", "user": user, "calls": calls, "answer": {"contains": ["sent"]}}
+    env = gym.make("APIAgent-v0", tasks=write(tmp_path, task))
+    assert gate_task(env, API["id"], 0) == []
+    env.reset(seed=0)
+    observation, reward, terminated, *_ = env.step("Which order is it?")
+    assert (observation, reward, terminated) == ("Order O2003.", 0.0, False)
+    snap = agent_gym.snapshot(env)
+    env.step(turn(("get_order", {"order_id": "O2003"})))
+    observation, _, terminated, *_ = env.step("It was sent. Anything else?")
+    assert (observation, terminated) == ("No, thanks.", False)
+    assert env.step("Anything else?")[1:3] == (1.0, True)  # each line is said once; all that was told counts
+    agent_gym.restore(env, pickle.loads(pickle.dumps(snap)))
+    assert env.step("Which order is it?")[1:3] == (0.0, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"user": [{"when": "(", "say": "a"}]}, "user[0].when is no regular expression: "),
+        ({"user": [{"when": "a"}]}, "user[0]: the key 'say' is missing"),
+        ({"user": {"when": "a", "say": "b"}}, "user should be a valid list"),
+        ({"calls": [{"say": "Hello?"}, CALL]}, "the user has no reply to the oracle's 'Hello?'"),
+        ({"calls": [{"say": ""}, CALL]}, "calls[0].say"),
+    ],
+)
+def test_a_fault_of_a_conversation_is_named(tmp_path, changes, says):
+    assert says in load_with_fault(load_api, tmp_path, API, {**API, "id": "bad", **changes})
+
+
+def test_a_domain_may_have_a_user_in_python(cases, tmp_path):
+    @cases.user
+    def answer(task, message, said):
+        return f"{task.id} {len(said)}: go on" if message.endswith("?") and len(said) < 2 else None
+
+    env = gym.make("APIAgent-v0", tasks=write(tmp_path, case()))
+    assert gate_task(env, "c", 0) == []
+    env.reset(seed=0)
+    assert [env.step(f"{n}?")[0] for n in range(2)] == ["c 0: go on", "c 1: go on"]
+    assert env.step("2?")[2] is True
+
+
+def test_a_task_whose_oracle_is_too_long_is_left_out(tmp_path):
+    path = write(tmp_path, *SHOP[:2])
+    with pytest.warns(UserWarning, match="1 of 2"):
+        env = gym.make("APIAgent-v0", tasks=path, max_turns=3)
+    assert env.unwrapped.left_out == {"cascade": "its oracle takes 4 turns, more than max_turns=3: allow 4 or more"}
+    with pytest.raises(
+        ValueError, match="its oracle takes 4 turns, more than max_turns=1: allow 4 or more; the file has"
+    ):
+        gym.make("APIAgent-v0", tasks=path, max_turns=1)
+
+
+def test_a_draft_keeps_the_words_of_the_forms():
+    for key in ("any", "contains"):
+        with pytest.raises(ValueError, match="choose another key"):
+            Draft(random.Random(0), "train").expect(key, 1)

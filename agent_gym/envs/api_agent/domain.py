@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,8 @@ from pydantic_core import to_json
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome
+from agent_gym.envs.api_agent.answer import spoken
+from agent_gym.envs.api_agent.schema import SchemaTool
 from agent_gym.envs.api_agent.world import Record, Transaction, World
 from agent_gym.tools import Call, Tool
 
@@ -30,6 +33,9 @@ WRITE = Latency(base_ms=80.0, per_unit_ms=10.0)
 
 MOST_CALLS = 8
 MOST_GOALS = 4
+MOST_REPLIES = 16
+TWINS = 4
+"""Records beside the right one that a reader of one listing cannot tell from it, so that a guess seldom passes."""
 
 
 def split_of(entity: str) -> str:
@@ -91,7 +97,7 @@ class Domain:
 
     Args:
         name: Name in ``domains=[...]``.
-        **tables: Record type by table name. Table names must be unique among registered domains.
+        **tables: Record type by table name.
     """
 
     def __init__(self, name: str, **tables: type[Record]) -> None:
@@ -101,19 +107,31 @@ class Domain:
         self.goals: list[Goal] = []
         self.sources: list[Source] = []
         self.fill: Callable[[Draft], Any] = lambda g: None
+        self.answers: Callable[[APITask, str, tuple[str, ...]], str | None] = lambda task, message, said: None
 
     def tool(
-        self, *, reads_only: bool = False, latency: Latency | None = None, group: str | None = None
+        self,
+        *,
+        reads_only: bool = False,
+        latency: Latency | None = None,
+        group: str | None = None,
+        schema: Mapping[str, Any] | None = None,
     ) -> Callable[[Callable], Tool]:
         """Register a typed function ``(db: Transaction, ...)`` as a tool. It returns a record, a list, a dict or
         a scalar, and raises ToolError for any other answer.
 
         Tools of one ``group`` can stand in for each other: one listing or batch call does the work of several
         calls. No task needs two calls of a group, so that no way is shorter than the oracle's.
+
+        With ``schema``, a function of OpenAI's form (``name``, ``description`` and ``parameters``), the function needs
+        no types: the schema is shown, and arguments are checked by it and passed on as they are.
         """
 
         def register(fn: Callable[..., Any]) -> Tool:
-            made = Tool(fn, context=True, reads_only=reads_only, latency=latency)
+            if schema is not None:
+                made: Tool = SchemaTool(fn, schema, reads_only=reads_only, latency=latency)
+            else:
+                made = Tool(fn, context=True, reads_only=reads_only, latency=latency)
             self.tools[made.name] = made
             if group is not None:
                 self.groups[made.name] = f"{self.name}.{group}"
@@ -140,6 +158,12 @@ class Domain:
 
         return register
 
+    def user(self, fn: Callable[[APITask, str, tuple[str, ...]], str | None]) -> Callable:
+        """Register ``fn(task, message, said) -> reply`` as the user, who answers a message without a call; None ends
+        the episode. ``said`` is what the user has said so far. Equal arguments must give an equal reply."""
+        self.answers = fn
+        return fn
+
     def background(self, fn: Callable[[Draft], Any]) -> Callable[[Draft], Any]:
         """Register ``fn(g: Draft)``, which adds one distractor of each kind."""
         self.fill = fn
@@ -156,9 +180,13 @@ class APITask:
         world: Initial state.
         domains: The domains whose tools are at hand.
         calls: The oracle's calls.
-        answer: The expected answer, by key; None where the state alone is judged.
+        answer: The expected answer, by key (see :func:`~agent_gym.envs.api_agent.answer.answer_faults`); None where the
+            state alone is judged.
         traps: Tempting wrong writes.
         composition: The goals, for the split.
+        parts: Of each goal in the request's order, how many calls and how many keys of the answer it has.
+        user: What the user has to say, each once: the pattern of the agent's message that it replies to, and the words.
+        says: The oracle's messages to the user: the number of calls before each, and the words.
         latency_seed: Seeds the latency model.
     """
 
@@ -170,6 +198,9 @@ class APITask:
     answer: dict[str, Any] | None = None
     traps: tuple[Call, ...] = ()
     composition: tuple[str, ...] = ()
+    parts: tuple[tuple[int, int], ...] = ()
+    user: tuple[tuple[str, str], ...] = ()
+    says: tuple[tuple[int, str], ...] = ()
     latency_seed: int = 0
 
     @property
@@ -180,8 +211,36 @@ class APITask:
     @cached_property
     def goal(self) -> World:
         """The world after the oracle's calls: what the verifier compares with."""
+        return self.after(self.calls)
+
+    def turns(self) -> list[Call | str]:
+        """The oracle's turns: a call, or words. The answer is said until the user has nothing more to say.
+
+        Raises:
+            ValueError: If the user has no reply to a message before the last call, or never falls silent.
+        """
+        found: list[Call | str] = []
+        talk = Talk()
+        for number in range(len(self.calls) + 1):
+            for _, words in (entry for entry in self.says if entry[0] == number):
+                found.append(words)
+                if (talk := talk.next(self, words)).reply is None:
+                    raise ValueError(f"the user has no reply to the oracle's {words!r}, so the episode would end there")
+            found += self.calls[number : number + 1]
+        for _ in range(MOST_REPLIES):
+            found.append(spoken(self.answer))
+            if (talk := talk.next(self, spoken(self.answer))).reply is None:
+                return found
+        raise ValueError(f"the user still replies after {MOST_REPLIES} messages of the answer {spoken(self.answer)!r}")
+
+    def after(self, calls: Sequence[Call]) -> World:
+        """The initial world after some calls.
+
+        Raises:
+            ToolError: If one of them is refused.
+        """
         world = self.world
-        for call in self.calls:
+        for call in calls:
             tool = self.tools[call.name]
             delta = run_tool(tool, tool.validate(call.arguments), world).delta
             world = world.apply(delta) if delta is not None else world
@@ -190,7 +249,35 @@ class APITask:
     @property
     def writes(self) -> bool:
         """Whether the goal differs from the start."""
-        return self.goal.hash != self.world.hash
+        return bool(self.world.differences(self.goal))
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """What the agent and the user have told each other.
+
+    Args:
+        heard: The agent's messages.
+        said: The user's.
+        used: Which of the task's lines those were.
+        reply: The user's to the latest message; None for silence.
+    """
+
+    heard: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    used: frozenset[int] = frozenset()
+    reply: str | None = None
+
+    def next(self, task: APITask, message: str) -> Talk:
+        """The conversation after the agent's ``message``."""
+        heard = (*self.heard, message)
+        for at, (pattern, words) in enumerate(task.user):
+            if at not in self.used and re.search(pattern, message, re.IGNORECASE):
+                return Talk(heard, (*self.said, words), self.used | {at}, words)
+        for name in task.domains:
+            if reply := DOMAINS[name].answers(task, message, self.said):
+                return Talk(heard, (*self.said, reply), self.used, reply)
+        return Talk(heard, self.said, self.used)
 
 
 def run_tool(tool: Tool, arguments: dict[str, Any], world: World) -> Outcome:
@@ -201,7 +288,7 @@ def run_tool(tool: Tool, arguments: dict[str, Any], world: World) -> Outcome:
     """
     transaction = Transaction(world)
     value = tool.fn(transaction, **arguments)
-    return Outcome(to_json(value).decode(), transaction.changes or None, float(transaction.rows))
+    return Outcome(to_json(value).decode(), transaction.delta or None, float(transaction.rows))
 
 
 class Draft:
@@ -292,7 +379,14 @@ class Draft:
         self.traps.append(Call(name, arguments))
 
     def expect(self, key: str, value: Any) -> str:
-        """The answer's ``key`` must be ``value``. Returns the key as used (numbered when taken)."""
+        """The answer's ``key`` must be ``value``, or of the form ``{"contains": ["text"]}`` or ``{"any": True}``.
+        Returns the key as used (numbered when taken).
+
+        Raises:
+            ValueError: For the key ``contains`` or ``any``, which these forms have.
+        """
+        if key in ("contains", "any"):
+            raise ValueError(f"expect({key!r}, ...): choose another key, this one marks a form of expectation")
         name = next(
             n for n in itertools.chain([key], (f"{key}{i}" for i in itertools.count(2))) if n not in self.answer
         )
@@ -312,15 +406,29 @@ def register_domain(domain: Domain) -> Domain:
     """Make a domain available to ``APIAgent-v0`` as ``domains=[domain.name]``.
 
     Raises:
-        ValueError: If its name, a table or a tool is taken by another domain.
+        ValueError: If its name is taken by another domain.
     """
-    for other in DOMAINS.values():
-        taken = {*other.tables} & {*domain.tables} or {*other.tools} & {*domain.tools}
-        if other.name == domain.name or taken:
-            what = f"the name {domain.name!r}" if other.name == domain.name else f"{sorted(taken)}"
-            raise ValueError(f"cannot register domain {domain.name!r}: {what} is taken by domain {other.name!r}")
+    if domain.name in DOMAINS:
+        raise ValueError(f"cannot register domain {domain.name!r}: the name is taken by another domain")
     DOMAINS[domain.name] = domain
     return domain
+
+
+def check_names(domains: Sequence[str]) -> None:
+    """See that domains can be used together.
+
+    Raises:
+        ValueError: If two of them have a table or a tool of one name.
+    """
+    for what in ("tables", "tools"):
+        owners: dict[str, str] = {}
+        for domain in domains:
+            for name in getattr(DOMAINS[domain], what):
+                if owners.setdefault(name, domain) != domain:
+                    kind = what.removesuffix("s")
+                    raise ValueError(
+                        f"domains: {owners[name]!r} and {domain!r} both have a {kind} {name!r}: choose one of them"
+                    )
 
 
 def tools_of(domains: tuple[str, ...]) -> dict[str, Tool]:
@@ -419,9 +527,12 @@ def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APIT
     present = involved | set(rng.sample(others, min(len(others), calls // 3)))
     g = Draft(rng, split)
     g.tables = {table: {} for d in domains if d in present for table in DOMAINS[d].tables}
+    parts = []
     for atom in atoms:
+        calls_before, keys_before = len(g.calls), len(g.answer)
         g._source = atom.source
         atom.goal.build(g, atom.by)
+        parts.append((len(g.calls) - calls_before, len(g.answer) - keys_before))
     for _ in range(2 + calls // 2):
         for name in domains:
             if name in present:
@@ -439,5 +550,6 @@ def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APIT
         answer=g.answer or None,
         traps=tuple(g.traps),
         composition=tuple(sorted(atom.name for atom in atoms)),
+        parts=tuple(parts),
         latency_seed=seed,
     )

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import Field
 
 from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.api_agent import domains as _builtin
+from agent_gym.envs.api_agent.answer import answer_faults, spoken
 from agent_gym.envs.api_agent.domain import (
     DOMAINS,
     MOST_CALLS,
     SPLITS,
     APITask,
+    Talk,
+    check_names,
     compose,
     levels_of,
     run_tool,
     tools_of,
 )
+from agent_gym.envs.api_agent.guesses import gambles
 from agent_gym.envs.api_agent.world import Record, World
 from agent_gym.records import Own, Text, checked, load_records
-from agent_gym.text import fenced
 from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
 
@@ -63,7 +67,7 @@ class APIAgentEnv(ToolEnv):
             raise ValueError(f"split={split!r}: choose 'train' or 'test'")
         names = _builtin.NAMES if domains is None else _in_order(domains)
         self.split, self.domains = split, names
-        given, self.left_out = ([], {}) if tasks is None else load_tasks(tasks)
+        given, self.left_out = ([], {}) if tasks is None else load_tasks(tasks, self.max_turns)
         self._given = {task.id: task for task in given}
         self.task_ids = tuple(self._given) or None
         levels = levels_of(names, split)
@@ -107,17 +111,18 @@ class APIAgentEnv(ToolEnv):
         """The goal state, that nothing else changed, and the answer."""
         task: APITask = self.task
         wanted, left = task.world.differences(task.goal), self._world.differences(task.goal)
-        faults = []
+        faults, done = [], {*wanted}
+        collateral_free = True
         for path, (found, expected) in left.items():
-            collateral = not any(f"{path}.".startswith(f"{p}.") or f"{p}.".startswith(f"{path}.") for p in wanted)
-            what = "changed though nothing asked for it" if collateral else "not as asked"
+            asked = {p for p in wanted if f"{path}.".startswith(f"{p}.") or f"{p}.".startswith(f"{path}.")}
+            done -= asked
+            collateral_free &= bool(asked)
+            what = "not as asked" if asked else "changed though nothing asked for it"
             faults.append(f"{path}: {what}: expected {dump(expected)}, found {dump(found)}")
-        done = sum(path not in left for path in wanted)
-        collateral_free = len(faults) == sum(path in left for path in wanted)
-        checks, held = len(wanted) + 1, done + collateral_free
+        checks, held = len(wanted) + 1, len(done) + collateral_free
         reason = "passed" if not faults else "wrong_state"
         if task.answer is not None:
-            wrong = _compare(answer, task.answer)
+            wrong = answer_faults(answer, task.answer, "\n".join(self._progress.heard) if self._progress else "")
             faults += wrong
             checks, held = checks + len(task.answer), held + max(0, len(task.answer) - len(wrong))
             reason = "wrong_answer" if wrong and reason == "passed" else reason
@@ -125,62 +130,50 @@ class APIAgentEnv(ToolEnv):
             return Verdict("pass", "passed", 1.0)
         return Verdict("fail", reason, held / checks, tuple(faults))
 
+    def _next_message(self, answer: Any) -> str | None:
+        """The user's reply to a message without a call, or to ``submit``."""
+        self._progress = (self._progress or Talk()).next(self.task, answer if isinstance(answer, str) else dump(answer))
+        return self._progress.reply
+
     def oracle(self) -> list[str]:
-        """See :meth:`ToolEnv.oracle`: one call a turn, then the answer."""
-        calls = [self.parser.render("", [call]) for call in self.task.calls]
-        return [*calls, self.parser.render(self._answer(), [])]
+        """See :meth:`ToolEnv.oracle`: one call or message a turn, then the answer."""
+        return [
+            self.parser.render(turn, []) if isinstance(turn, str) else self.parser.render("", [turn])
+            for turn in self.task.turns()
+        ]
 
     def cheats(self) -> list[list[str]]:
-        """Claim success without acting, and do the right thing plus a tempting wrong one."""
-        answer = self.parser.render(self._answer(), [])
+        """Claim success without acting, do the right thing plus a tempting wrong one, write to every candidate."""
+        answer = self.parser.render(spoken(self.task.answer), [])
         found = [[self.parser.render('{"status":"success","passed":true}', [])]]
         if self.task.writes:
             found.append([answer])
         for trap in self.task.traps:
             found.append([*self.oracle()[:-1], self.parser.render("", [trap]), answer])
+        for _, sides in gambles(self.task):
+            right = min((calls for calls, _ in sides), key=lambda calls: sum(c not in self.task.calls for c in calls))
+            wrong = [call for calls, _ in sides for call in calls if call not in right]
+            if wrong and not any(self.task.tools[call.name].reads_only for call in wrong):
+                listing = next(at for at, call in enumerate(right, 1) if call not in self.task.calls)
+                found.append([*self._turns([*right[:listing], *wrong, *right[listing:]]), answer])
         return found
 
-    def _answer(self) -> str:
-        return "Done." if self.task.answer is None else dump(self.task.answer)
+    def gambles(self) -> list[tuple[str, list[list[str]]]]:
+        """Cheap strategies for the current task: what each does, and its equally likely action sequences."""
+        return [
+            (name, [[*self._turns(calls), self.parser.render(spoken(answer), [])] for calls, answer in sides])
+            for name, sides in gambles(self.task)
+        ]
 
-
-@lru_cache(maxsize=1024)
-def answer_model(fields: tuple[tuple[str, type], ...]) -> type[BaseModel]:
-    """The schema of an answer: an object with exactly these keys, of exactly these types."""
-    entries: dict[str, Any] = {name: (kind, ...) for name, kind in fields}
-    return create_model("answer", __config__=ConfigDict(extra="forbid", strict=True), **entries)
-
-
-def _read_answer(text: str) -> Any:
-    """The JSON that a text is, or that stands in its one fenced block.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    try:
-        return load(text)
-    except ValueError:
-        return load(fenced(text))
-
-
-def _compare(answer: Any, expected: dict[str, Any]) -> list[str]:
-    """Faults of an answer: against its schema first, then against its values."""
-    model = answer_model(tuple((name, type(value)) for name, value in expected.items()))
-    try:
-        answer = _read_answer(answer) if isinstance(answer, str) else answer
-        model.model_validate(answer)
-    except ValidationError as error:
-        return [f"{'.'.join(('answer', *map(str, e['loc'])))}: {e['msg']}" for e in error.errors(include_url=False)]
-    except ValueError:
-        return [f"answer: expected a JSON object with the keys {', '.join(expected)}, found text that is not JSON"]
-    return [f"answer.{k}: wrong value {dump(answer[k])}" for k, value in expected.items() if answer[k] != value]
+    def _turns(self, calls: Iterable[Call]) -> list[str]:
+        return [self.parser.render("", [call]) for call in calls]
 
 
 def _in_order(domains: Any) -> tuple[str, ...]:
     """The named domains, each once, in the one order that all environments of the same domains share.
 
     Raises:
-        ValueError: Unless there is a name, and all are registered.
+        ValueError: Unless there is a name, all are registered, and they can be used together.
     """
     names = (domains,) if isinstance(domains, str) else tuple(domains) if isinstance(domains, Iterable) else ()
     if not names or not all(isinstance(name, str) for name in names):
@@ -188,16 +181,25 @@ def _in_order(domains: Any) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in DOMAINS]:
         raise ValueError(f"domains: {unknown[0]!r} is not registered; there are {', '.join(DOMAINS)}")
     others = sorted({*names} - {*_builtin.NAMES})
-    return (*(name for name in _builtin.NAMES if name in names), *others)
+    found = (*(name for name in _builtin.NAMES if name in names), *others)
+    check_names(found)
+    return found
+
+
+class _Says(Own):
+    when: Text
+    say: Text = Field(min_length=1)
 
 
 class _Line(Own):
     id: Text = Field(min_length=1)
     request: Text
     domains: list[Text]
-    tables: dict[Text, list[Any]]
+    tables: Any
     calls: list[Any]
     answer: dict[Text, Any] | None = None
+    user: list[Any] = Field(default_factory=list)
+    now: Text | None = None
 
 
 class _Call(Own):
@@ -205,9 +207,22 @@ class _Call(Own):
     arguments: dict[Text, Any]
 
 
-def load_tasks(path: str) -> tuple[list[APITask], dict[str, str]]:
-    """Tasks from a JSONL file, each line an object with ``id``, ``request``, ``domains``, ``tables`` (records by
-    table), ``calls`` (the oracle's, each with ``name`` and ``arguments``) and, optionally, ``answer``.
+class _Words(Own):
+    say: Text = Field(min_length=1)
+
+
+def load_tasks(path: str, max_turns: int | None = None) -> tuple[list[APITask], dict[str, str]]:
+    """Tasks from a JSONL file, each line an object with
+
+    * ``id``, ``request``, ``domains``;
+    * ``tables``: records by table, or the name of a JSON file beside this one that holds them, read once for all tasks;
+    * ``calls``: the oracle's, each with ``name`` and ``arguments``, or with ``say``, a message to the user;
+    * optionally ``answer`` (see :func:`~agent_gym.envs.api_agent.answer.answer_faults`), ``user`` (lines with ``when``,
+      a pattern of the agent's message, and ``say``) and ``now`` (where the clock stands, ``"2031-01-31T09:30"``).
+
+    Args:
+        path: The file.
+        max_turns: A task whose oracle takes more turns is left out.
 
     Returns:
         The tasks, and the records that are none: the fault by id, or by ``record N``. A warning says how many.
@@ -217,41 +232,103 @@ def load_tasks(path: str) -> tuple[list[APITask], dict[str, str]]:
     """
     if not isinstance(path, str | os.PathLike) or not os.path.exists(path):
         raise ValueError(f"tasks={path!r}: neither a built-in source ('bfcl') nor a file")
-    return load_records(Path(path), _task)
+    shared: dict[tuple[str, tuple[str, ...]], World | ValueError] = {}
+
+    def world(tables: Any, domains: tuple[str, ...]) -> World:
+        if not isinstance(tables, str):
+            return _world(tables, domains, "tables")
+        if (tables, domains) not in shared:
+            try:
+                shared[tables, domains] = _world(_file(Path(path).parent / tables), domains, tables)
+            except ValueError as fault:
+                shared[tables, domains] = fault
+        found = shared[tables, domains]
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+    return load_records(Path(path), lambda number, record: _task(record, world, max_turns))
 
 
-def _task(number: int, record: dict[str, Any]) -> APITask:
-    line = checked(_Line, record)
-    domains = _in_order(line.domains)
+def _file(path: Path) -> Any:
+    """The JSON of a file of tables."""
+    try:
+        return load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"tables: {path.name} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"tables: {path.name} is not JSON: {error}") from None
+
+
+def _world(given: Any, domains: tuple[str, ...], where: str) -> World:
+    """The world of some tables; those that are not given are empty."""
     models = {name: model for d in domains for name, model in DOMAINS[d].tables.items()}
-    tools = {name for d in domains for name in DOMAINS[d].tools}
-    if unknown := sorted({*line.tables} - {*models}):
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"{where} should be an object of records by table, or the name of a file with one, not {_kind(given)}"
+        )
+    if unknown := sorted({*given} - {*models}):
         raise ValueError(f"unknown table {unknown[0]!r}; there are {', '.join(models)}")
     tables: dict[str, dict[str, Record]] = {name: {} for name in models}
-    for table, rows in line.tables.items():
+    for table, rows in given.items():
+        if not isinstance(rows, list):
+            raise ValueError(f"{where}.{table} should be a valid list, not {_kind(rows)}")
         for at, value in enumerate(rows):
-            row = checked(models[table], value, f"tables.{table}[{at}]")
+            row = checked(models[table], value, f"{where}.{table}[{at}]")
             if tables[table].setdefault(row.key, row) is not row:
-                raise ValueError(f"tables.{table}[{at}]: {row.key!r} is in the table already")
-    calls = []
+                raise ValueError(f"{where}.{table}[{at}]: {row.key!r} is in the table already")
+    return World.of({name: table.values() for name, table in tables.items()})
+
+
+def _task(record: dict[str, Any], world: Callable[[Any, tuple[str, ...]], World], max_turns: int | None) -> APITask:
+    line = checked(_Line, record)
+    domains = _in_order(line.domains)
+    initial = world(line.tables, domains)
+    if line.now is not None:
+        try:
+            initial = initial.at(datetime.fromisoformat(line.now))
+        except ValueError:
+            raise ValueError(f"now: {line.now!r} is no time such as '2031-01-31T09:30'") from None
+    tools = {name for d in domains for name in DOMAINS[d].tools}
+    calls: list[Call] = []
+    says = []
     for at, value in enumerate(line.calls):
+        if isinstance(value, dict) and "say" in value:
+            says.append((len(calls), checked(_Words, value, f"calls[{at}]").say))
+            continue
         call = checked(_Call, value, f"calls[{at}]")
         if call.name not in tools:
             close = "".join(f", did you mean {n!r}?" for n in difflib.get_close_matches(call.name, tools, 1))
             raise ValueError(f"calls[{at}]: {call.name!r} is no tool of {', '.join(domains)}{close}")
         _writable(call.arguments, f"calls[{at}].arguments")
         calls.append(Call(call.name, call.arguments))
+    user = []
+    for at, value in enumerate(line.user):
+        words = checked(_Says, value, f"user[{at}]")
+        try:
+            re.compile(words.when)
+        except re.error as error:
+            raise ValueError(f"user[{at}].when is no regular expression: {error}") from None
+        user.append((words.when, words.say))
     if line.answer is not None:
         _writable(line.answer, "answer")
-        if faults := _compare(dump(line.answer), line.answer):
+        if faults := answer_faults(spoken(line.answer), line.answer):
             raise ValueError(f"no answer could be right: {faults[0]}")
-    world = World.of({name: table.values() for name, table in tables.items()})
-    task = APITask(line.id, line.request, world, domains, tuple(calls), line.answer)
+    task = APITask(
+        line.id, line.request, initial, domains, tuple(calls), line.answer, user=tuple(user), says=tuple(says)
+    )
     try:
         _ = task.goal
     except ToolError as error:
         raise ValueError(f"the oracle's calls do not run: {error}") from error
+    turns = len(task.turns())
+    if max_turns is not None and turns > max_turns:
+        raise ValueError(f"its oracle takes {turns} turns, more than max_turns={max_turns}: allow {turns} or more")
     return task
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, dict | list) else dump(value)[:80]
 
 
 def _writable(value: Any, where: str) -> None:

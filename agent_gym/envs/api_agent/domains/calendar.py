@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, WRITE, Domain, Draft
+from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, TWINS, WRITE, Domain, Draft
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.tools import ToolError
 
@@ -169,14 +169,14 @@ def _event(g: Draft, title: str | None = None, day: str | None = None, organiser
     )
 
 
-def _case(g: Draft) -> tuple[Event, Event]:
-    """Two events of one title; each has another event on its day, and another of its organiser."""
+def _case(g: Draft) -> tuple[Event, list[Event]]:
+    """Some events of one title; each has another event on its day, and another of its organiser."""
     event = _event(g)
-    twin = _event(g, event.title)
-    for one in (event, twin):
+    twins = [_event(g, event.title) for _ in range(TWINS)]
+    for one in (event, *twins):
         _event(g, day=one.day)
         _event(g, organiser=one.organiser)
-    return event, twin
+    return event, twins
 
 
 def _reach(g: Draft, by: str, event: Event) -> str:
@@ -194,34 +194,37 @@ def _reach(g: Draft, by: str, event: Event) -> str:
 
 @calendar.goal(event=1, day=2, email=2)
 def cancel(g: Draft, by: str) -> None:
-    event, twin = _case(g)
+    event, twins = _case(g)
     g.say(f"Cancel {_reach(g, by, event)}.")
     g.call("cancel_event", event_id=event.id)
-    g.trap("cancel_event", event_id=twin.id)
+    for twin in twins:
+        g.trap("cancel_event", event_id=twin.id)
 
 
 @calendar.goal(event=1, day=2, email=2)
 def move(g: Draft, by: str) -> None:
-    event, twin = _case(g)
+    event, twins = _case(g)
     day = g.day()
     g.say(f"Move {_reach(g, by, event)} to {day}.")
     g.call("move_event", event_id=event.id, day=day)
-    g.trap("move_event", event_id=twin.id, day=day)
+    for twin in twins:
+        g.trap("move_event", event_id=twin.id, day=day)
 
 
 @calendar.goal(day=2, email=2)
 def cancel_all(g: Draft, by: str) -> None:
-    first, twin = _event(g), _event(g)
+    first, *twins = [_event(g) for _ in range(1 + TWINS)]
     if by == "day":
-        second, _ = _event(g, day=first.day), _event(g, day=twin.day)
+        second, *_ = [_event(g, day=one.day) for one in (first, *twins)]
         g.say(f"Cancel every event on the day {g.refer('day', first.day)}.")
         g.call("events_on", day=first.day)
     else:
-        second, _ = _event(g, organiser=first.organiser), _event(g, organiser=twin.organiser)
+        second, *_ = [_event(g, organiser=one.organiser) for one in (first, *twins)]
         g.say(f"Cancel every event of the organiser with e-mail {g.refer('email', first.organiser)}.")
         g.call("events_of", email=first.organiser)
     g.call("cancel_events", event_ids=sorted([first.id, second.id]))
-    g.trap("cancel_event", event_id=twin.id)
+    for twin in twins:
+        g.trap("cancel_event", event_id=twin.id)
 
 
 @calendar.goal(event=1, day=1)
@@ -247,7 +250,7 @@ def room_name(g: Draft, by: str) -> None:
 
 @calendar.goal(event=1)
 def days(g: Draft, by: str) -> None:
-    event, other = _event(g), _event(g)
+    event, other, *_ = [_event(g) for _ in range(2 + TWINS)]
     g.say(f"Tell the days of event {g.refer('event', event.id)} and event {other.id}.")
     g.call("get_events", event_ids=[event.id, other.id])
     g.expect("day", event.day)
@@ -256,7 +259,7 @@ def days(g: Draft, by: str) -> None:
 
 @calendar.goal(day=1, event=2)
 def create(g: Draft, by: str) -> None:
-    event, twin = _case(g)
+    event, twins = _case(g)
     title, day, room = g.word(), g.day(), event.room
     if by == "day":
         room = _room(g).id
@@ -265,7 +268,8 @@ def create(g: Draft, by: str) -> None:
         g.say(f"Create a {title} event on {day} in the room of event {g.refer('event', event.id)}.")
         g.call("get_event", event_id=event.id)
     g.call("create_event", title=title, day=day, room_id=room)
-    g.trap("create_event", title=title, day=day, room_id=twin.room)
+    for twin in twins:
+        g.trap("create_event", title=title, day=day, room_id=twin.room)
 
 
 # ---- where values stand, and what else is there ----

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, WRITE, Domain, Draft
+from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, TWINS, WRITE, Domain, Draft
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.tools import ToolError
 
@@ -164,13 +164,13 @@ def _share(g: Draft, file: File) -> Share:
     return g.new("shares", Share(id=g.id("H"), path=file.path, reader=g.email()))
 
 
-def _case(g: Draft) -> tuple[File, File]:
-    """Two owners with two files each, of which two have the same note."""
+def _case(g: Draft) -> tuple[File, list[File]]:
+    """Some owners with two files each, of which one has the same note."""
     file = _file(g)
-    twin = _file(g, note=file.note)
-    for one in (file, twin):
+    twins = [_file(g, note=file.note) for _ in range(TWINS)]
+    for one in (file, *twins):
         _file(g, one.owner)
-    return file, twin
+    return file, twins
 
 
 def _reach(g: Draft, by: str, file: File) -> str:
@@ -184,46 +184,50 @@ def _reach(g: Draft, by: str, file: File) -> str:
 
 @files.goal(file=1, email=2)
 def delete(g: Draft, by: str) -> None:
-    file, twin = _case(g)
+    file, twins = _case(g)
     g.say(f"Delete {_reach(g, by, file)}.")
     g.call("delete_file", path=file.path)
-    g.trap("delete_file", path=twin.path)
+    for twin in twins:
+        g.trap("delete_file", path=twin.path)
 
 
 @files.goal(file=1, email=2)
 def move(g: Draft, by: str) -> None:
-    file, twin = _case(g)
+    file, twins = _case(g)
     path = g.path()
     g.say(f"Move {_reach(g, by, file)} to {path}.")
     g.call("move_file", path=file.path, new_path=path)
-    g.trap("move_file", path=twin.path, new_path=g.path())
+    for twin in twins:
+        g.trap("move_file", path=twin.path, new_path=g.path())
 
 
 @files.goal(email=2)
 def delete_all(g: Draft, by: str) -> None:
-    file, twin = _case(g)
+    file, twins = _case(g)
     paths = sorted(f.path for f in g.tables["files"].values() if f.owner == file.owner)  # type: ignore[attr-defined]
     g.say(f"Delete every file of the owner with e-mail {g.refer('email', file.owner)}.")
     g.call("files_of", email=file.owner)
     g.call("delete_files", paths=paths)
-    g.trap("delete_file", path=twin.path)
+    for twin in twins:
+        g.trap("delete_file", path=twin.path)
 
 
 @files.goal(file=1, email=1)
 def give(g: Draft, by: str) -> None:
-    file, twin = _case(g)
+    file, twins = _case(g)
     email = g.email()
     if by == "file":
         g.say(f"Make {email} the owner of file {g.refer('file', file.path)}.")
     else:
         g.say(f"Give file {file.path} to the owner with e-mail {g.refer('email', email)}.")
     g.call("set_owner", path=file.path, email=email)
-    g.trap("set_owner", path=twin.path, email=email)
+    for twin in twins:
+        g.trap("set_owner", path=twin.path, email=email)
 
 
 @files.goal(email=1, file=2)
 def share(g: Draft, by: str) -> None:
-    file, twin = _case(g)
+    file, twins = _case(g)
     if by == "email":
         email = g.email()
         g.say(f"Share file {file.path} with the reader with e-mail {g.refer('email', email)}.")
@@ -233,13 +237,15 @@ def share(g: Draft, by: str) -> None:
         g.say(f"Share file {file.path} with the owner of file {g.refer('file', other.path)}.")
         g.call("stat_file", path=other.path)
     g.call("share_file", path=file.path, email=email)
-    g.trap("share_file", path=twin.path, email=email)
+    for twin in twins:
+        g.trap("share_file", path=twin.path, email=email)
 
 
 @files.goal(file=1, email=2)
 def reader(g: Draft, by: str) -> None:
-    file, twin = _case(g)
-    _share(g, twin)
+    file, twins = _case(g)
+    for twin in twins:
+        _share(g, twin)
     g.say(f"Tell who may read {_reach(g, by, file)}.")
     g.call("shares_of", path=file.path)
     g.expect("reader", _share(g, file).reader)
@@ -247,7 +253,7 @@ def reader(g: Draft, by: str) -> None:
 
 @files.goal(file=1)
 def notes(g: Draft, by: str) -> None:
-    file, other = _file(g), _file(g)
+    file, other, *_ = [_file(g) for _ in range(2 + TWINS)]
     g.say(f"Tell the notes of file {g.refer('file', file.path)} and file {other.path}.")
     g.call("stat_files", paths=[file.path, other.path])
     g.expect("note", file.note)

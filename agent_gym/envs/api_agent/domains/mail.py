@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, WRITE, Domain, Draft
+from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, TWINS, WRITE, Domain, Draft
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.tools import ToolError
 
@@ -159,15 +159,19 @@ def _contact(g: Draft, email: str | None = None, name: str | None = None) -> Con
     return g.new("contacts", Contact(id=g.id("K"), name=name or g.person(), email=email or g.email()))
 
 
-def _case(g: Draft) -> tuple[Contact, Mail, Mail]:
-    """A contact with two mails, and a namesake with two, one of the same subject."""
+def _namesakes(g: Draft, contact: Contact) -> list[Contact]:
+    return [_contact(g, name=g.person(contact.name.split()[0])) for _ in range(TWINS)]
+
+
+def _case(g: Draft) -> tuple[Contact, Mail, list[Mail]]:
+    """A contact with two mails, and namesakes with two each, one of the same subject."""
     contact = _contact(g)
-    namesake = _contact(g, name=g.person(contact.name.split()[0]))
+    namesakes = _namesakes(g, contact)
     found = _mail(g, contact.email)
-    twin = _mail(g, namesake.email, found.subject)
-    for someone in (contact, namesake):
+    twins = [_mail(g, someone.email, found.subject) for someone in namesakes]
+    for someone in (contact, *namesakes):
         _mail(g, someone.email)
-    return contact, found, twin
+    return contact, found, twins
 
 
 def _address(g: Draft, by: str, contact: Contact) -> str:
@@ -189,35 +193,39 @@ def _reach(g: Draft, by: str, contact: Contact, found: Mail) -> str:
 
 @mail.goal(mail=1, email=2, person=3)
 def delete(g: Draft, by: str) -> None:
-    contact, found, twin = _case(g)
+    contact, found, twins = _case(g)
     g.say(f"Delete {_reach(g, by, contact, found)}.")
     g.call("delete_mail", mail_id=found.id)
-    g.trap("delete_mail", mail_id=twin.id)
+    for twin in twins:
+        g.trap("delete_mail", mail_id=twin.id)
 
 
 @mail.goal(mail=1, email=2, person=3)
 def store(g: Draft, by: str) -> None:
-    contact, found, twin = _case(g)
+    contact, found, twins = _case(g)
     g.say(f"Move {_reach(g, by, contact, found)} to the archive.")
     g.call("move_mail", mail_id=found.id, folder="archive")
-    g.trap("move_mail", mail_id=twin.id, folder="archive")
+    for twin in twins:
+        g.trap("move_mail", mail_id=twin.id, folder="archive")
 
 
 @mail.goal(email=2, person=3)
 def delete_all(g: Draft, by: str) -> None:
-    contact, _, twin = _case(g)
+    contact, _, twins = _case(g)
     ids = sorted(m.key for m in g.tables["mails"].values() if m.sender == contact.email)  # type: ignore[attr-defined]
     g.say(f"Delete every mail from {_address(g, by, contact)}.")
     g.call("mails_from", email=contact.email)
     g.call("delete_mails", mail_ids=ids)
-    g.trap("delete_mail", mail_id=twin.id)
+    for twin in twins:
+        g.trap("delete_mail", mail_id=twin.id)
 
 
 @mail.goal(mail=1, email=1, person=2)
 def subject(g: Draft, by: str) -> None:
     contact = _contact(g)
     found = _mail(g, contact.email)
-    _mail(g, _contact(g, name=g.person(contact.name.split()[0])).email)
+    for someone in _namesakes(g, contact):
+        _mail(g, someone.email)
     if by == "mail":
         g.say(f"Tell the subject of mail {g.refer('mail', found.id)}.")
         g.call("read_mail", mail_id=found.id)
@@ -229,26 +237,28 @@ def subject(g: Draft, by: str) -> None:
 
 @mail.goal(email=1, person=2)
 def send(g: Draft, by: str) -> None:
-    contact, _, twin = _case(g)
+    contact, _, twins = _case(g)
     text = g.word()
     g.say(f"Send a mail with subject {text} to {_address(g, by, contact)}.")
     g.call("send_mail", to=contact.email, subject=text)
-    g.trap("send_mail", to=twin.sender, subject=text)
+    for twin in twins:
+        g.trap("send_mail", to=twin.sender, subject=text)
 
 
 @mail.goal(mail=2)
 def reply(g: Draft, by: str) -> None:
-    contact, found, twin = _case(g)
+    contact, found, twins = _case(g)
     text = g.word()
     g.say(f"Send a mail with subject {text} to the sender of mail {g.refer('mail', found.id)}.")
     g.call("read_mail", mail_id=found.id)
     g.call("send_mail", to=contact.email, subject=text)
-    g.trap("send_mail", to=twin.sender, subject=text)
+    for twin in twins:
+        g.trap("send_mail", to=twin.sender, subject=text)
 
 
 @mail.goal(mail=1)
 def senders(g: Draft, by: str) -> None:
-    _, found, twin = _case(g)
+    _, found, (twin, *_) = _case(g)
     g.say(f"Tell the senders of mail {g.refer('mail', found.id)} and mail {twin.id}.")
     g.call("read_mails", mail_ids=[found.id, twin.id])
     g.expect("sender", found.sender)

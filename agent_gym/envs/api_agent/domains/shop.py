@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, WRITE, Domain, Draft
+from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, TWINS, WRITE, Domain, Draft
 from agent_gym.envs.api_agent.world import Record, Transaction
 from agent_gym.tools import ToolError
 
@@ -183,15 +183,15 @@ def _order(g: Draft, customer: Customer, item: str, status: Status) -> Order:
     return g.new("orders", Order(id=g.id("O"), customer=customer.id, item=item, status=status))
 
 
-def _case(g: Draft, status: Status, twin_status: Status | None = None) -> tuple[Customer, Order, Order]:
-    """A customer with two orders, and a namesake with two, one of the same item: tables do not tell who is meant."""
+def _case(g: Draft, *statuses: Status) -> tuple[Customer, Order, list[Order]]:
+    """A customer with two orders, and namesakes with two each, one of the same item: the table of orders does not tell
+    which is meant. Each of these orders has one of the statuses."""
     customer, item = _customer(g), g.word()
-    order = _order(g, customer, item, status)
-    namesake = _customer(g, g.person(customer.name.split()[0]))
-    twin = _order(g, namesake, item, twin_status or status)
-    for someone in (customer, namesake):
+    people = [customer, *(_customer(g, g.person(customer.name.split()[0])) for _ in range(TWINS))]
+    order, *twins = [_order(g, someone, item, g.rng.choice(statuses)) for someone in people]
+    for someone in people:
         _order(g, someone, g.word(), "sent")
-    return customer, order, twin
+    return customer, order, twins
 
 
 def _reach(g: Draft, by: str, customer: Customer) -> str:
@@ -206,13 +206,14 @@ def _reach(g: Draft, by: str, customer: Customer) -> str:
 
 
 def _settle(g: Draft, by: str, tool: str, verb: str, status: Status) -> None:
-    customer, order, twin = _case(g, status)
+    customer, order, twins = _case(g, status)
     if by == "order":
         g.say(f"{verb} order {g.refer('order', order.id)}.")
     else:
         g.say(f"{verb} the {order.item} order of {_reach(g, by, customer)}.")
     g.call(tool, order_id=order.id)
-    g.trap(tool, order_id=twin.id)
+    for twin in twins:
+        g.trap(tool, order_id=twin.id)
 
 
 @shop.goal(order=1, customer=2, email=3)
@@ -227,30 +228,32 @@ def refund(g: Draft, by: str) -> None:
 
 @shop.goal(customer=2, email=3)
 def cancel_all(g: Draft, by: str) -> None:
-    customer, order, twin = _case(g, "open")
-    second = _order(g, customer, g.word(), "open")
-    _order(g, g.tables["customers"][twin.customer], g.word(), "open")  # type: ignore[arg-type]
+    customer, order, twins = _case(g, "open")
+    second, *_ = (_order(g, g.tables["customers"][one.customer], g.word(), "open") for one in (order, *twins))  # type: ignore[arg-type]
     g.say(f"Cancel every open order of {_reach(g, by, customer)}.")
     g.call("cancel_orders", order_ids=sorted([order.id, second.id]))
-    g.trap("cancel_order", order_id=twin.id)
+    for twin in twins:
+        g.trap("cancel_order", order_id=twin.id)
 
 
 @shop.goal(order=1, customer=1, email=2)
 def order_status(g: Draft, by: str) -> None:
-    told: list[Status] = ["open", "delivered"]
-    status, other = g.rng.sample(told, 2)
-    customer, order, _ = _case(g, status, other)
+    told: tuple[Status, ...] = ("open", "delivered")  # too easily guessed to be all that is asked
     if by == "order":
-        g.say(f"Tell the status of order {g.refer('order', order.id)}.")
+        order, *_ = [_order(g, _customer(g), g.word(), g.rng.choice(told)) for _ in range(1 + TWINS)]
+        g.say(f"Tell the item and the status of order {g.refer('order', order.id)}.")
         g.call("get_order", order_id=order.id)
+        g.expect("item", order.item)
     else:
-        g.say(f"Tell the status of the {order.item} order of {_reach(g, by, customer)}.")
+        customer, order, _ = _case(g, *told)
+        g.say(f"Tell the id and the status of the {order.item} order of {_reach(g, by, customer)}.")
+        g.expect("id", order.id)
     g.expect("status", order.status)
 
 
 @shop.goal(order=1)
 def compare(g: Draft, by: str) -> None:
-    order, other = (_order(g, _customer(g), g.word(), "sent") for _ in range(2))
+    order, other, *_ = [_order(g, _customer(g), g.word(), "sent") for _ in range(2 + TWINS)]
     g.say(f"Tell which items were ordered with order {g.refer('order', order.id)} and order {other.id}.")
     g.call("get_orders", order_ids=[order.id, other.id])
     g.expect("item", order.item)
@@ -259,15 +262,18 @@ def compare(g: Draft, by: str) -> None:
 
 @shop.goal(customer=1, email=2)
 def promote(g: Draft, by: str) -> None:
-    customer, _, _ = _case(g, "sent")
-    twin = _customer(g, g.person(customer.name.split()[0]))
+    customer = _customer(g)
+    twins = [_customer(g, g.person(customer.name.split()[0])) for _ in range(TWINS)]
+    for someone in (customer, *twins):
+        _order(g, someone, g.word(), "sent")
     if by == "email":
         g.say(f"Make the customer with e-mail {g.refer('email', customer.email)} silver.")
         g.call("find_customer", email=customer.email)
     else:
         g.say(f"Make customer {g.refer('customer', customer.id)} silver.")
     g.call("set_tier", customer_id=customer.id, tier="silver")
-    g.trap("set_tier", customer_id=twin.id, tier="silver")
+    for twin in twins:
+        g.trap("set_tier", customer_id=twin.id, tier="silver")
 
 
 # ---- where values stand, and what else is there ----

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, WRITE, Domain, Draft
+from agent_gym.envs.api_agent.domain import LOOKUP, SCAN, TWINS, WRITE, Domain, Draft
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.tools import ToolError
 
@@ -160,13 +160,13 @@ def _booking(g: Draft, passenger: str | None = None, flight: str | None = None) 
     return g.new("bookings", Booking(id=g.id("B"), passenger=passenger or g.email(), flight=flight or _flight(g).id))
 
 
-def _case(g: Draft) -> tuple[Booking, Booking]:
-    """Two passengers with two bookings each, of which two are on the same flight."""
+def _case(g: Draft) -> tuple[Booking, list[Booking]]:
+    """Some passengers with two bookings each, of which one is on the same flight."""
     booking = _booking(g)
-    twin = _booking(g, flight=booking.flight)
-    for one in (booking, twin):
+    twins = [_booking(g, flight=booking.flight) for _ in range(TWINS)]
+    for one in (booking, *twins):
         _booking(g, one.passenger)
-    return booking, twin
+    return booking, twins
 
 
 def _reach(g: Draft, by: str, booking: Booking) -> str:
@@ -180,34 +180,37 @@ def _reach(g: Draft, by: str, booking: Booking) -> str:
 
 @travel.goal(booking=1, email=2)
 def cancel(g: Draft, by: str) -> None:
-    booking, twin = _case(g)
+    booking, twins = _case(g)
     g.say(f"Cancel {_reach(g, by, booking)}.")
     g.call("cancel_booking", booking_id=booking.id)
-    g.trap("cancel_booking", booking_id=twin.id)
+    for twin in twins:
+        g.trap("cancel_booking", booking_id=twin.id)
 
 
 @travel.goal(booking=1, email=2)
 def upgrade(g: Draft, by: str) -> None:
-    booking, twin = _case(g)
+    booking, twins = _case(g)
     g.say(f"Move {_reach(g, by, booking)} to the business cabin.")
     g.call("set_cabin", booking_id=booking.id, cabin="business")
-    g.trap("set_cabin", booking_id=twin.id, cabin="business")
+    for twin in twins:
+        g.trap("set_cabin", booking_id=twin.id, cabin="business")
 
 
 @travel.goal(email=2)
 def cancel_all(g: Draft, by: str) -> None:
-    booking, twin = _case(g)
+    booking, twins = _case(g)
     ids = sorted(b.key for b in g.tables["bookings"].values() if b.passenger == booking.passenger)  # type: ignore[attr-defined]
     g.say(f"Cancel every booking of the passenger with e-mail {g.refer('email', booking.passenger)}.")
     g.call("bookings_of", email=booking.passenger)
     g.call("cancel_bookings", booking_ids=ids)
-    g.trap("cancel_booking", booking_id=twin.id)
+    for twin in twins:
+        g.trap("cancel_booking", booking_id=twin.id)
 
 
 @travel.goal(flight=1, booking=2, email=2)
 def city(g: Draft, by: str) -> None:
-    flight = _flight(g)
-    booking = _booking(g, flight=flight.id)
+    flight, *_ = flights = [_flight(g) for _ in range(1 + TWINS)]
+    booking, *_ = [_booking(g, flight=one.id) for one in flights]
     if by == "flight":
         g.say(f"Tell the city of flight {g.refer('flight', flight.id)}.")
     elif by == "booking":
@@ -223,8 +226,8 @@ def city(g: Draft, by: str) -> None:
 @travel.goal(flight=1, email=1, day=2)
 def book(g: Draft, by: str) -> None:
     flight, email = _flight(g), g.email()
-    twin = _flight(g, flight.to)
-    for one in (flight, twin):
+    twins = [_flight(g, flight.to) for _ in range(TWINS)]
+    for one in (flight, *twins):
         _flight(g, day=one.day)
     if by == "flight":
         g.say(f"Book flight {g.refer('flight', flight.id)} for {email}.")
@@ -234,7 +237,8 @@ def book(g: Draft, by: str) -> None:
         g.say(f"Book for {email} the flight to {flight.to} on the day {g.refer('day', flight.day)}.")
         g.call("flights_on", day=flight.day)
     g.call("book_flight", flight_id=flight.id, email=email)
-    g.trap("book_flight", flight_id=twin.id, email=email)
+    for twin in twins:
+        g.trap("book_flight", flight_id=twin.id, email=email)
 
 
 @travel.goal(booking=2)
@@ -244,12 +248,13 @@ def join(g: Draft, by: str) -> None:
     g.say(f"Book for {email} the flight of booking {g.refer('booking', booking.id)}.")
     g.call("get_booking", booking_id=booking.id)
     g.call("book_flight", flight_id=booking.flight, email=email)
-    g.trap("book_flight", flight_id=_flight(g).id, email=email)
+    for _ in range(TWINS):
+        g.trap("book_flight", flight_id=_flight(g).id, email=email)
 
 
 @travel.goal(booking=1)
 def passengers(g: Draft, by: str) -> None:
-    booking, twin = _case(g)
+    booking, (twin, *_) = _case(g)
     g.say(f"Tell the passengers of booking {g.refer('booking', booking.id)} and booking {twin.id}.")
     g.call("get_bookings", booking_ids=[booking.id, twin.id])
     g.expect("passenger", booking.passenger)
