@@ -388,3 +388,300 @@ def tree(p: Play) -> None:
             return
         closed = [n for n in p.nodes if "expandable" in n.marks or "closed" in n.marks]
         p.act("click", element=closed[0].number)
+
+
+@solver("ascending-numbers")
+def ascending(p: Play) -> None:
+    for text in sorted((n.text for n in p.nodes if n.text.isdecimal()), key=int):
+        p.click(text)
+
+
+@solver("button-delay")
+def two_buttons(p: Play) -> None:
+    p.click("ONE")
+    for _ in range(int(p.asked(r"wait (\d+) second")) - 1):
+        p.act("wait")
+    p.click("TWO")
+
+
+@solver("click-menu")
+def menu(p: Play) -> None:
+    *way, last = p.asked(r"Select (.*)").split(">")
+    for text in way:
+        p.act("hover", element=p.find(text).number)
+    p.click(last)
+
+
+@solver("drag-sort-numbers")
+def sort_numbers(p: Play) -> None:
+    for place in range(len(p.asked(r"(Sort)"))):  # more places than there are numbers do no harm
+        items = [n for n in p.nodes if re.fullmatch(r"-?\d+", n.text)]
+        least = min(items[place:], key=lambda n: int(n.text), default=None)
+        if least is None:
+            break
+        _move(p, items, least, place)
+    p.submit()
+
+
+def _move(p: Play, items: list[Node], item: Node, place: int) -> None:
+    """Drag an item of a list to a place of it."""
+    if items[place] != item:
+        x, y, _, height = item.box
+        down = place > items.index(item)
+        edge = items[place].box[1] + (items[place].box[3] + 2 if down else -2)
+        p.act("drag", x=x + 5, y=y + height // 2, to_x=x + 5, to_y=edge)
+
+
+@solver("drag-items")
+def drag_item(p: Play) -> None:
+    place = int(p.asked(r"(\d+)(?:st|nd|rd|th)")) - 1
+    items = [n for n in p.nodes if n.tag == "div" and n.text]
+    _move(p, items, next(n for n in items if n.text == p.asked(r"Drag (\w+)")), place)
+
+
+@solver("drag-box")
+def drag_box(p: Play) -> None:
+    p.act("drag_to", element=p.find("s").number, to=p.find("L").number)
+    p.submit()
+
+
+@solver("use-slider", "use-slider-2")
+def sliders(p: Play) -> None:
+    for at, wanted in enumerate(map(int, re.findall(r"-?\d+", p.words))):
+        _slide(p, wanted, at)
+    p.submit()
+
+
+def _slide(p: Play, wanted: int, at: int = 0) -> None:
+    """Set a slider by the arrow keys, once its handle has the focus."""
+    p.click(mark=".ui-slider-handle", at=at)
+    for _ in range(400):
+        value = int([n for n in p.nodes if n.marks.startswith("#val")][at].text)
+        if value == wanted:
+            break
+        p.act("press", key="ArrowRight" if value < wanted else "ArrowLeft")
+
+
+@solver("form-sequence")
+def slider_and_box(p: Play) -> None:
+    _slide(p, int(p.asked(r"Select (-?\d+)")))
+    p.click(mark="#checkbox-" + p.asked(r"the (\d)"))
+    p.submit()
+
+
+@solver("form-sequence-2")
+def radio_and_text(p: Play) -> None:
+    radios = [n.number for n in p.nodes if "radio" in n.rest]
+    p.act("click", element=radios[int(p.asked(r"the (\d)\w+ radio")) - 1])
+    p.fill(p.quoted[0], "#input-" + p.asked(r"the (\d)\w+ textbox"))
+    p.submit()
+
+
+@solver("form-sequence-3")
+def dropdown_and_button(p: Play) -> None:
+    p.act("select", element=p.find(tag="select").number, options=[p.asked(r"Choose (.*) from")])
+    p.click(p.quoted[0], "button")
+
+
+@solver("multi-layouts", "multi-orderings")
+def movie(p: Play) -> None:
+    genre, director, year = re.search(r"for (.*) movies directed by (.*) from year (\d+)", p.words).groups()  # type: ignore[union-attr]
+    for label, text in (("Genre", genre), ("Director", director), ("Year", year)):
+        nodes = p.nodes
+        at = next(i for i, n in enumerate(nodes) if n.text.strip(": ").lower() == label.lower())
+        p.act("fill", element=next(n.number for n in nodes[at:] if n.tag == "input"), text=text)
+    p.click("Submit")
+
+
+@solver("copy-paste-2")
+def copy_nth(p: Play) -> None:
+    text = re.search(r'value "(.*)"', p.find(mark="#text-" + p.asked(r"(\d)")).rest)
+    p.fill(text[1] if text else "", tag="input")
+    p.submit()
+
+
+@solver("text-transform")
+def transformed(p: Play) -> None:
+    p.fill("".join(n.text for n in p.nodes if n.tag == "span"))
+    p.submit()
+
+
+@solver("find-word")
+def nth_word(p: Play) -> None:
+    p.fill(p.find(tag="p").text.split()[int(p.asked(r"(\d+)")) - 1].strip(".,"))
+    p.submit()
+
+
+@solver("scroll-text")
+def last_word(p: Play) -> None:
+    p.fill(p.find(tag="textarea").text.split()[-1].strip(".,"))
+    p.submit()
+
+
+@solver("read-table-2")
+def labels(p: Play) -> None:
+    nodes = p.nodes
+    cells = [n.text for n in nodes if n.tag == "td"]
+    for at, node in enumerate(nodes):
+        if node.tag == "label":
+            p.act("fill", element=nodes[at + 1].number, text=cells[cells.index(node.text.strip(":")) + 1])
+    p.submit()
+
+
+@solver("generate-number")
+def generate(p: Play) -> None:
+    limit = re.search(r"(greater|less) than (-?\d+)", p.words)
+    for _ in range(60):
+        p.click("Generate")
+        shown = p.find(mark="#display-number").text
+        if not re.fullmatch(r"-?\d+", shown):
+            continue
+        number = int(shown)
+        if limit:
+            fits = number > int(limit[2]) if limit[1] == "greater" else number < int(limit[2])
+        else:
+            fits = number % 2 == ("odd" in p.words)
+        if fits:
+            break
+    p.submit()
+
+
+@solver("grid-coordinate")
+def coordinate(p: Play) -> None:
+    p.click(mark="#" + p.asked(r"(\(.*\))"))
+
+
+@solver("buy-ticket")
+def ticket(p: Play) -> None:
+    durations = [int(h) * 60 + int(m) for n in p.nodes for h, m in re.findall(r"^(\d+)h (\d+)m$", n.text)]
+    prices = [int(n.text.split("$")[1]) for n in p.nodes if "$" in n.text]
+    by = prices if re.search("cheap|expensive|cost|price", p.words) else durations
+    best = max(by) if re.search("longest|most|expensive", p.words) else min(by)
+    p.click(tag="button", at=by.index(best))
+
+
+@solver("click-scroll-list")
+def scroll_list(p: Play) -> None:
+    p.act("select", element=p.find(tag="select").number, options=p.asked(r"Select (.*) from").split(", "))
+    p.submit()
+
+
+@solver("visual-addition")
+def add_blocks(p: Play) -> None:
+    p.fill(str(sum(".addition-block" in n.marks for n in p.nodes)))
+    p.submit()
+
+
+@solver("click-shades")
+def shades(p: Play) -> None:
+    channel = ("red", "green", "blue").index(p.asked(r"shades of (\w+)"))
+    for node in p.nodes:
+        if found := re.search(r"rgb\((\d+), (\d+), (\d+)\)", node.rest):
+            levels = [int(level) for level in found.groups()]
+            if levels[channel] == max(levels):
+                p.act("click", element=node.number)
+    p.submit()
+
+
+@solver("click-tab-2-hard")
+def hard_tabs(p: Play) -> None:
+    link_in_tab(p)
+
+
+@solver("social-media")
+def one_post(p: Play) -> None:
+    user, button = p.asked(r"user (@\w+)"), p.quoted[0]
+    mark = f".{button.lower()}" if button in ("Reply", "Retweet", "Like") else ".more"
+    at = next(i for i, n in enumerate(p.nodes) if n.text == user)
+    p.act("click", element=next(n.number for n in p.nodes[at:] if mark in n.marks))
+    if mark == ".more":
+        p.act("click", element=next(n.number for n in p.nodes if n.tag == "li" and n.text.startswith(button)))
+
+
+@solver("social-media-all", "social-media-some")
+def posts(p: Play) -> None:
+    user, mark = p.asked(r"by (@\w+)"), f".{p.quoted[0].lower()}"
+    most = int(found[1]) if (found := re.search(r"on (\d+) post", p.words)) else 1000
+    nodes = p.nodes
+    for at in [i for i, n in enumerate(nodes) if n.text == user][:most]:
+        p.act("click", element=next(n.number for n in nodes[at:] if mark in n.marks))
+    p.submit()
+
+
+@solver("stock-market")
+def stock(p: Play) -> None:
+    limit = float(p.asked(r"\$([\d.]+\d)"))
+    for _ in range(130):
+        price = p.find(mark="#stock-price").text
+        if price and float(price[1:]) < limit:
+            break
+        p.act("wait")
+    p.click("Buy")
+
+
+@solver("tic-tac-toe")
+def tic_tac_toe(p: Play) -> None:
+    lines = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)]
+    for _ in range(5):
+        if "ended" in p.page:
+            return
+        cells = [n for n in p.nodes if n.marks.startswith("#ttt-")]
+        held = ["x" if ".mark-x" in n.marks else "o" if ".mark-o" in n.marks else "" for n in cells]
+
+        def worth(at: int, held: list[str] = held) -> tuple[int, ...]:
+            mine = [sum(held[i] == "x" for i in line) for line in lines if at in line and "o" not in [held[i] for i in line]]
+            other = [sum(held[i] == "o" for i in line) for line in lines if at in line and "x" not in [held[i] for i in line]]
+            return (mine.count(2), other.count(2), mine.count(1), len(mine))
+
+        free = [at for at in range(9) if not held[at]]
+        p.act("click", element=cells[max(free, key=worth)].number)
+
+
+@solver("hover-shape")
+def hover(p: Play) -> None:
+    for _ in range(40):
+        if "ended" in p.page:
+            return
+        p.act("hover", element=p.find(mark="#highlight").number)
+
+
+@solver("click-color")
+def color_box(p: Play) -> None:
+    wanted = p.asked(r"(rgb\(.*?\))")
+    p.act("click", element=next(n.number for n in p.nodes if f"color {wanted}" in n.rest))
+
+
+@solver("order-food")
+def food(p: Play) -> None:
+    dishes: list[list[Node]] = []
+    for node in p.nodes:
+        if node.marks == ".item-name":
+            dishes.append([])
+        if dishes:
+            dishes[-1].append(node)
+    if found := re.search(r"Order (\d+) items? that (?:is|are) (.*)", p.words):
+        kind = found[2].strip(".")
+        fitting = [d for d in dishes if any(f'"{kind}"' in n.rest for n in d)][: int(found[1])]
+    else:
+        wanted = p.words.removeprefix("Order ").strip(".")
+        fitting = [d for d in dishes if d[0].text in wanted]
+    for dish in fitting:
+        p.act("click", element=next(n.number for n in dish if ".add" in n.marks))
+    p.click("Order!")
+
+
+@solver("email-inbox-noscroll", "email-inbox", "email-inbox-star-reply", "email-inbox-forward", "email-inbox-reply")
+def mail(p: Play) -> None:
+    sender, nodes = p.asked(r"by (\w+)"), p.nodes
+    at = next(i for i, n in enumerate(nodes) if n.text == sender)
+    if re.search("important|trash|delete", p.words):
+        mark = ".star" if "important" in p.words else ".trash"
+        return p.act("click", element=next(n.number for n in nodes[at:] if mark in n.marks))
+    p.act("click", element=nodes[at].number)
+    if "reply" in p.words:
+        p.click(mark=".email-reply")
+        p.fill(p.quoted[0], tag="textarea")
+    else:
+        p.click(mark=".email-forward")
+        p.fill(p.asked(r"to (\w+)\.?$"), tag="input")
+    return p.click(mark="#send-reply" if "reply" in p.words else "#send-forward")
