@@ -221,9 +221,9 @@ def tab(p: Play) -> None:
     p.click("Tab #" + p.asked(r"#(\d)"))
 
 
-@solver("click-tab-2", "click-tab-2-easy", "click-tab-2-medium")
+@solver("click-tab-2", "click-tab-2-easy", "click-tab-2-medium", "click-tab-2-hard")
 def link_in_tab(p: Play) -> None:
-    for tab in [n for n in p.nodes if n.text.startswith("Tab #")]:
+    for tab in [n for n in p.nodes if ".ui-tabs-anchor" in n.marks]:
         p.click(tab.text)
         if _click_word(p):
             return
@@ -392,8 +392,9 @@ def tree(p: Play) -> None:
 
 @solver("ascending-numbers")
 def ascending(p: Play) -> None:
-    for text in sorted((n.text for n in p.nodes if n.text.isdecimal()), key=int):
-        p.click(text)
+    for node in sorted((n for n in p.nodes if n.text.isdecimal()), key=lambda n: int(n.text)):  # gone after the first
+        x, y, width, height = node.box
+        p.act("click_at", x=x + width // 2, y=y + height // 2)
 
 
 @solver("button-delay")
@@ -414,12 +415,9 @@ def menu(p: Play) -> None:
 
 @solver("drag-sort-numbers")
 def sort_numbers(p: Play) -> None:
-    for place in range(len(p.asked(r"(Sort)"))):  # more places than there are numbers do no harm
-        items = [n for n in p.nodes if re.fullmatch(r"-?\d+", n.text)]
-        least = min(items[place:], key=lambda n: int(n.text), default=None)
-        if least is None:
-            break
-        _move(p, items, least, place)
+    for place in range(sum(n.tag == "div" for n in p.nodes)):
+        items = [n for n in p.nodes if n.tag == "div"]
+        _move(p, items, min(items[place:], key=lambda n: int(n.text)), place)
     p.submit()
 
 
@@ -434,9 +432,11 @@ def _move(p: Play, items: list[Node], item: Node, place: int) -> None:
 
 @solver("drag-items")
 def drag_item(p: Play) -> None:
-    place = int(p.asked(r"(\d+)(?:st|nd|rd|th)")) - 1
     items = [n for n in p.nodes if n.tag == "div" and n.text]
-    _move(p, items, next(n for n in items if n.text == p.asked(r"Drag (\w+)")), place)
+    at = next(i for i, n in enumerate(items) if n.text == p.asked(r"Drag (\w+)"))
+    numbers = re.search(r"(\d+)(?:st|nd|rd|th)", p.words)
+    place = int(numbers[1]) - 1 if numbers else at + 1 if " down " in p.words else at - 1
+    _move(p, items, items[at], place)
 
 
 @solver("drag-box")
@@ -488,9 +488,9 @@ def movie(p: Play) -> None:
     genre, director, year = re.search(r"for (.*) movies directed by (.*) from year (\d+)", p.words).groups()  # type: ignore[union-attr]
     for label, text in (("Genre", genre), ("Director", director), ("Year", year)):
         nodes = p.nodes
-        at = next(i for i, n in enumerate(nodes) if n.text.strip(": ").lower() == label.lower())
+        at = next(i for i, n in enumerate(nodes) if n.text.lower().startswith(label.lower()))
         p.act("fill", element=next(n.number for n in nodes[at:] if n.tag == "input"), text=text)
-    p.click("Submit")
+    p.act("click", element=p.nodes[-1].number)
 
 
 @solver("copy-paste-2")
@@ -583,11 +583,6 @@ def shades(p: Play) -> None:
     p.submit()
 
 
-@solver("click-tab-2-hard")
-def hard_tabs(p: Play) -> None:
-    link_in_tab(p)
-
-
 @solver("social-media")
 def one_post(p: Play) -> None:
     user, button = p.asked(r"user (@\w+)"), p.quoted[0]
@@ -617,32 +612,6 @@ def stock(p: Play) -> None:
             break
         p.act("wait")
     p.click("Buy")
-
-
-@solver("tic-tac-toe")
-def tic_tac_toe(p: Play) -> None:
-    lines = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)]
-    for _ in range(5):
-        if "ended" in p.page:
-            return
-        cells = [n for n in p.nodes if n.marks.startswith("#ttt-")]
-        held = ["x" if ".mark-x" in n.marks else "o" if ".mark-o" in n.marks else "" for n in cells]
-
-        def worth(at: int, held: list[str] = held) -> tuple[int, ...]:
-            mine = [sum(held[i] == "x" for i in line) for line in lines if at in line and "o" not in [held[i] for i in line]]
-            other = [sum(held[i] == "o" for i in line) for line in lines if at in line and "x" not in [held[i] for i in line]]
-            return (mine.count(2), other.count(2), mine.count(1), len(mine))
-
-        free = [at for at in range(9) if not held[at]]
-        p.act("click", element=cells[max(free, key=worth)].number)
-
-
-@solver("hover-shape")
-def hover(p: Play) -> None:
-    for _ in range(40):
-        if "ended" in p.page:
-            return
-        p.act("hover", element=p.find(mark="#highlight").number)
 
 
 @solver("click-color")
@@ -679,9 +648,164 @@ def mail(p: Play) -> None:
         return p.act("click", element=next(n.number for n in nodes[at:] if mark in n.marks))
     p.act("click", element=nodes[at].number)
     if "reply" in p.words:
-        p.click(mark=".email-reply")
+        p.click("Reply")
         p.fill(p.quoted[0], tag="textarea")
     else:
-        p.click(mark=".email-forward")
+        p.click("Forward")
         p.fill(p.asked(r"to (\w+)\.?$"), tag="input")
     return p.click(mark="#send-reply" if "reply" in p.words else "#send-forward")
+
+
+@solver("drag-circle", "drag-single-shape")
+def drag_away(p: Play) -> None:
+    way = p.asked(r"(up|down|left|right)")
+    x, y, width, height = p.nodes[0].box
+    x, y = x + width // 2, y + height // 2
+    dx, dy = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}[way]
+    p.act("drag", x=x, y=y, to_x=x + 25 * dx, to_y=y + 25 * dy)
+    p.submit()
+
+
+@solver("drag-shapes")
+def drag_shapes(p: Play) -> None:
+    tag = {"circles": "circle", "rectangles": "rect", "triangles": "polygon"}[p.asked(r"all (\w+)")]
+    box = p.find(mark="#shape-container").number
+    for shape in [n.number for n in p.nodes if n.tag == tag and n.number != box]:
+        p.act("drag_to", element=shape, to=box)
+    p.submit()
+
+
+@solver("resize-textarea")
+def resize(p: Play) -> None:
+    x, y, width, height = p.find(mark=".ui-resizable-se").box
+    x, y = x + width // 2, y + height // 2
+    way = 1 if "larger" in p.words else -1
+    dx, dy = (0, 20 * way) if "height" in p.words else (20 * way, 0)
+    p.act("drag", x=x, y=y, to_x=x + dx, to_y=y + dy)
+    p.submit()
+
+
+@solver("draw-line")
+def line(p: Play) -> None:
+    x, y, width, height = p.find(tag="circle").box
+    x, y = x + width // 2, y + height // 2
+    dx, dy = (0, 20) if "vertical" in p.words else (20, 0)
+    p.act("drag", x=x - dx, y=y - dy, to_x=x + dx, to_y=y + dy)
+    p.submit()
+
+
+@solver("identify-shape")
+def shape(p: Play) -> None:
+    figure = p.nodes[0]
+    names = {"circle": "Circle", "rect": "Rectangle", "polygon": "Triangle"}
+    p.click("Number" if figure.text.isdecimal() else names.get(figure.tag, "Letter"), "button")
+
+
+@solver("simon-says")
+def simon(p: Play) -> None:
+    order: list[int] = []
+    still = 0
+    while still < 3:  # each wait goes on to the next button that lights up or goes out
+        p.act("wait")
+        pushed = [n.number for n in p.nodes if ".push" in n.marks]
+        order, still = order + pushed, 0 if pushed else still + 1
+    for number in order:
+        p.act("click", element=number)
+
+
+@solver("choose-date-nodelay", "choose-date", "choose-date-easy", "choose-date-medium")
+def date(p: Play) -> None:
+    month, day, year = map(int, p.asked(r"([\d/]+)").split("/"))
+    p.click(mark="#datepicker")
+    _pick(p, month, day, year)
+    p.submit()
+
+
+def _pick(p: Play, month: int, day: int, year: int) -> None:
+    """Choose a day of the calendar that is shown."""
+    names = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+             "November", "December")  # fmt: skip
+    for _ in range(40):
+        shown = names.index(p.find(mark=".ui-datepicker-month").text) + 12 * int(
+            p.find(mark=".ui-datepicker-year").text
+        )
+        ahead = month - 1 + 12 * year - shown
+        if not ahead:
+            break
+        p.click(mark=".ui-datepicker-next" if ahead > 0 else ".ui-datepicker-prev")
+    p.click(str(day), "a")
+
+
+@solver("search-engine")
+def search(p: Play) -> None:
+    p.fill(p.quoted[0], "#search-text")
+    p.click("Search", "button")
+    left = int(p.asked(r"the (\d+)\w+ search result")) - 1
+    for _ in range(10):
+        titles = [n for n in p.nodes if ".search-title" in n.marks]
+        if left < len(titles):
+            return p.act("click", element=titles[left].number)
+        left -= len(titles)
+        p.click(">")
+    return None
+
+
+@solver("count-shape")
+def count_shapes(p: Play) -> None:
+    asked = p.asked(r"How many (.*) are there").split()
+    buttons = [n for n in p.nodes if n.tag == "button"]
+    shapes = [n for n in p.nodes if n.tag != "button"]
+    kinds = {"circle": "circle", "rectangle": "rect", "triangle": "polygon"}
+    colors = {"red": "255, 0, 0", "green": "0, 128, 0", "blue": "0, 0, 255", "aqua": "0, 255, 255", "black": "0, 0, 0",
+              "magenta": "255, 0, 255", "yellow": "255, 255, 0"}  # fmt: skip
+
+    def fits(node: Node, word: str) -> bool:
+        word = word.rstrip("s") if word not in kinds else word
+        if word in ("large", "small"):
+            tall = node.box[3] >= (18 if node.tag == "text" else 15)
+            return tall == (word == "large")
+        if word in colors:
+            return f"rgb({colors[word]})" in node.rest
+        if word in kinds:
+            return node.tag == kinds[word]
+        if word in ("letter", "number", "digit"):
+            return node.tag == "text" and node.text.isdecimal() == (word != "letter")
+        return word in ("item", "shape") or (node.tag == "text" and node.text == word)
+
+    count = sum(all(fits(node, word) for word in asked) for node in shapes)
+    p.click(str(count), "button") if any(b.text == str(count) for b in buttons) else None
+
+
+@solver("terminal")
+def terminal(p: Play) -> None:
+    ending = found[1] if (found := re.search(r"extension (\.\w+)", p.words)) else ""
+
+    def enter(line: str) -> None:
+        p.fill(line, "#terminal-target")
+        p.act("press", key="Enter")
+
+    enter("ls")
+    names = [word for n in p.nodes if ".output" in n.marks for word in n.text.split()]
+    fitting = [name for name in names if (name.endswith(ending) if ending else "." not in name and name.isalpha())]
+    enter(f"rm {fitting[-1]}")
+
+
+@solver("email-inbox-forward-nl", "email-inbox-forward-nl-turk")
+def forward(p: Play) -> None:
+    senders = [n.text for n in p.nodes if n.marks == ".email-sender"]
+    sender = next(name for name in senders if re.search(rf"\b{name}\b", p.words))
+    others = [w for w in re.findall(r"\b[A-Z][a-z]+\b", p.words) if w != sender]
+    p.click(sender)
+    p.click("Forward")
+    p.fill(others[-1], tag="input")
+    p.click(mark="#send-forward")
+
+
+@solver("click-pie-nodelay", "click-pie")
+def pie(p: Play) -> None:
+    for _ in range(4):
+        found = [n for n in p.nodes if n.tag == "tspan" and n.text == p.quoted[0] and n.box[2] > 2]
+        if found:
+            return p.act("click", element=found[0].number)
+        p.click("+") if any(n.text == "+" for n in p.nodes) else p.act("wait")
+    return None

@@ -868,7 +868,7 @@ def wob():
     if MISSING:
         pytest.skip(MISSING)
     try:
-        env = make(tasks="miniwob")
+        env = make(tasks="miniwob", max_turns=200)
     except ImportError as error:
         if os.environ.get("AGENT_GYM_REQUIRE_BROWSER"):
             raise
@@ -881,7 +881,13 @@ def test_the_package_has_more_than_a_hundred_tasks(wob):
     assert len(wob.unwrapped.sites) >= 100
 
 
-@pytest.mark.parametrize("name", ["click-button", "enter-text", "click-checkboxes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "click-button", "enter-text", "click-checkboxes", "click-menu", "drag-box", "drag-items", "social-media",
+        "stock-market", "simon-says", "use-slider",
+    ],
+)  # fmt: skip
 def test_a_script_solves_it(wob, name):
     from miniwob_solvers import solve
 
@@ -889,6 +895,40 @@ def test_a_script_solves_it(wob, name):
         assert solve(wob, name, seed) == {
             "status": "pass", "reason": "passed", "score": 1.0, "diagnostics": [], "trust": "strong",
         }  # fmt: skip
+
+
+def test_pictures_show_what_they_stand_for(wob):
+    text, _ = wob.reset(options={"task": "order-food-0"})
+    assert re.search(r'^\[\d+\] img alt "meat" title "meat"$', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("drag-items", 'div "'), ("click-menu", "div#ui-id"), ("drag-box", "div#d")]
+)
+def test_what_can_be_dragged_or_pointed_at_has_its_place(wob, name, line):
+    text, _ = wob.reset(options={"task": f"{name}-0"})
+    lines = [found for found in text.splitlines() if line in found]
+    assert lines
+    assert all(re.search(r" at \d+,\d+ \d+x\d+$", found) for found in lines)
+
+
+def test_the_mouse_stays_where_it_hovers(wob):
+    text, _ = wob.reset(options={"task": "click-menu-0"})
+    first = int(re.search(r'\[(\d+)\] div\S* "Xaviera"', text)[1])
+    assert '"Laurie"' not in text.partition("\n")[2]
+    assert '"Laurie"' in wob.step(call("hover", element=first))[0]
+    assert "has no element 999" in wob.step(call("hover", element=999))[0]
+    assert "has no element 999" in wob.step(call("drag_to", element=first, to=999))[0]
+
+
+def test_the_clock_stops_at_the_next_tick_of_a_page(wob):
+    """The stock's price changes ten times a second, a lamp of the other page is on for a quarter of one."""
+    wob.reset(options={"task": "stock-market-0"})
+    points = [wob.step(call("wait"))[0].count("circle.plot-point") for _ in range(5)]
+    assert points == [1, 2, 3, 4, 5]
+    wob.reset(options={"task": "simon-says-0"})
+    lit = [wob.step(call("wait"))[0].count(".push") for _ in range(6)]
+    assert lit == [1, 0, 1, 0, 1, 0]
 
 
 def test_miniwob_is_seeded(wob):

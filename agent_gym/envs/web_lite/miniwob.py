@@ -28,9 +28,9 @@ __all__ = ["MiniWoBEnv", "MiniWoBTask", "Screen", "page_names", "reexecute"]
 
 SIZE = {"width": 500, "height": 320}
 STEP_MS = 1000
-"""What the page's clock goes on by after each action, unless the page itself ticks faster."""
+"""What the page's clock goes on by after each action, unless a timer of the page is due before."""
 FRAME_MS = 50
-"""Timers that are faster still draw an animation: they are no tick."""
+"""A timer of less is no tick: it draws an animation."""
 MOST_MOVES = 5
 """So often the mouse follows an element that moves under it."""
 NO_TIMEOUT_MS = 2_000_000_000
@@ -57,12 +57,20 @@ NOTED = """(() => {
     return listen.call(this, kind, ...rest);
   };
   const ticks = window[Symbol.for('agent_gym.ticks')] = new Map();
-  const start = window.setInterval, stop = window.clearInterval;
-  window.setInterval = (fn, ms, ...rest) => { const id = start(fn, ms, ...rest); ticks.set(id, ms); return id; };
-  window.clearInterval = id => { ticks.delete(id); stop(id); };
+  const note = (start, stop, left) => {
+    const [begin, end] = [window[start], window[stop]];
+    window[start] = (fn, ms, ...rest) => {
+      const id = begin(fn, ms, ...rest), at = Date.now();
+      ticks.set(id, () => left(ms, Date.now() - at));
+      return id;
+    };
+    window[stop] = id => { ticks.delete(id); end(id); };
+  };
+  note('setInterval', 'clearInterval', (ms, gone) => ms);
+  note('setTimeout', 'clearTimeout', (ms, gone) => ms - gone);
 })();"""
 STEP = """([step, frame]) => Math.min(
-  step, ...Array.from(window[Symbol.for('agent_gym.ticks')].values()).filter(ms => ms >= frame)
+  step, ...Array.from(window[Symbol.for('agent_gym.ticks')].values(), left => left()).filter(ms => ms >= frame)
 )"""
 # Pictures that a style brings in only under the mouse: once they are there, nothing moves when they show.
 PICTURES = """() => Promise.all(Array.from(document.styleSheets).flatMap(sheet => {
@@ -224,7 +232,7 @@ def drag_to(element: int, to: int) -> None:
 
 
 def wait() -> None:
-    """Let a second pass, or one tick of a page that ticks faster."""
+    """Let a second pass, or less: up to the page's next tick."""
 
 
 TOOLS = {
@@ -382,10 +390,10 @@ class MiniWoBEnv(OnePage, ToolEnv):
         return handle
 
     def _point(self, number: int) -> tuple[Any, float, float]:
-        """Move the mouse onto an element; where it is a moment after, as pages move what the mouse is on."""
-        handle = self._find(number)
+        """Move the mouse onto an element, and after it where the page moves it for that."""
         place: list[float] = []
         for _ in range(MOST_MOVES):
+            handle = self._find(number)
             before, place = place, handle.evaluate(CENTRE)
             if place == before:
                 break
@@ -447,9 +455,8 @@ class MiniWoBEnv(OnePage, ToolEnv):
         elif tool == "hover":
             self._point(given["element"])
         elif tool == "drag_to":
-            target = self._find(given["to"])
-            target.evaluate(CENTRE)
-            handle = self._find(given["element"])
+            handle, target = self._find(given["element"]), self._find(given["to"])
+            target.evaluate(CENTRE)  # into view, if one can see both
             self._drag(*handle.evaluate(CENTRE), *target.evaluate(CENTRE))
 
     # ---- what ToolEnv asks for ----
