@@ -433,9 +433,10 @@ def _move(p: Play, items: list[Node], item: Node, place: int) -> None:
 @solver("drag-items")
 def drag_item(p: Play) -> None:
     items = [n for n in p.nodes if n.tag == "div" and n.text]
-    at = next(i for i, n in enumerate(items) if n.text == p.asked(r"Drag (\w+)"))
+    at = next(i for i, n in enumerate(items) if n.text == p.asked(r"Drag ([\w-]+)"))
     numbers = re.search(r"(\d+)(?:st|nd|rd|th)", p.words)
-    place = int(numbers[1]) - 1 if numbers else at + 1 if " down " in p.words else at - 1
+    places = {"top": 0, "bottom": len(items) - 1, "up": at - 1, "down": at + 1}
+    place = int(numbers[1]) - 1 if numbers else places[p.asked(r"\b(top|bottom|up|down)\b")]
     _move(p, items, items[at], place)
 
 
@@ -486,10 +487,10 @@ def dropdown_and_button(p: Play) -> None:
 @solver("multi-layouts", "multi-orderings")
 def movie(p: Play) -> None:
     genre, director, year = re.search(r"for (.*) movies directed by (.*) from year (\d+)", p.words).groups()  # type: ignore[union-attr]
-    for label, text in (("Genre", genre), ("Director", director), ("Year", year)):
-        nodes = p.nodes
-        at = next(i for i, n in enumerate(nodes) if n.text.lower().startswith(label.lower()))
-        p.act("fill", element=next(n.number for n in nodes[at:] if n.tag == "input"), text=text)
+    texts = {"genre": genre, "director": director, "year": year, "date": year}
+    labels = [word for n in p.nodes for word in texts if word in n.text.lower()]
+    for at, label in enumerate(labels):  # before its field or after it
+        p.fill(texts[label], at=at)
     p.act("click", element=p.nodes[-1].number)
 
 
