@@ -617,8 +617,13 @@ def stock(p: Play) -> None:
 
 @solver("click-color")
 def color_box(p: Play) -> None:
-    wanted = p.asked(r"(rgb\(.*?\))")
-    p.act("click", element=next(n.number for n in p.nodes if f"color {wanted}" in n.rest))
+    colors = {"red": "255, 0, 0", "blue": "0, 0, 255", "olive": "128, 128, 0", "lime": "0, 255, 0", "black": "0, 0, 0",
+              "white": "255, 255, 255", "grey": "128, 128, 128", "purple": "128, 0, 128", "orange": "255, 165, 0",
+              "yellow": "255, 255, 0", "cyan": "0, 255, 255", "pink": "255, 192, 203",
+              "magenta": "255, 0, 255"}  # fmt: skip
+    named = re.search(r"the (\w+) colored box", p.words)
+    wanted = colors[named[1]] if named else p.asked(r"rgb\((.*?)\)")
+    p.act("click", element=next(n.number for n in p.nodes if f"color rgb({wanted})" in n.rest))
 
 
 @solver("order-food")
@@ -793,8 +798,9 @@ def terminal(p: Play) -> None:
 
 @solver("email-inbox-forward-nl", "email-inbox-forward-nl-turk")
 def forward(p: Play) -> None:
-    senders = [n.text for n in p.nodes if n.marks == ".email-sender"]
-    sender = next(name for name in senders if re.search(rf"\b{name}\b", p.words))
+    senders = {n.text for n in p.nodes if n.marks == ".email-sender"}
+    names = re.findall(r"(?:from|by) ([A-Z]\w+)|\b([A-Z]\w+)'s", p.words)
+    sender = next(name for pair in names for name in pair if name in senders)
     others = [w for w in re.findall(r"\b[A-Z][a-z]+\b", p.words) if w != sender]
     p.click(sender)
     p.click("Forward")
