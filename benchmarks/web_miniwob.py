@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,8 @@ from miniwob_solvers import SOLVERS, solve
 from agent_gym import Call
 
 TURNS = 15
+"""Of a random episode."""
+SOLVER_TURNS = 500
 
 
 def random_episode(env: gym.Env, task_id: str, seed: int) -> tuple[list[str], dict[str, Any]]:
@@ -70,50 +73,56 @@ def look_at(env: gym.Env, name: str) -> dict[str, Any]:
     return row
 
 
-def solvers(env: gym.Env, seeds: int) -> dict[str, int]:
-    """How many seeds each script solves."""
-    found = {}
-    for name in SOLVERS:
-        passed = 0
-        for seed in range(seeds):
-            try:
-                passed += solve(env, name, seed)["status"] == "pass"
-            except (LookupError, StopIteration, ValueError):  # the script did not find what it looked for
-                continue
-        found[name] = passed
-        print(f"{name:<28} solved on {passed} of {seeds} seeds", file=sys.stderr)
-    return found
+def solved_seeds(env: gym.Env, name: str, seeds: int) -> int:
+    """On how many seeds a script solves a task."""
+    passed = 0
+    for seed in range(seeds):
+        try:
+            passed += solve(env, name, seed)["status"] == "pass"
+        except (LookupError, RuntimeError, StopIteration, ValueError):  # the script did not find what it looked for
+            continue
+    return passed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each scripted solver (5)")
     parser.add_argument("--tasks", nargs="*", help="only these tasks")
-    parser.add_argument("--out", help="write the rows to this JSON file")
+    parser.add_argument("--out", help="write the rows to this JSON file; what it has already is not run again")
     args = parser.parse_args(arguments)
-    env, started = gym.make("WebLite-v0", tasks="miniwob", max_turns=TURNS + 2, disable_env_checker=True), time.time()
-    rows = []
+    started, old = time.time(), {}
+    if args.out and Path(args.out).exists():
+        old = json.loads(Path(args.out).read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, Any]] = {row["task"]: row for row in old.get("rows", [])}
+    solved: dict[str, int] = old.get("solved", {})
+    env, long = (
+        gym.make("WebLite-v0", tasks="miniwob", max_turns=turns, disable_env_checker=True)
+        for turns in (TURNS + 2, SOLVER_TURNS)
+    )
     for name in args.tasks or env.unwrapped.sites:  # type: ignore[attr-defined]
-        rows.append(look_at(env, name))
-        print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), file=sys.stderr, flush=True)
-    solved = solvers(env, args.seeds) if not args.tasks else {}
+        if name in SOLVERS and name not in solved:
+            solved[name] = solved_seeds(long, name, args.seeds)
+            print(f"{name:<28} solved on {solved[name]} of {args.seeds} seeds", file=sys.stderr, flush=True)
+        if name not in rows:
+            rows[name] = look_at(env, name)
+            print(" ".join(f"{key}={value}" for key, value in rows[name].items()), file=sys.stderr, flush=True)
+        count = {
+            "tasks": len(rows),
+            "load": sum(row.get("loads", False) for row in rows.values()),
+            "show_elements": sum(row.get("elements", 0) > 0 for row in rows.values()),
+            "same_seed_same_page": sum(row.get("seeded", False) for row in rows.values()),
+            "other_seed_other_page": sum(row.get("varies", False) for row in rows.values()),
+            "same_actions_same_episode": sum(row.get("repeats", False) for row in rows.values()),
+            "reward_seen_in_random_play": sum(bool(row.get("rewards")) for row in rows.values()),
+            "solved_on_all_seeds": sum(passed == args.seeds for passed in solved.values()),
+            "seconds": old.get("count", {}).get("seconds", 0) + round(time.time() - started),
+        }
+        if args.out:
+            text = json.dumps({"count": count, "solved": solved, "rows": list(rows.values())}, indent=1)
+            Path(args.out).write_text(text + "\n", encoding="utf-8")
     env.close()
-    count = {
-        "tasks": len(rows),
-        "load": sum(row.get("loads", False) for row in rows),
-        "show_elements": sum(row.get("elements", 0) > 0 for row in rows),
-        "same_seed_same_page": sum(row.get("seeded", False) for row in rows),
-        "other_seed_other_page": sum(row.get("varies", False) for row in rows),
-        "same_actions_same_episode": sum(row.get("repeats", False) for row in rows),
-        "reward_seen_in_random_play": sum(bool(row.get("rewards")) for row in rows),
-        "solved_on_all_seeds": sum(passed == args.seeds for passed in solved.values()),
-        "seconds": round(time.time() - started),
-    }
-    text = json.dumps({"count": count, "solved": solved, "rows": rows}, indent=1)
+    long.close()
     print(json.dumps(count, indent=1))
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,15 +15,17 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import agent_gym
 from agent_gym import Call, Delete, ToolCache, counterfactuals, restore, snapshot, state_hash
 from agent_gym.envs.web_lite import chromium
+from agent_gym.envs.web_lite.actions import act
+from agent_gym.envs.web_lite.dom import DomBackend
 from agent_gym.envs.web_lite.env import TOOLS
 from agent_gym.envs.web_lite.page import Control, canonical_path, number_elements
-from agent_gym.envs.web_lite.site import Request
+from agent_gym.envs.web_lite.site import Request, signed, unsigned
 from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.tasks import compose, composition_split
 from agent_gym.formats import HermesParser
@@ -123,7 +126,7 @@ def test_same_seed_same_bytes():
 def test_a_site_is_a_pure_function(name):
     site, tables = SITES[name], compose("train", 2, 0, (name,)).world.tables
     before = (tables.hash, pickle.dumps(tables))
-    addresses = ["/", "/?page=2", "/?q=a&page=9999999", "/nowhere", *site.nav.values()]
+    addresses = ["/", "/?page=2", "/nowhere", signed(tables, "/?q=a&page=9999999"), *site.nav.values()]
     for address in addresses:
         first, second = (site.respond(tables, Request(address)) for _ in range(2))
         assert first == second
@@ -143,7 +146,8 @@ def test_user_text_is_shown_and_never_read_as_markup():
     observation, *_ = search(env, evil)
     assert re.search(rf'textbox "Search" \[\d+\] value "{re.escape(evil)}"', observation)
     assert "Nothing found." in observation
-    env.step(call("go_to", path="/mail/00"))
+    env.step(call("go_to", path="/"))
+    click(env, next(e.control.name for e in page(env).elements.values() if e.control.target.startswith("/mail/")))
     env.step(call("fill", element=number(env, "Reply"), text=evil))
     observation, *_ = click(env, "Send")
     assert f"You replied: {evil}" in observation
@@ -158,7 +162,7 @@ def test_numbers_differ_between_elements_and_tasks_but_not_between_pages():
     env = make(sites=["shop"], difficulty=1)
     env.reset(seed=0)
     cart = number(env, "Cart")
-    env.step(call("go_to", path="/?page=2"))
+    env.step(call("go_to", path="/nowhere"))
     assert number(env, "Cart") == cart
 
 
@@ -299,6 +303,123 @@ def test_the_oracle_makes_as_many_calls_as_asked(level):
     for seed in range(5):
         env.reset(seed=seed)
         assert len(env.unwrapped.oracle()) == level + 1
+
+
+def walk(world, calls):
+    """The worlds that some calls lead through on the dom backend; it ends where one of them is refused."""
+    worlds, backend = [world], DomBackend()
+    for name, arguments in calls:
+        try:
+            worlds.append(worlds[-1].apply(act(backend, worlds[-1], name, arguments)))
+        except ToolError:
+            break
+    return worlds
+
+
+def passes(task, calls):
+    """Whether these calls do what is asked, and show what is asked for."""
+    worlds = walk(task.world, calls)
+    told = any((task.answer or "") in DomBackend().show(world).text for world in worlds)
+    return len(worlds) == len(calls) + 1 and told and not worlds[-1].tables.differences(task.goal)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_no_step_of_the_oracle_is_needless(split):
+    for seed in range(100):
+        task = compose(split, 1 + seed % 8, seed, tuple(SITES))
+        calls = [(call.name, call.arguments) for call in task.calls]
+        assert passes(task, calls)
+        for count in range(1, len(calls) + 1):
+            for left_out in itertools.combinations(range(len(calls)), count):
+                assert not passes(task, [c for at, c in enumerate(calls) if at not in left_out]), (task.id, left_out)
+
+
+def made_up(task):
+    """Addresses that one who knows how the site is built can put together from the request."""
+    names, days = re.findall(r'"([^"]*)"', task.words), ["", *re.findall(r"\?day=.*|\d{4}-\d\d-\d\d", task.words)]
+    keys = [f"{at:02}" for at in range(25)]
+    every = [f"/?q={name}" for name in names] + [f"/?page={n}" for n in range(2, 6)] + ["/?color=red", "/checkout"]
+    every += [f"/room/{name}?day={day}" for name in names for day in days]
+    every += [address for key in keys for address in (f"/mail/{key}", f"/article/{key}", f"/user/{key}/delete")]
+    return [*every, *(f"/user/{key}" for key in keys), *SITES[task.world.site].nav.values()]
+
+
+def shorter(task, most):
+    """A breadth-first search for a solution of at most so many calls: everything that can be clicked, everything that
+    the request names written into every field, every address made up. What changes anything else is not followed.
+    """
+    wanted, backend = task.world.tables.differences(task.goal), DomBackend()
+    words = re.findall(r'"([^"]*)"|(\d{4}-\d\d-\d\d)|\b(\d+)\b', task.words)
+    words, addresses = [next(filter(None, found)) for found in words], made_up(task)
+    told_at = [w.path for w in walk(task.world, [(c.name, c.arguments) for c in task.calls])
+               if (task.answer or "") in backend.show(w).text]  # fmt: skip
+    layer, seen = [(task.world, task.answer is None)], set()
+    for _ in range(most):
+        following = []
+        for world, told in layer:
+            calls = [("back", {}), *(("go_to", {"path": path}) for path in addresses)]
+            for element in backend.show(world).elements.values():
+                number, options = {"element": element.number}, element.control.options
+                calls.append(("click", number))
+                if element.control.role == "textbox":
+                    calls += [("fill", number | {"text": word}) for word in words]
+                calls += [("select", number | {"option": o}) for o in options if re.search(rf"\b{o}\b", task.words)]
+            for name, arguments in calls:
+                for after in walk(world, [(name, arguments)])[1:]:
+                    changed = after.tables.differences(task.world.tables)
+                    if any(
+                        not any(f"{p}.".startswith(f"{q}.") or f"{q}.".startswith(f"{p}.") for q in wanted)
+                        for p in changed
+                    ):
+                        continue
+                    knows = told or after.path in told_at
+                    if knows and not after.tables.differences(task.goal):
+                        return True
+                    if (after.hash, knows) not in seen:
+                        seen.add((after.hash, knows))
+                        following.append((after, knows))
+        layer = following
+    return False
+
+
+@pytest.mark.parametrize("level", [2, 3, 4])
+def test_no_address_that_can_be_made_up_is_a_short_cut(level):
+    for seed in range(5):
+        task = compose("train", level, seed, tuple(SITES))
+        assert not shorter(task, level - 1), task.id
+
+
+def test_only_the_pages_of_the_menu_open_by_an_address_alone():
+    opened = 0
+    for seed in range(40):
+        task = compose("train", 2 + seed % 7, seed, tuple(SITES))
+        site = SITES[task.world.site]
+        for world in walk(task.world, [(call.name, call.arguments) for call in task.calls]):
+            shown, bare = site.view(world.tables, world.path), unsigned(world.path)
+            assert "Page not found" not in shown
+            assert ("Page not found" in site.view(world.tables, bare)) == (bare not in site.nav.values())
+            assert "Page not found" in site.view(world.tables, f"{bare}{'&' if '?' in bare else '?'}sid=1000000")
+            (secret,) = task.world.tables.tables["session"]
+            assert secret not in DomBackend().show(world).text
+            opened += bare not in site.nav.values()
+    assert opened > 40
+
+
+def test_the_shortest_order_of_the_goals_is_the_declared_one():
+    """Tell "A"'s e-mail, suspend "B": the other way round one need not come back to the list."""
+    for seed in range(300):
+        task = compose("train", 2, seed, ("admin",))
+        if task.composition == ("admin.email:here", "admin.suspend:here"):
+            assert task.steps[0][1].split()[0] == "Suspend"
+            return
+    pytest.fail("no such task in 300 seeds")
+
+
+def test_what_an_article_is_made_of_cannot_be_guessed():
+    answers = [task.answer for seed in range(200) if "shop.material:far" in
+               (task := compose("train", 3, seed, ("shop",))).composition]  # fmt: skip
+    assert len(answers) > 20
+    assert len(set(answers)) > 0.9 * len(answers)
 
 
 def test_search_is_cheaper_than_paging():
@@ -482,7 +603,7 @@ def test_snapshots_share_the_tables():
     env = make(sites=["admin"], difficulty=8)
     env.reset(seed=0)
     before = env.unwrapped._world
-    env.step(call("go_to", path="/?page=2"))
+    click(env, "Next page")
     assert env.unwrapped._world.tables is before.tables
 
 
@@ -617,6 +738,63 @@ def test_both_backends_do_the_same():
         real.close()
 
 
+PARTS = st.one_of(
+    st.sampled_from(
+        ["", "mail", "00", "style.css", "archive", "room", "..", ".", "%2e%2e", "%2F", "favicon.ico", "a b"]
+    ),
+    st.text(max_size=6),
+)
+NAMES = st.one_of(
+    st.sampled_from(
+        ["", "q", "page", "color", "day", "action", "method", "label", "path", "_charset_", "getAttribute"]
+    ),
+    st.text(max_size=4),
+)
+ADDRESSES = st.builds(
+    lambda slashes, parts, query, mark, end: slashes + "/".join(parts) + mark + "&".join(query) + end,
+    st.sampled_from(["/", "//", "/./"]),
+    st.lists(PARTS, max_size=3),
+    st.lists(st.builds(lambda name, sign, value: name + sign + value, NAMES, st.sampled_from(["=", "", "=="]),
+                       st.one_of(st.sampled_from(["", "2", "<b>", "%ff", "%0d%0a", "x" * 400]), st.text(max_size=5))),
+             max_size=4),
+    st.sampled_from(["?", "", "#", "?#", "??", ";"]),
+    st.sampled_from(["", "#top", "?", "/", "&&"]),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def both():
+    if MISSING:
+        pytest.skip(MISSING)
+    made = [make(sites=["mail"], difficulty=3, max_turns=10**6, backend=name) for name in ("dom", "chromium")]
+    for env in made:
+        env.reset(seed=1)
+    yield made
+    for env in made:
+        env.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(address=ADDRESSES, session=st.booleans(), at=st.integers(0, 30))
+@example(address="/?=x", session=False, at=5)
+@example(address="/?=x", session=True, at=5)
+@example(address='/?_charset_=x&getAttribute=y&"><b>=z', session=True, at=5)
+@example(address="/?action=x&label=y&path=/archive&method=get", session=True, at=5)
+@example(address="/style.css", session=False, at=0)
+@example(address="/" + "\U0001f600" * 480, session=False, at=0)
+@example(address="/?q=" + "\u6f22" * 480, session=True, at=2)
+def test_both_backends_agree_on_every_address(both, address, session, at):
+    if session:  # what the site's own links carry, so that its pages are met with odd queries too
+        address = signed(both[0].unwrapped.task.world.tables, address.partition("#")[0])
+    opened = [env.step(call("go_to", path=address)) for env in both]
+    assert repr(opened[0]) == repr(opened[1])
+    elements = list(page(both[0]).elements.values())
+    element = elements[at % len(elements)]
+    if element.control.role in ("link", "button"):
+        pressed = [env.step(call("click", element=element.number)) for env in both]
+        assert repr(pressed[0]) == repr(pressed[1])
+
+
 @browser
 def test_the_browser_comes_back_to_a_snapshot_of_either_backend():
     dom, real = make(sites=["admin"], difficulty=5), make(sites=["admin"], difficulty=5, backend="chromium")
@@ -690,7 +868,7 @@ def wob():
     if MISSING:
         pytest.skip(MISSING)
     try:
-        env = make(tasks="miniwob")
+        env = make(tasks="miniwob", max_turns=200)
     except ImportError as error:
         if os.environ.get("AGENT_GYM_REQUIRE_BROWSER"):
             raise
@@ -703,7 +881,13 @@ def test_the_package_has_more_than_a_hundred_tasks(wob):
     assert len(wob.unwrapped.sites) >= 100
 
 
-@pytest.mark.parametrize("name", ["click-button", "enter-text", "click-checkboxes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "click-button", "enter-text", "click-checkboxes", "click-menu", "drag-box", "drag-items", "social-media",
+        "stock-market", "simon-says", "use-slider",
+    ],
+)  # fmt: skip
 def test_a_script_solves_it(wob, name):
     from miniwob_solvers import solve
 
@@ -711,6 +895,40 @@ def test_a_script_solves_it(wob, name):
         assert solve(wob, name, seed) == {
             "status": "pass", "reason": "passed", "score": 1.0, "diagnostics": [], "trust": "strong",
         }  # fmt: skip
+
+
+def test_pictures_show_what_they_stand_for(wob):
+    text, _ = wob.reset(options={"task": "order-food-0"})
+    assert re.search(r'^\[\d+\] img alt "meat" title "meat"$', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("drag-items", 'div "'), ("click-menu", "div#ui-id"), ("drag-box", "div#d")]
+)
+def test_what_can_be_dragged_or_pointed_at_has_its_place(wob, name, line):
+    text, _ = wob.reset(options={"task": f"{name}-0"})
+    lines = [found for found in text.splitlines() if line in found]
+    assert lines
+    assert all(re.search(r" at \d+,\d+ \d+x\d+$", found) for found in lines)
+
+
+def test_the_mouse_stays_where_it_hovers(wob):
+    text, _ = wob.reset(options={"task": "click-menu-0"})
+    first = int(re.search(r'\[(\d+)\] div\S* "Xaviera"', text)[1])
+    assert '"Laurie"' not in text.partition("\n")[2]
+    assert '"Laurie"' in wob.step(call("hover", element=first))[0]
+    assert "has no element 999" in wob.step(call("hover", element=999))[0]
+    assert "has no element 999" in wob.step(call("drag_to", element=first, to=999))[0]
+
+
+def test_the_clock_stops_at_the_next_tick_of_a_page(wob):
+    """The stock's price changes ten times a second, a lamp of the other page is on for a quarter of one."""
+    wob.reset(options={"task": "stock-market-0"})
+    points = [wob.step(call("wait"))[0].count("circle.plot-point") for _ in range(5)]
+    assert points == [1, 2, 3, 4, 5]
+    wob.reset(options={"task": "simon-says-0"})
+    lit = [wob.step(call("wait"))[0].count(".push") for _ in range(6)]
+    assert lit == [1, 0, 1, 0, 1, 0]
 
 
 def test_miniwob_is_seeded(wob):

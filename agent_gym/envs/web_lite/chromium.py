@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from agent_gym.envs.web_lite.page import Control, Element, Line, Page, canonical_path
-from agent_gym.envs.web_lite.site import STYLE, Request
+from agent_gym.envs.web_lite.site import Request
 from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.world import Fields, Move, Tables, World
 from agent_gym.verdict import InfraError
@@ -233,11 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        if self.path == "/style.css":
-            return self._send(200, STYLE, "text/css", [("Cache-Control", "max-age=3600")])
         world, path = self.server.world, canonical_path(self.path)
         _, response = SITES[world[0]].respond(world[1], Request(path))
-        return self._send(200, response.html, "text/html; charset=utf-8", [("Cache-Control", "no-store")])
+        self._send(200, response.html, "text/html; charset=utf-8", [("Cache-Control", "no-store")])
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()

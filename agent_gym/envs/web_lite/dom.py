@@ -151,7 +151,7 @@ class DomBackend:
             return Move(world.tables, canonical_path(control.target))
         document = read_html(_html(world))
         form, typed = document.forms[control.form], dict(world.fields)
-        sent = dict(form.hidden)
+        sent = {name: value for name, value in form.hidden if name}  # a browser sends no field without a name
         for line in document.lines:
             for part in line:
                 if isinstance(part, Control) and part.form == control.form and part.field:

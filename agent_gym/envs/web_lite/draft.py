@@ -40,6 +40,7 @@ class Draft:
         rows: Rows of a page.
         total: Rows of the whole list. It is five pages long where something is far away.
         namesakes: Whether traps get names that begin as the right one does.
+        parts: The steps of each goal.
     """
 
     rng: random.Random
@@ -49,7 +50,7 @@ class Draft:
     namesakes: bool
     tables: dict[str, dict[str, Record]] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    parts: list[list[Step]] = field(default_factory=list)
     traps: list[tuple[Step, ...]] = field(default_factory=list)
     lies: list[str] = field(default_factory=list)
     answer: str | None = None
@@ -62,9 +63,11 @@ class Draft:
             "far": list(range(3 * rows, total)),
             "any": list(range(rows, min(3 * rows, total))),
         }
+        # Of the objects far away all but one stand on the last page, even after two records before them are gone:
+        # paging to both takes no fewer steps than two searches.
+        self._edge = 4 * rows + 2
         for slots in self._slots.values():
             self.rng.shuffle(slots)
-        self._goals = 0
 
     # ---- names ----
 
@@ -98,8 +101,12 @@ class Draft:
             Clash: If that part of the list is full.
         """
         for part in (where,) if where != "any" else ("any", "far", "here"):
-            if self._slots[part]:
-                return f"{self._slots[part].pop():02}"
+            if slots := self._slots[part]:
+                slot = slots.pop()
+                if part == "far" and slot < self._edge:
+                    self._slots["any"] += [other for other in slots if other < self._edge]
+                    slots[:] = [other for other in slots if other >= self._edge]
+                return f"{slot:02}"
         raise Clash("the list is full")
 
     @property
@@ -121,7 +128,7 @@ class Draft:
         Raises:
             Clash: If there is another.
         """
-        if self._goals > 1:
+        if len(self.parts) > 1:
             raise Clash("alone")
 
     def say(self, *wordings: str) -> None:
@@ -136,18 +143,18 @@ class Draft:
 
     def click(self, name: str) -> None:
         """Click a link, a button or a box."""
-        self.steps.append(("click", name, ""))
+        self.parts[-1].append(("click", name, ""))
 
     def fill(self, name: str, text: str) -> None:
         """Write into a field."""
-        self.steps.append(("fill", name, text))
+        self.parts[-1].append(("fill", name, text))
 
     def select(self, name: str, option: str) -> None:
         """Choose an option."""
-        self.steps.append(("select", name, option))
+        self.parts[-1].append(("select", name, option))
 
     def trap(self, path: str, *names: str) -> None:
-        """Clicks that are tempting and wrong, on the page at ``path``."""
+        """Clicks that are tempting and wrong, on the page at ``path`` (without the session's number)."""
         self.traps.append((("go_to", path, ""), *(("click", name, "") for name in names)))
 
     def expect(self, answer: str, *lies: str) -> None:
@@ -162,5 +169,5 @@ class Draft:
 
     def build(self, goal: Goal, way: str) -> None:
         """Add a goal."""
-        self._goals += 1
+        self.parts.append([])
         goal.build(self, way)

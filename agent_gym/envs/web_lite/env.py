@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv, asked_levels
+from agent_gym.envs.web_lite.actions import act
 from agent_gym.envs.web_lite.dom import DomBackend
 from agent_gym.envs.web_lite.draft import SPLITS
-from agent_gym.envs.web_lite.page import MOST_CHARACTERS, Element, Page, canonical_path, one_line
+from agent_gym.envs.web_lite.page import Page
+from agent_gym.envs.web_lite.site import unsigned
 from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.tasks import LEVELS, WebTask, compose, levels_of, play
-from agent_gym.envs.web_lite.world import Move, World
 from agent_gym.text import fenced
-from agent_gym.tools import Call, Tool, ToolError, dump
+from agent_gym.tools import Call, Tool, dump
 from agent_gym.verdict import Verdict
 
 __all__ = ["BACKENDS", "WebLiteEnv"]
@@ -52,7 +53,7 @@ def select(element: int, option: str) -> None:
 
 
 def go_to(path: str) -> None:
-    """Open an address of this site.
+    """Open an address of this site. Pages other than those of the menu open from its links and forms only.
 
     Args:
         path: Starts with /, which alone is the first page.
@@ -78,30 +79,6 @@ TOOLS = {
         Tool(look, latency=LOAD, reads_only=True),
     )
 }
-
-
-class Backend(Protocol):
-    """What shows pages and acts on them."""
-
-    def show(self, world: World) -> Page:
-        """The page that the world shows."""
-        ...
-
-    def visit(self, world: World, path: str) -> Move:
-        """Open an address of the site."""
-        ...
-
-    def press(self, world: World, element: Element) -> Move:
-        """Follow a link or send a form."""
-        ...
-
-    def write(self, world: World, element: Element, value: str) -> Move:
-        """Put a value into a field."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what is held."""
-        ...
 
 
 class WebLiteEnv(ToolEnv):
@@ -199,43 +176,9 @@ class WebLiteEnv(ToolEnv):
 
     def _execute(self, tool: Tool, arguments: dict[str, Any]) -> Outcome:
         world = self._world
-        move = self._move(tool.name, arguments)
+        move = None if tool.name == "look" else act(self._backend, world, tool.name, arguments)
         page: Page = self._backend.show(world if move is None else world.apply(move))
         return Outcome(page.text, move, float(page.size))
-
-    def _move(self, tool: str, arguments: dict[str, Any]) -> Move | None:
-        """What a call does; None for nothing."""
-        world, backend = self._world, self._backend
-        if tool == "look":
-            return None
-        if tool == "go_to":
-            path = arguments["path"]
-            if len(path) > MOST_CHARACTERS:
-                raise ToolError("invalid", f"the address is {len(path)} characters long, more than {MOST_CHARACTERS}")
-            return backend.visit(world, canonical_path(path))
-        if tool == "back":
-            if not world.history:
-                raise ToolError("conflict", "there is no page before this one")
-            move = backend.visit(world, world.history[-1])
-            return Move(move.tables, move.path, move.fields, "back")
-        element: Element = backend.show(world).element(arguments["element"])
-        role, needs = element.control.role, {"fill": ("textbox",), "select": ("select",)}.get(tool)
-        if role not in (needs or ("link", "button", "checkbox")):
-            right = "select" if role == "select" else "fill" if role == "textbox" else "click"
-            raise ToolError("invalid", f"element {element.number} is a {role}: use {right}")
-        if tool == "select":
-            if arguments["option"] not in element.control.options:
-                options = ", ".join(element.control.options)
-                raise ToolError("not_found", f"element {element.number} offers {options}, not {arguments['option']!r}")
-            return backend.write(world, element, arguments["option"])
-        if tool == "fill":
-            text = arguments["text"]
-            if len(text) > MOST_CHARACTERS or text != one_line(text):
-                raise ToolError("invalid", f"a field takes one line of at most {MOST_CHARACTERS} characters")
-            return backend.write(world, element, text)
-        if role == "checkbox":
-            return backend.write(world, element, "off" if element.value == "on" else "on")
-        return backend.press(world, element)
 
     # ---- the verdict ----
 
@@ -267,7 +210,9 @@ class WebLiteEnv(ToolEnv):
         return [*(self.parser.render("", [call]) for call in self.task.calls), self.parser.render(self._answer(), [])]
 
     def cheats(self) -> list[list[str]]:
-        """Claim success without acting; act rightly and on something else too; give a wrong answer."""
+        """Claim success without acting; act rightly and on something else too; give a wrong answer; open the page of
+        the first change by its address and go on from there.
+        """
         task: WebTask = self.task
         right, done = self.oracle()[:-1], self.parser.render(self._answer(), [])
         found = [[self.parser.render('{"status":"success","passed":true}', [])]]
@@ -278,6 +223,16 @@ class WebLiteEnv(ToolEnv):
             found.append([*right, *(self.parser.render("", [call]) for call in calls), done])
         for lie in task.lies:
             found.append([*right, self.parser.render("", [Call("submit", {"answer": lie})])])
+        world, backend, opened = task.world, DomBackend(), 0
+        for at, call in enumerate(task.calls):
+            after = world.apply(act(backend, world, call.name, call.arguments))
+            if after.tables.hash != world.tables.hash:  # the page of the first change was opened after so many calls
+                address = Call("go_to", {"path": unsigned(world.path)})
+                if opened > 1 and task.answer is None:  # else what was read before stands in the answer
+                    found.append([self.parser.render("", [address]), *right[opened:], done])
+                break
+            opened = at + 1 if after.path != world.path else opened
+            world = after
         return found
 
     def _answer(self) -> str:

@@ -28,7 +28,11 @@ __all__ = ["MiniWoBEnv", "MiniWoBTask", "Screen", "page_names", "reexecute"]
 
 SIZE = {"width": 500, "height": 320}
 STEP_MS = 1000
-"""What the page's clock goes on by after each action."""
+"""What the page's clock goes on by after each action, unless a timer of the page is due before."""
+FRAME_MS = 50
+"""A timer of less is no tick: it draws an animation."""
+MOST_MOVES = 5
+"""So often the mouse follows an element that moves under it."""
 NO_TIMEOUT_MS = 2_000_000_000
 """An episode's time by the page's clock: the turn limit comes first."""
 TODAY = 1_481_760_000
@@ -44,6 +48,41 @@ SEEDED = """(() => {
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
 })();"""
+# Which elements listen to the mouse, other than to its click, and which timers tick.
+NOTED = """(() => {
+  const pointed = window[Symbol.for('agent_gym.pointed')] = new WeakSet();
+  const kinds = /^(mouse|pointer|drag)/, listen = EventTarget.prototype.addEventListener;
+  EventTarget.prototype.addEventListener = function(kind, ...rest) {
+    if (kinds.test(kind) && this instanceof Element) pointed.add(this);
+    return listen.call(this, kind, ...rest);
+  };
+  const ticks = window[Symbol.for('agent_gym.ticks')] = new Map();
+  const note = (start, stop, left) => {
+    const [begin, end] = [window[start], window[stop]];
+    window[start] = (fn, ms, ...rest) => {
+      const id = begin(fn, ms, ...rest), at = Date.now();
+      ticks.set(id, () => left(ms, Date.now() - at));
+      return id;
+    };
+    window[stop] = id => { ticks.delete(id); end(id); };
+  };
+  note('setInterval', 'clearInterval', (ms, gone) => ms);
+  note('setTimeout', 'clearTimeout', (ms, gone) => ms - gone);
+})();"""
+STEP = """([step, frame]) => Math.min(
+  step, ...Array.from(window[Symbol.for('agent_gym.ticks')].values(), left => left()).filter(ms => ms >= frame)
+)"""
+# Pictures that a style brings in only under the mouse: once they are there, nothing moves when they show.
+PICTURES = """() => Promise.all(Array.from(document.styleSheets).flatMap(sheet => {
+  let rules = [];
+  try { rules = Array.from(sheet.cssRules); } catch (error) { /* a file of its own may not be read */ }
+  return rules.flatMap(rule => Array.from(rule.cssText.matchAll(/url\\("([^"]*)"\\)/g), found => found[1]));
+}).map(url => {
+  const picture = new Image();
+  (window[Symbol.for('agent_gym.pictures')] ||= []).push(picture);
+  picture.src = url;
+  return picture.decode().catch(() => null);
+}))"""
 START = """([seed, time]) => { core.EPISODE_MAX_TIME = time; Math.seedrandom(seed); core.startEpisodeReal(); }"""
 READER = """() => {
   const mark = Symbol.for('agent_gym'), numbers = window[mark] = window[mark] || new Map();
@@ -52,6 +91,13 @@ READER = """() => {
   const shown = node => {
     const box = node.getBoundingClientRect(), style = getComputedStyle(node);
     return (box.width > 0 || box.height > 0) && style.visibility !== 'hidden' && style.display !== 'none';
+  };
+  const pointed = window[Symbol.for('agent_gym.pointed')];
+  const handles = '.ui-draggable, .ui-sortable-handle, .ui-slider-handle, .ui-resizable-handle, [draggable=true]';
+  const points = node => {  // it, or what it is a part of
+    for (; node && !['area', 'wrap'].includes(node.id) && node !== document.body; node = node.parentElement)
+      if (pointed.has(node) || node.matches(handles)) return true;
+    return false;
   };
   const lines = [];
   const describe = (node, own) => {
@@ -68,13 +114,16 @@ READER = """() => {
       const chosen = Array.from(node.selectedOptions).map(o => squeeze(o.textContent)).join(', ');
       parts.push(`value "${chosen}" of ${Array.from(node.options).map(o => squeeze(o.textContent)).join(', ')}`);
     }
+    if (tag === 'img') {
+      for (const name of ['alt', 'title']) if (node[name]) parts.push(`${name} "${squeeze(node[name])}"`);
+    }
     if (document.activeElement === node) parts.push('focused');
     if (svg) parts.push(`fill ${getComputedStyle(node).fill}`);
     else if (!own && !['INPUT', 'SELECT', 'TEXTAREA', 'BUTTON'].includes(node.tagName)) {
       const color = getComputedStyle(node).backgroundColor;
       if (color !== 'rgba(0, 0, 0, 0)') parts.push(`color ${color}`);
     }
-    if (svg || tag === 'canvas' || (!own && tag === 'div')) {
+    if (svg || tag === 'canvas' || (!own && tag === 'div') || points(node)) {
       parts.push(`at ${Math.round(box.x)},${Math.round(box.y)} ${Math.round(box.width)}x${Math.round(box.height)}`);
     }
     lines.push(parts.join(' '));
@@ -165,14 +214,32 @@ def drag(x: int, y: int, to_x: int, to_y: int) -> None:
     """
 
 
+def hover(element: int) -> None:
+    """Move the mouse onto an element and leave it there.
+
+    Args:
+        element: Its number on the page.
+    """
+
+
+def drag_to(element: int, to: int) -> None:
+    """Press the mouse button on one element and let it go on another.
+
+    Args:
+        element: Number of the element to drag.
+        to: Number of the element to drag it onto.
+    """
+
+
 def wait() -> None:
-    """Let a second pass."""
+    """Let a second pass, or less: up to the page's next tick."""
 
 
 TOOLS = {
     tool.name: tool
     for tool in (
-        Tool(fn, cacheable=False, latency=LATENCY) for fn in (click, fill, select, press, click_at, drag, wait)
+        Tool(fn, cacheable=False, latency=LATENCY)
+        for fn in (click, fill, select, press, click_at, drag, hover, drag_to, wait)
     )
 }
 
@@ -305,8 +372,10 @@ class MiniWoBEnv(OnePage, ToolEnv):
         page = self._page
         with self._working():
             page.clock.pause_at(TODAY)  # not installed before: until the pause, its time would flow
+            page.add_init_script(NOTED)
             page.add_init_script(SEEDED % (seed % 2**31))
             page.goto((_pages() / f"{name}.html").as_uri())
+            page.evaluate(PICTURES)
             page.evaluate(START, [str(seed), NO_TIMEOUT_MS])
             for _ in range(100):
                 if page.evaluate("() => WOB_TASK_READY"):
@@ -320,10 +389,29 @@ class MiniWoBEnv(OnePage, ToolEnv):
             raise ToolError("not_found", f"the page that is shown has no element {number}")
         return handle
 
+    def _point(self, number: int) -> tuple[Any, float, float]:
+        """Move the mouse onto an element, and after it where the page moves it for that."""
+        place: list[float] = []
+        for _ in range(MOST_MOVES):
+            handle = self._find(number)
+            before, place = place, handle.evaluate(CENTRE)
+            if place == before:
+                break
+            self._page.mouse.move(*place)
+        return (handle, *place)
+
     def _click(self, number: int) -> Any:
-        handle = self._find(number)
-        self._page.mouse.click(*handle.evaluate(CENTRE))
+        handle, x, y = self._point(number)
+        self._page.mouse.click(x, y)
         return handle
+
+    def _drag(self, x: float, y: float, to_x: float, to_y: float) -> None:
+        mouse = self._page.mouse
+        mouse.move(x, y)
+        mouse.down()
+        mouse.move((x + to_x) / 2, (y + to_y) / 2)
+        mouse.move(to_x, to_y)
+        mouse.up()
 
     def _act(self, tool: str, given: dict[str, Any]) -> None:
         page = self._page
@@ -363,11 +451,13 @@ class MiniWoBEnv(OnePage, ToolEnv):
         elif tool == "click_at":
             page.mouse.click(given["x"], given["y"])
         elif tool == "drag":
-            page.mouse.move(given["x"], given["y"])
-            page.mouse.down()
-            page.mouse.move((given["x"] + given["to_x"]) / 2, (given["y"] + given["to_y"]) / 2)
-            page.mouse.move(given["to_x"], given["to_y"])
-            page.mouse.up()
+            self._drag(given["x"], given["y"], given["to_x"], given["to_y"])
+        elif tool == "hover":
+            self._point(given["element"])
+        elif tool == "drag_to":
+            handle, target = self._find(given["element"]), self._find(given["to"])
+            target.evaluate(CENTRE)  # into view, if one can see both
+            self._drag(*handle.evaluate(CENTRE), *target.evaluate(CENTRE))
 
     # ---- what ToolEnv asks for ----
 
@@ -391,7 +481,7 @@ class MiniWoBEnv(OnePage, ToolEnv):
             raise InfraError("the browser is gone")
         with self._working():
             self._act(tool.name, arguments)
-            self._page.clock.run_for(STEP_MS)
+            self._page.clock.run_for(self._page.evaluate(STEP, [STEP_MS, FRAME_MS]))
             screen = _screen(self._page.evaluate(READER))
         return Outcome(screen.text, screen, float(screen.text.count("\n") + 1))
 

@@ -14,8 +14,8 @@ from agent_gym.envs.web_lite.world import Tables
 from agent_gym.tools import ToolError
 
 __all__ = [
-    "STYLE", "Goal", "Request", "Response", "Setting", "Site", "address", "button", "checkbox", "form", "link",
-    "listing", "select", "textbox",
+    "Goal", "Request", "Response", "Session", "Setting", "Site", "address", "asking", "button", "checkbox", "form",
+    "found_by", "link", "listing", "select", "signed", "textbox", "unsigned",
 ]  # fmt: skip
 
 
@@ -49,6 +49,12 @@ class Setting(Record):
     value: int
 
 
+class Session(Record):
+    """The agent's visit to the site; its number is drawn with the task and never shown."""
+
+    sid: str
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
     """One thing a user may want.
@@ -74,7 +80,8 @@ View = Callable[..., "str | None"]
 
 
 class Site:
-    """A small site.
+    """A small site. Its pages open from its own links and forms, whose addresses carry the session's number; without
+    it, only the pages of ``nav`` do. No page shows that number, so an address cannot be made up.
 
     Args:
         name: Its name in ``sites=[...]``.
@@ -85,7 +92,7 @@ class Site:
 
     def __init__(self, name: str, title: str, nav: Mapping[str, str], **tables: type[Record]) -> None:
         self.name, self.title, self.nav = name, title, dict(nav)
-        self.tables: dict[str, type[Record]] = {**tables, "settings": Setting}
+        self.tables: dict[str, type[Record]] = {**tables, "settings": Setting, "session": Session}
         self.home = next(iter(self.nav))
         self.goals: list[Goal] = []
         self.fill: Callable[[Any], None] = lambda draft: None
@@ -98,9 +105,19 @@ class Site:
 
         return register
 
-    def page(self, pattern: str) -> Callable[[View], View]:
-        """Register ``fn(tables, query, *parts) -> HTML``, None for "not found"; each ``*`` of the pattern is a part."""
-        return self._route("GET", pattern)
+    def page(self, pattern: str, *names: str) -> Callable[[View], View]:
+        """Register ``fn(tables, query, *parts) -> HTML``, None for "not found"; each ``*`` of the pattern is a part.
+        Of the address's query it gets the parameters of these names.
+        """
+
+        def register(fn: View) -> View:
+            def view(tables: Tables, query: Mapping[str, str], *parts: str) -> str | None:
+                return fn(tables, {name: query[name] for name in names if name in query}, *parts)
+
+            self._route("GET", pattern)(view)
+            return fn
+
+        return register
 
     def action(self, pattern: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
         """Register ``fn(db: Transaction, form, *parts) -> address of the next page``."""
@@ -124,13 +141,15 @@ class Site:
             path = fn(db, _tidy(form), *parts)
         except ToolError:  # the record is gone
             return tables, "/"
-        return (tables.apply(db.changes) if db.changes else tables), path
+        tables = tables.apply(db.changes) if db.changes else tables
+        return tables, path if path in self.nav.values() else signed(tables, path)
 
     def view(self, tables: Tables, path: str) -> str:
         """The HTML of an address."""
-        address, _, query = path.partition("?")
-        found = self._find("GET", address)
-        body = found and found[0](tables, _tidy(dict(parse_qsl(query, keep_blank_values=True))), *found[1])
+        found = self._find("GET", path.partition("?")[0])
+        query = _tidy(dict(parse_qsl(path.partition("?")[2], keep_blank_values=True)))
+        known = path in self.nav.values() or query.pop("sid", None) == _session(tables)["sid"]
+        body = found and known and found[0](tables, query, *found[1])
         return _layout(self, body or "<h1>Page not found</h1>")
 
     def respond(self, tables: Tables, request: Request) -> tuple[Tables, Response]:
@@ -174,9 +193,25 @@ def _tidy(sent: Mapping[str, str]) -> dict[str, str]:
 # ---- HTML ----------------------------------------------------------------------------------------------------------
 
 
-def link(label: str, path: str, **query: str) -> str:
-    """A link."""
-    return f'<a href="{escape(address(path, query))}">{escape(label)}</a>'
+def _session(tables: Tables) -> dict[str, str]:
+    """What the address of a page carries."""
+    return {"sid": next(iter(tables.tables["session"]))}
+
+
+def signed(tables: Tables, path: str) -> str:
+    """An address, with the session's number."""
+    return f"{path}{'&' if '?' in path else '?'}{urlencode(_session(tables))}"
+
+
+def unsigned(path: str) -> str:
+    """An address as it might be made up: without the session's number."""
+    page, _, query = path.partition("?")
+    return address(unquote(page), {key: value for key, value in parse_qsl(query, True) if key != "sid"})
+
+
+def link(label: str, tables: Tables, path: str, query: Mapping[str, str] | None = None) -> str:
+    """A link to a page of the site."""
+    return f'<a href="{escape(signed(tables, address(path, query or {})))}">{escape(label)}</a>'
 
 
 def address(path: str, query: Mapping[str, str]) -> str:
@@ -206,10 +241,21 @@ def select(label: str, name: str, options: Iterable[str], value: str) -> str:
     return f'<label>{escape(label)} <select name="{name}" autocomplete="off">{entries}</select></label>'
 
 
-def form(action: str, *parts: str, method: str = "post", **hidden: str) -> str:
+def form(action: str, *parts: str, method: str = "post", hidden: Mapping[str, str] | None = None) -> str:
     """A form."""
-    extra = "".join(f'<input type="hidden" name="{k}" value="{escape(v)}">' for k, v in hidden.items())
+    fields = (hidden or {}).items()
+    extra = "".join(f'<input type="hidden" name="{escape(key)}" value="{escape(value)}">' for key, value in fields)
     return f'<form method="{method}" action="{escape(quote(action))}">{extra}{"".join(parts)}</form>'
+
+
+def asking(tables: Tables, path: str, *parts: str) -> str:
+    """A form that changes nothing and asks for a page."""
+    return form(path, *parts, method="get", hidden=_session(tables))
+
+
+def found_by(wanted: str, text: str) -> bool:
+    """Whether a search finds a text: every word of the search is a word of the text."""
+    return set(wanted.lower().split()) <= set(text.lower().split())
 
 
 def listing(rows: list[Any], row: Callable[[Any], str], tables: Tables, query: Mapping[str, str]) -> str:
@@ -223,16 +269,16 @@ def listing(rows: list[Any], row: Callable[[Any], str], tables: Tables, query: M
     others = {key: value for key, value in query.items() if key != "page"}
     ways = [("Previous page", at - 1)] * (at > 1) + [("Next page", at + 1)] * (at < last)
     if last > 1:
-        links = "".join(link(label, "/", **others, page=str(number)) for label, number in ways)
+        links = "".join(link(label, tables, "/", {**others, "page": str(number)}) for label, number in ways)
         parts.append(f"<p>page {at} of {last} {links}</p>")
     return "".join(parts)
 
 
 def _layout(site: Site, body: str) -> str:
-    nav = "".join(link(label, path) for label, path in site.nav.items())
+    nav = "".join(f'<a href="{path}">{label}</a>' for label, path in site.nav.items())
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(site.title)}</title>'
-        f'<link rel="icon" href="data:,"><link rel="stylesheet" href="/style.css"></head>'
+        f'<link rel="icon" href="data:,"><style>{STYLE}</style></head>'
         f"<body><nav>{nav}</nav><main>{body}</main></body></html>"
     )
 

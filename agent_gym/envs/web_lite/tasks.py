@@ -6,14 +6,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import permutations
+from typing import Any
 
+from agent_gym.envs.web_lite.actions import Backend, act
 from agent_gym.envs.web_lite.dom import DomBackend
 from agent_gym.envs.web_lite.draft import SPLITS, Clash, Draft, Step
 from agent_gym.envs.web_lite.page import Element, canonical_path
-from agent_gym.envs.web_lite.site import Goal, Setting, Site
+from agent_gym.envs.web_lite.site import Goal, Session, Setting, Site, signed
 from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.world import Tables, World
-from agent_gym.tools import Call
+from agent_gym.tools import Call, ToolError
 
 __all__ = ["LEVELS", "WebTask", "compose", "levels_of", "play"]
 
@@ -82,31 +85,31 @@ def play(world: World, steps: Sequence[Step]) -> tuple[tuple[Call, ...], World]:
     Raises:
         LookupError: If an element is on neither page.
     """
-    backend, calls = DomBackend(), []
+    backend: Backend = DomBackend()
+    calls: list[Call] = []
+
+    def step(tool: str, **arguments: Any) -> None:
+        nonlocal world
+        calls.append(Call(tool, arguments))
+        world = world.apply(act(backend, world, tool, arguments))
+
     for tool, name, value in steps:
         if tool == "go_to":
-            calls.append(Call("go_to", {"path": name}))
-            world = world.apply(backend.visit(world, canonical_path(name)))
+            step("go_to", path=signed(world.tables, name))
             continue
         element = _find(world, tool, name)
         if element is None:
             home = _find(world, "click", SITES[world.site].home)
             if home is None or world.path == "/":
                 raise LookupError(f"{world.path} has no {name!r}")
-            calls.append(Call("click", {"element": home.number}))
-            world = world.apply(backend.press(world, home))
+            step("click", element=home.number)
             element = _find(world, tool, name)
             if element is None:
                 raise LookupError(f"the first page has no {name!r}")
-        if tool == "click":
-            calls.append(Call("click", {"element": element.number}))
-            box = element.control.role == "checkbox"
-            flipped = "off" if element.value == "on" else "on"
-            world = world.apply(backend.write(world, element, flipped) if box else backend.press(world, element))
-        else:
-            argument = "text" if tool == "fill" else "option"
-            calls.append(Call(tool, {"element": element.number, argument: value}))
-            world = world.apply(backend.write(world, element, value))
+        if element.control.role == "link" and canonical_path(element.control.target) == world.path:
+            continue  # it leads to the page that is shown
+        written = {"fill": {"text": value}, "select": {"option": value}}.get(tool, {})
+        step(tool, element=element.number, **written)
     return tuple(calls), world
 
 
@@ -151,6 +154,8 @@ def _try(rng: random.Random, site: Site, parts: Sequence[Part], split: str, call
     total = 5 * rows if far else rows + (calls > 1)  # a single page where one action is enough
     draft = Draft(rng, split, rows, total, namesakes=calls > 2)
     draft.tables = {name: {} for name in site.tables}
+    sid = random.Random(f"web-sid-{split}-{calls}-{seed}").randrange(10**6, 10**7)
+    draft.new("session", Session(sid=str(sid)))
     draft.new("settings", Setting(name="rows", value=draft.rows))
     try:
         for goal, way in parts:
@@ -158,23 +163,60 @@ def _try(rng: random.Random, site: Site, parts: Sequence[Part], split: str, call
         while draft.room:
             site.fill(draft)
         tables = Tables({name: dict(sorted(table.items())) for name, table in draft.tables.items()})
+        world = World(site.name, tables, salt=seed)
+        steps = _ordered(world, draft.parts, calls)
+        if steps is None:
+            return None
         task = WebTask(
             id=f"{split}-{calls}-{seed}",
             words=" ".join(draft.words),
-            world=World(site.name, tables, salt=seed),
-            steps=tuple(draft.steps),
+            world=world,
+            steps=steps,
             answer=draft.answer,
             traps=tuple(draft.traps),
             lies=tuple(draft.lies),
             composition=tuple(sorted(goal.name(way) for goal, way in parts)),
         )
-        if len(task.calls) != calls:
+        if _shortened(task):
             return None
         if calls == 1:  # nothing has to be looked up before the one action
             return replace(task, words=f"{task.words} Start with element {task.calls[0].arguments['element']}.")
         return task
     except (Clash, LookupError):
         return None
+
+
+def _ordered(world: World, parts: Sequence[Sequence[Step]], calls: int) -> tuple[Step, ...] | None:
+    """The steps of some goals in the first order that takes so many calls; None if none does, or one takes fewer.
+    Orders that end in another state than the request's own do not count.
+    """
+    orders = [tuple(step for part in order for step in part) for order in permutations(parts)]
+    ends = [play(world, steps) for steps in orders]
+    asked = ends[0][1].tables.hash
+    taken = [len(done) if end.tables.hash == asked else LEVELS[1] + 1 for done, end in ends]
+    return orders[taken.index(calls)] if min(taken) == calls else None
+
+
+def _shortened(task: WebTask) -> bool:
+    """Whether the oracle's calls would do without some that follow each other."""
+    backend: Backend = DomBackend()
+
+    def does(world: World, told: bool, calls: Sequence[Call]) -> bool:
+        for call in calls:
+            try:
+                world = world.apply(act(backend, world, call.name, call.arguments))
+            except ToolError:  # the page shows no such element
+                return False
+            told |= (task.answer or "") in backend.show(world).text
+        return told and world.tables.hash == task.goal.hash
+
+    world, told = task.world, (task.answer or "") in task.request
+    for at, call in enumerate(task.calls):
+        if any(does(world, told, task.calls[end:]) for end in range(at + 1, len(task.calls) + 1)):
+            return True
+        world = world.apply(act(backend, world, call.name, call.arguments))
+        told |= (task.answer or "") in backend.show(world).text
+    return False
 
 
 def compose(split: str, calls: int, seed: int, sites: tuple[str, ...]) -> WebTask:

@@ -7,7 +7,19 @@ from html import escape
 
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.envs.web_lite.draft import Draft
-from agent_gym.envs.web_lite.site import Site, address, button, checkbox, form, link, listing, select, textbox
+from agent_gym.envs.web_lite.site import (
+    Site,
+    address,
+    asking,
+    button,
+    checkbox,
+    form,
+    found_by,
+    link,
+    listing,
+    select,
+    textbox,
+)
 from agent_gym.envs.web_lite.world import Tables
 
 ROLES = ("reader", "editor", "owner")
@@ -29,16 +41,16 @@ admin = Site("admin", "Users", {"Users": "/", "New user": "/new"}, users=User)
 # ---- pages ---------------------------------------------------------------------------------------------------------
 
 
-@admin.page("/")
+@admin.page("/", "q", "page")
 def users(tables: Tables, query: Mapping[str, str]) -> str:
     wanted = query.get("q", "")
-    found = [u for u in tables.tables["users"].values() if isinstance(u, User) and wanted.lower() in u.name.lower()]
+    found = [u for u in tables.tables["users"].values() if isinstance(u, User) and found_by(wanted, u.name)]
 
     def row(u: User) -> str:
-        switch = form(f"/switch/{u.id}", button("Suspend" if u.active else "Resume", u.name), **query)
-        return f"{link(u.name, f'/user/{u.id}')} {u.role} {switch}"
+        switch = form(f"/switch/{u.id}", button("Suspend" if u.active else "Resume", u.name), hidden=query)
+        return f"{link(u.name, tables, f'/user/{u.id}')} {u.role} {switch}"
 
-    search = form("/", textbox("Search", "q", wanted), button("Search"), method="get")
+    search = asking(tables, "/", textbox("Search", "q", wanted), button("Search"))
     return f"<div>{search}</div>{listing(found, row, tables, query)}"
 
 
@@ -53,7 +65,7 @@ def user(tables: Tables, query: Mapping[str, str], key: str) -> str | None:
         f"<p>{select('Role', 'role', ROLES, u.role)} {checkbox('Newsletter', 'news', u.news)}</p>",
         f"<p>{button('Save')}</p>",
     )
-    return f"<h1>{escape(u.name)}</h1>{change}<p>{link('Delete', f'/user/{key}/delete')}</p>"
+    return f"<h1>{escape(u.name)}</h1>{change}<p>{link('Delete', tables, f'/user/{key}/delete')}</p>"
 
 
 @admin.page("/user/*/delete")
@@ -62,7 +74,8 @@ def sure(tables: Tables, query: Mapping[str, str], key: str) -> str | None:
     if not isinstance(u, User):
         return None
     name = escape(u.name)
-    return f"<h1>Delete {name}?</h1><div>{form(f'/delete/{key}', button('Yes'))} {link('No', f'/user/{key}')}</div>"
+    yes, no = form(f"/delete/{key}", button("Yes")), link("No", tables, f"/user/{key}")
+    return f"<h1>Delete {name}?</h1><div>{yes} {no}</div>"
 
 
 @admin.page("/new")

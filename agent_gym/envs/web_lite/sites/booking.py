@@ -8,7 +8,7 @@ from html import escape
 
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.envs.web_lite.draft import Draft
-from agent_gym.envs.web_lite.site import Site, button, form, link, select, textbox
+from agent_gym.envs.web_lite.site import Site, asking, button, form, link, select, textbox
 from agent_gym.envs.web_lite.world import Tables
 
 HOURS = ("09:00", "11:00", "14:00", "16:00")
@@ -67,11 +67,11 @@ def rooms(tables: Tables, query: Mapping[str, str]) -> str:
         f"{form(f'/decline/{a.id}', button('Decline', a.title))}</td></tr>"
         for a in asked
     )
-    lines = "".join(f"<p>room {link(name, f'/room/{name}')}</p>" for name in names)
+    lines = "".join(f"<p>room {link(name, tables, f'/room/{name}')}</p>" for name in names)
     return f"{lines}<h1>Requests</h1><table>{rows}</table>"
 
 
-@booking.page("/room/*")
+@booking.page("/room/*", "day")
 def room(tables: Tables, query: Mapping[str, str], name: str) -> str | None:
     if not any(isinstance(r, Room) and r.name == name for r in tables.tables["rooms"].values()):
         return None
@@ -83,9 +83,9 @@ def room(tables: Tables, query: Mapping[str, str], name: str) -> str | None:
         + "</td></tr>"
         for hour in HOURS
     )
-    jump = form(f"/room/{name}", textbox("Day", "day"), button("Go"), method="get")
+    jump = asking(tables, f"/room/{name}", textbox("Day", "day"), button("Go"))
     around = "".join(
-        link(label, f"/room/{name}", day=str(day + timedelta(days=n)))
+        link(label, tables, f"/room/{name}", {"day": str(day + timedelta(days=n))})
         for label, n in (("Previous day", -1), ("Next day", 1))
         if date.min < day < date.max
     )
@@ -95,7 +95,7 @@ def room(tables: Tables, query: Mapping[str, str], name: str) -> str | None:
 @booking.page("/mine")
 def mine(tables: Tables, query: Mapping[str, str]) -> str:
     rows = "".join(
-        f"<tr><td>{link(b.title, f'/booking/{b.id}')} {b.room} {b.day} {b.hour} "
+        f"<tr><td>{link(b.title, tables, f'/booking/{b.id}')} {b.room} {b.day} {b.hour} "
         f"{form(f'/cancel/{b.id}', button('Cancel', b.title))}</td></tr>"
         for b in _bookings(tables)
         if b.mine
@@ -103,7 +103,7 @@ def mine(tables: Tables, query: Mapping[str, str]) -> str:
     return f"<h1>My bookings</h1><table>{rows}</table>"
 
 
-@booking.page("/booking/*")
+@booking.page("/booking/*", "taken")
 def one(tables: Tables, query: Mapping[str, str], key: str) -> str | None:
     b = tables.tables["bookings"].get(key)
     if not isinstance(b, Booking) or not b.mine:

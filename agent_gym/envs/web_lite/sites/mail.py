@@ -7,7 +7,7 @@ from html import escape
 
 from agent_gym.envs.api_agent.world import Record, Transaction
 from agent_gym.envs.web_lite.draft import Draft
-from agent_gym.envs.web_lite.site import Site, address, button, form, link, listing, select, textbox
+from agent_gym.envs.web_lite.site import Site, address, asking, button, form, found_by, link, listing, select, textbox
 from agent_gym.envs.web_lite.world import Tables
 
 FOLDERS = ("Inbox", "Archive", "Work", "Family")
@@ -35,23 +35,23 @@ def _in(tables: Tables, folder: str) -> list[Mail]:
 # ---- pages ---------------------------------------------------------------------------------------------------------
 
 
-@mail.page("/")
+@mail.page("/", "q", "page")
 def inbox(tables: Tables, query: Mapping[str, str]) -> str:
     wanted = query.get("q", "")
-    found = [m for m in _in(tables, "Inbox") if wanted.lower() in f"{m.subject} {m.sender}".lower()]
+    found = [m for m in _in(tables, "Inbox") if found_by(wanted, f"{m.subject} {m.sender}")]
 
     def row(m: Mail) -> str:
-        starring = form(f"/star/{m.id}", button("Unstar" if m.starred else "Star", m.subject), **query)
-        archiving = form(f"/archive/{m.id}", button("Archive", m.subject), **query)
-        return f"{link(m.subject, f'/mail/{m.id}')} from {m.sender} {starring}{archiving}"
+        starring = form(f"/star/{m.id}", button("Unstar" if m.starred else "Star", m.subject), hidden=query)
+        archiving = form(f"/archive/{m.id}", button("Archive", m.subject), hidden=query)
+        return f"{link(m.subject, tables, f'/mail/{m.id}')} from {m.sender} {starring}{archiving}"
 
-    search = form("/", textbox("Search", "q", wanted), button("Search"), method="get")
+    search = asking(tables, "/", textbox("Search", "q", wanted), button("Search"))
     return f"<div>{search}</div>{listing(found, row, tables, query)}"
 
 
 @mail.page("/archive")
 def archive(tables: Tables, query: Mapping[str, str]) -> str:
-    mails = "".join(f"<p>{link(m.subject, f'/mail/{m.id}')}</p>" for m in _in(tables, "Archive"))
+    mails = "".join(f"<p>{link(m.subject, tables, f'/mail/{m.id}')}</p>" for m in _in(tables, "Archive"))
     return f"<h1>Archive</h1>{mails or '<p>Nothing here.</p>'}"
 
 

@@ -7,11 +7,10 @@ from html import escape
 
 from agent_gym.envs.api_agent.world import Record, Transaction, new_key
 from agent_gym.envs.web_lite.draft import Draft
-from agent_gym.envs.web_lite.site import Site, address, button, form, link, listing, select, textbox
+from agent_gym.envs.web_lite.site import Site, address, asking, button, form, found_by, link, listing, select, textbox
 from agent_gym.envs.web_lite.world import Tables
 
 COLORS = ("red", "green", "blue", "black")
-MATERIALS = ("wood", "steel", "glass", "wool", "clay")
 SHIPPING = ("standard", "express")
 
 
@@ -57,17 +56,17 @@ def _cart(tables: Tables) -> list[tuple[Article, int]]:
 # ---- pages ---------------------------------------------------------------------------------------------------------
 
 
-@shop.page("/")
+@shop.page("/", "q", "color", "page")
 def articles(tables: Tables, query: Mapping[str, str]) -> str:
     wanted, color = query.get("q", ""), query.get("color", "any")
-    found = [a for a in _articles(tables) if wanted.lower() in a.name.lower() and color in ("any", a.color)]
+    found = [a for a in _articles(tables) if found_by(wanted, a.name) and color in ("any", a.color)]
 
     def row(a: Article) -> str:
-        adding = form(f"/add/{a.id}", button("Add", a.name), **query)
-        return f"{link(a.name, f'/article/{a.id}')} {a.color} {a.price} EUR {adding}"
+        adding = form(f"/add/{a.id}", button("Add", a.name), hidden=query)
+        return f"{link(a.name, tables, f'/article/{a.id}')} {a.color} {a.price} EUR {adding}"
 
-    search = form("/", textbox("Search", "q", wanted), button("Search"), method="get")
-    narrow = form("/", select("Color", "color", ("any", *COLORS), color), button("Filter"), method="get")
+    search = asking(tables, "/", textbox("Search", "q", wanted), button("Search"))
+    narrow = asking(tables, "/", select("Color", "color", ("any", *COLORS), color), button("Filter"))
     return f"<div>{search}</div><div>{narrow}</div>{listing(found, row, tables, query)}"
 
 
@@ -92,10 +91,10 @@ def cart(tables: Tables, query: Mapping[str, str]) -> str:
     if not rows:
         return "<h1>Cart</h1><p>The cart is empty.</p>"
     total = sum(a.price * n for a, n in _cart(tables))
-    return f"<h1>Cart</h1><table>{rows}</table><p>total {total} EUR {link('Checkout', '/checkout')}</p>"
+    return f"<h1>Cart</h1><table>{rows}</table><p>total {total} EUR {link('Checkout', tables, '/checkout')}</p>"
 
 
-@shop.page("/checkout")
+@shop.page("/checkout", "missing")
 def checkout(tables: Tables, query: Mapping[str, str]) -> str:
     missing = "<p>Please give a name.</p>" if "missing" in query else ""
     ordering = form(
@@ -171,7 +170,7 @@ def place_order(db: Transaction, sent: Mapping[str, str]) -> str:
 def _new(g: Draft, where: str = "any", like: str = "", color: str = "", price: int = 0) -> Article:
     a = Article(
         id=g.place(where), name=g.word(like), price=price or g.rng.randrange(20, 100),
-        color=color or g.rng.choice(COLORS), material=g.rng.choice(MATERIALS),
+        color=color or g.rng.choice(COLORS), material=g.word().lower(),
     )  # fmt: skip
     g.new("articles", a)
     return a
@@ -259,16 +258,18 @@ def save(g: Draft, where: str) -> None:
 @shop.goal(here=1, far=3)
 def material(g: Draft, where: str) -> None:
     a = _new(g, where)
+    other = _new(g, like=a.name)
     g.say(f'What is "{a.name}" made of?', f'Tell what "{a.name}" is made of.')
     g.find(where, a.name)
     g.click(a.name)
-    g.expect(a.material, next(m for m in MATERIALS if m != a.material), a.name)
+    g.expect(a.material, other.material, a.name)
 
 
-@shop.goal(color=3)
+@shop.goal(far=3)
 def cheapest(g: Draft, where: str) -> None:
     g.alone()
-    a, other = _new(g, color="red", price=g.rng.randrange(5, 10)), _new(g, color="red", price=g.rng.randrange(10, 20))
+    a = _new(g, where, color="red", price=g.rng.randrange(5, 10))
+    other = _new(g, color="red", price=g.rng.randrange(10, 20))
     g.say("Add the cheapest red article to the cart.")
     g.select("Color", "red")
     g.click("Filter")
