@@ -237,6 +237,77 @@ class T(Base):
     assert verdict.status == "pass", verdict
 
 
+EQUAL_TO_ALL = """
+class E:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __lt__
+    def __hash__(self): return hash(1)
+KEPT = []
+"""
+SPOOFED = [
+    "assert f(1) == 1", "assert 1 == f(1)", "assert not f(1) != 1", "assert f(1) == 1 == f(1)", "assert f(1) in [1, 2]",
+    "assert f(1) in {1: 2}", "assert 1 in [f(1)]", "assert not f(1) not in (1, 2)", "assert f(1) == 1 is not None",
+    "assert [[f(1)]] == [[1]]", "assert {f(1)} == {1}", "assert {'a': f(1)} == {'a': 1}", "assert {f(1): 2} == {1: 2}",
+    "assert 0 < f(1) < 2", "assert f(1) >= 1", "right = f(1) == 1; self.assertTrue(right)",
+    "assert all(a == b for a, b in zip([f(1)], [1]))", "self.assertTrue(f(1) == 1)", "self.assertFalse(f(1) != 1)",
+    "self.assertIs(f(1) == 1, True)", "self.assertLess(f(1), 2)", "self.assertEqual({f(1)}, {1})",
+    "self.assertIn(f(1), [1])", "self.assertIn(1, [f(1)])", "self.assertTrue(any(f(1) == n for n in range(3)))",
+]  # fmt: skip
+
+
+def statements(*found, head=""):
+    """A suite with one test a statement."""
+    body = "".join(f"    def test_{at}(self):\n        {one}\n" for at, one in enumerate(found))
+    text = f"import unittest\nfrom solution import *\n{head}\nclass T(unittest.TestCase):\n{body}"
+    return Suite({"test_v.py": text}, tuple(f"test_v.T.test_{at}" for at in range(len(found))))
+
+
+@pytest.mark.parametrize(
+    "spoof",
+    ["return E()", "import weakref; KEPT.append(E()); return weakref.proxy(KEPT[0])",
+     "from unittest.mock import ANY; return ANY", "from collections import UserList; x = UserList(); x.data = E(); return x"],
+)  # fmt: skip
+def test_an_object_equal_to_everything_equals_no_plain_data_in_a_suite(spoof):
+    require("bubblewrap")
+    verdict = check(f"{EQUAL_TO_ALL}def f(x):\n    {spoof}\n", "", statements(*SPOOFED), "bubblewrap", LIMITS)
+    assert (verdict.status, verdict.score) == ("fail", 0.0)
+    assert check("def f(x): return x", "", statements(*SPOOFED), "bubblewrap", LIMITS).status == "pass"
+
+
+def test_comparisons_of_a_suite_keep_their_meaning():
+    require("bubblewrap")
+    source = """
+import collections, enum, functools
+P = collections.namedtuple('P', 'a b')
+class N(enum.IntEnum):
+    ONE = 1
+@functools.total_ordering
+class V:
+    def __init__(self, n): self.n = n
+    def __eq__(self, other): return isinstance(other, V) and self.n == other.n
+    def __lt__(self, other): return self.n < other.n
+    def __hash__(self): return hash(self.n)
+class Bag:
+    def __init__(self, *items): self.items = items
+    def __contains__(self, item): return item in self.items
+    def __iter__(self): return iter(self.items)
+"""
+    found = [
+        "assert P(1, 2) == (1, 2)", "assert N.ONE == 1 and N.ONE < 2", "assert V(1) == V(1) != V(2)",
+        "assert V(1) < V(2) <= V(2)", "assert V(1) != 1 and not V(1) == 1", "assert V(1) in {V(1)} and V(1) in [V(1)]",
+        "assert 3 in Bag(3) and 4 not in Bag(3)", "assert {1: 2}.keys() == {1}", "assert 'a' in 'abc' and 1 in range(3)",
+        "assert collections.Counter('aab') == {'a': 2, 'b': 1}", "assert collections.OrderedDict(a=1) == {'a': 1}",
+        "assert 1 < 2 < 3 and not 1 < 3 < 2", "x = []; assert x is x == [] and x is not [] != [1]", "assert 1 == 1.0 == True",
+        "assert [n for n in range(9) if n % 2 == 0] == [0, 2, 4, 6, 8]", "assert sorted([V(2), V(1)])[0] == V(1)",
+        "y = []; y.append(y); self.assertTrue(y in [y])", "assert float('nan') != float('nan')",
+        "self.assertEqual(collections.deque([V(1)]), collections.deque([V(1)]))",
+    ]  # fmt: skip
+    verdict = check(source, "", statements(*found, head="import collections"), "bubblewrap", LIMITS)
+    assert verdict.status == "pass", verdict
+
+
 def test_suite_fixtures_run_and_an_import_error_is_told():
     require("bubblewrap")
     tests = (

@@ -613,7 +613,7 @@ def _suite(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     files = {path: text for path, text in request.files.items() if not _is_scrubbed(path, body.files)}
     files |= body.files
     suites = list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in body.ids))
-    tests = {"suites": suites, "tests": list(body.files), "skipped": list(body.skipped)}
+    tests = {"suites": suites, "tests": dict(body.files), "skipped": list(body.skipped)}
     reply = session.ask("unittest", files=files, modules=[], **tests)
     outcomes = reply.get("outcomes")
     if not isinstance(outcomes, dict) or not all(type(text) is str for text in outcomes.values()):
