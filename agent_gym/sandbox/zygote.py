@@ -235,7 +235,9 @@ class _Run:
         module, _, name = message["entry_point"].partition(":")
         target: Any = sys.modules[module]
         for part in name.split("."):
-            target = getattr(target, part)
+            target = getattr(target, part.removesuffix("()"))
+            if part.endswith("()"):
+                target = target()
         if not callable(target):
             raise TypeError(f"{message['entry_point']} is not a function")
         rule, limit = message["rule"], message["limit"]
