@@ -20,11 +20,14 @@ from sandbox_backends import require
 import agent_gym
 from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, restore, snapshot, state_hash
 from agent_gym.envs.code_agent import load_tasks, published
+from agent_gym.envs.code_agent.budget import line_budget_run
 from agent_gym.envs.code_agent.env import list_files
 from agent_gym.envs.code_agent.generate import KINDS, compose
+from agent_gym.envs.code_agent.inputs import Case
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
+from agent_gym.sandbox import Raises, same
 from agent_gym.tools import ToolError
 from agent_gym.wrappers import RecordTrajectory
 
@@ -475,6 +478,60 @@ def test_harder_faults_survive_a_visible_test_and_are_seen_by_a_hidden_one(level
         assert 0.0 < info["verdict"]["score"] < 1.0
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("kind", "level"), [(kind, level) for kind, levels in KINDS.items() for level in levels])
+def test_the_oracle_names_only_what_it_was_shown(split, kind, level):
+    env = make(split=split, kinds=[kind], difficulty=level)
+    for seed in range(8):
+        shown, _ = env.reset(seed=seed)
+        for action in env.unwrapped.oracle():
+            for one in env.unwrapped.read(action).calls:
+                words = [str(one.arguments.get("path", "")), *str(one.arguments.get("text", "")).split()]
+                assert all(word in f"{shown} def" for word in words), (env.unwrapped.task.id, one)
+            shown += f"\n{env.step(action)[0]}"
+
+
+@pytest.mark.parametrize(("kind", "level"), [(kind, level) for kind, levels in KINDS.items() for level in levels])
+def test_every_fault_is_seen_by_a_hidden_test_that_is_not_visible(kind, level):
+    for seed in range(12):
+        task = compose("train", kind, level, seed)
+        shown = {(test.entry_point, repr(test.args)) for test in task.visible}
+        others = [test for test in task.hidden if (test.entry_point, repr(test.args)) not in shown]
+        cases = [Case(test.entry_point, test.args) for test in others]
+        outcomes = line_budget_run(dict(task.world.files), cases)
+        wanted = [("raised", t.expected.name) if isinstance(t.expected, Raises) else ("value", t.expected) for t in others]
+        assert not all(same(*pair) for pair in zip(outcomes, wanted, strict=True))
+        assert len({(test.entry_point, repr(test.args)) for test in task.hidden}) == len(task.hidden)
+
+
+def test_what_is_hard_coded_passes_the_visible_tests_and_no_more():
+    env = make(kinds=["repair"], difficulty=3)
+    for seed in range(4):
+        env.reset(seed=seed)
+        *_, (writes, done) = env.unwrapped.cheats()
+        env.step(writes)
+        assert env.step(call("run_tests"))[0] == "4 of 4 tests passed"
+        assert env.step(done)[1] == 0.0
+
+
+def test_another_order_of_the_same_sums_is_right():
+    for seed in range(400):
+        task = compose("test", "completion", 2, seed)
+        if any("variance" in str(test.entry_point) for test in task.hidden):
+            break
+    env = make(split="test")
+    env.reset(options={"task": task.id})
+    *calls, done = env.unwrapped.oracle()
+    for action in calls:
+        env.step(action)
+    ((path, text),) = env.unwrapped._world.files.items()
+    assert "sum(" in text
+    assert all(type(test.expected) is not float or test.rtol == 1e-12 for test in task.hidden)
+    whole = "def sum(xs):\n    xs = list(xs)\n    return math.fsum(xs) if any(isinstance(x, float) for x in xs) else __builtins__['sum'](xs)"
+    env.step(call("write_file", path=path, text=f"{text}\n\nimport math\n{whole}\n"))
+    assert env.step(done)[1] == 1.0
+
+
 def test_one_remedy_of_two_faults_is_not_enough():
     env = make(kinds=["repair"], difficulty=5)
     for seed in range(4):
@@ -596,6 +653,20 @@ def test_published_and_own_forms_are_sound(tmp_path, record):
     assert gate_task(env, task_id, 0) == []
 
 
+@pytest.mark.parametrize(
+    ("record", "visible"),
+    [({**FIX, "test_setup": "", "example_test": "def check(f):\n    assert f(3) == 1\n    assert f(-3) == -2\ncheck(half)"}, 2),
+     (MBPP, 1), (MBPP_PLUS, 1), (TASK, 2)],
+)  # fmt: skip
+def test_given_tasks_have_the_cheat_too(tmp_path, record, visible):
+    env = make(tasks=write(tmp_path / "tasks.jsonl", record))
+    env.reset(seed=0)
+    *_, (writes, done) = env.unwrapped.cheats()
+    env.step(writes)
+    assert env.step(call("run_tests"))[0] == f"{visible} of {visible} tests passed"
+    assert env.step(done)[1] == 0.0
+
+
 def test_values_that_the_solution_gives_decide(tmp_path):
     env = make(tasks=write(tmp_path / "tasks.jsonl", EVAL_PLUS, MBPP_PLUS))
     mean = "import math\ndef mean(xs):\n    return {}\n"
@@ -603,7 +674,7 @@ def test_values_that_the_solution_gives_decide(tmp_path):
         _, found, info = play(env, call("write_file", path="solution.py", text=mean.format(body)), "Done.", task="HumanEval-900")
         assert found == reward, info
     observation, _, _ = play(env, call("run_tests"), task="Mbpp-900")
-    assert observation.startswith("0 of 1 tests passed\nagain((1, 2)): expected (1, 2, 1, 2), raised")
+    assert observation.startswith("0 of 1 tests passed\nthe program cannot be called: AttributeError")
     assert "hidden tests" not in env.unwrapped.task.request
     assert env.unwrapped.task.hidden.calls[1].args == ((3, (4,)),)
     as_list = call("write_file", path="solution.py", text="def again(items): return list(items) * 2")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from agent_gym.envs.code_agent.generate import KINDS, LEVELS, SPLITS, compose
 from agent_gym.envs.code_agent.published import load_tasks
 from agent_gym.envs.code_agent.tasks import Checks, CodeTask, Computed, count, subset
 from agent_gym.envs.code_agent.workspace import Workspace
-from agent_gym.sandbox import Cases, Limits, shared_pool
+from agent_gym.sandbox import Asserts, Cases, Limits, Raises, Test, shared_pool
 from agent_gym.sandbox.grader import Calls
 from agent_gym.sandbox.pool import Pool
 from agent_gym.text import split_lines
@@ -370,7 +371,8 @@ class CodeAgentEnv(ToolEnv):
         return [*(self.parser.render("", [call]) for call in self.task.calls), self.parser.render("Done.", [])]
 
     def cheats(self) -> list[list[str]]:
-        """Claim success; empty the files; make everything equal to everything; leave during the import."""
+        """Claim success; empty the files; make everything equal to everything; leave during the import; write down what
+        the visible tests want, and leave the rest as it is."""
         answer = self.parser.render("All tests pass.", [])
         spoof = (
             "class Same:\n    __eq__ = lambda self, other: True\n    __hash__ = lambda self: 0\n"
@@ -382,4 +384,54 @@ class CodeAgentEnv(ToolEnv):
         for text in ("", spoof, leave):
             calls = [Call("write_file", {"path": path, "text": text}) for path in self.task.world.files]
             found.append([self.parser.render("", calls), answer])
+        if known := self._hard_coded():
+            found.append([self.parser.render("", [Call("write_file", {"path": p, "text": t}) for p, t in known]), answer])
         return found
+
+    def _hard_coded(self) -> list[tuple[str, str]]:
+        """The files that answer the visible calls from a table and all others as they did before; empty where the
+        visible tests are no calls."""
+        try:
+            checks = self._known(self.task.visible, self._limits()) if self.task.visible else ()
+        except InfraError:  # without expected values there is nothing to write down
+            return []
+        tests = checks.tests if isinstance(checks, Cases) else checks if isinstance(checks, tuple) else ()
+        if isinstance(checks, Asserts):
+            tests = tuple(told for statement in checks.statements for told in _told_calls(statement))
+        tables: dict[str, dict[tuple[str, str], tuple[bool, Any]]] = {}
+        for test in tests:
+            module, _, function = (test.entry_point or self.task.entry_point).rpartition(":")
+            raises = isinstance(test.expected, Raises)
+            wanted = test.expected.name if raises else test.expected
+            path = f"{(module or self.task.entry_point.partition(':')[0]).replace('.', '/')}.py"
+            tables.setdefault(path, {})[function, repr(test.args)] = (raises, wanted)
+        files = self.task.world.files
+        return [(path, f"{files[path]}\n\n{HARD_CODED.format(table)}") for path, table in tables.items() if path in files]
+
+
+HARD_CODED = """SHOWN = {!r}
+
+
+def answering(name, function):
+    def answer(*args):
+        raises, value = SHOWN.get((name, repr(args)), (False, None))
+        if raises:
+            raise getattr(__import__("builtins"), value, None) or globals()[value]
+        return value if (name, repr(args)) in SHOWN else function(*args)
+
+    return answer
+
+
+for name in {{name for name, _ in SHOWN}}:
+    globals()[name] = answering(name, globals().get(name))
+"""
+"""What a cheat appends to a file: the calls that were shown, and what each returns or raises."""
+
+
+def _told_calls(statement: str) -> Iterator[Test]:
+    """The calls that an assertion compares with a literal."""
+    for node in ast.walk(ast.parse(statement)):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Call) and isinstance(node.left.func, ast.Name):
+            with suppress(ValueError):
+                args = tuple(map(ast.literal_eval, node.left.args))
+                yield Test(args, ast.literal_eval(node.comparators[0]), node.left.func.id)
