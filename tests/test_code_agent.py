@@ -19,11 +19,11 @@ from sandbox_backends import require
 
 import agent_gym
 from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, restore, snapshot, state_hash
-from agent_gym.envs.code_agent import load_tasks, published
+from agent_gym.envs.code_agent import generate, load_tasks, published
 from agent_gym.envs.code_agent.budget import line_budget_run
 from agent_gym.envs.code_agent.env import list_files
 from agent_gym.envs.code_agent.generate import KINDS, compose
-from agent_gym.envs.code_agent.inputs import Case
+from agent_gym.envs.code_agent.inputs import Case, files
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
@@ -491,6 +491,10 @@ def test_the_oracle_names_only_what_it_was_shown(split, kind, level):
             shown += f"\n{env.step(action)[0]}"
 
 
+def wants(test):
+    return test.expected
+
+
 @pytest.mark.parametrize(("kind", "level"), [(kind, level) for kind, levels in KINDS.items() for level in levels])
 def test_every_fault_is_seen_by_a_hidden_test_that_is_not_visible(kind, level):
     for seed in range(12):
@@ -499,7 +503,7 @@ def test_every_fault_is_seen_by_a_hidden_test_that_is_not_visible(kind, level):
         others = [test for test in task.hidden if (test.entry_point, repr(test.args)) not in shown]
         cases = [Case(test.entry_point, test.args) for test in others]
         outcomes = line_budget_run(dict(task.world.files), cases)
-        wanted = [("raised", t.expected.name) if isinstance(t.expected, Raises) else ("value", t.expected) for t in others]
+        wanted = [("raised", one.name) if isinstance(one, Raises) else ("value", one) for one in map(wants, others)]
         assert not all(same(*pair) for pair in zip(outcomes, wanted, strict=True))
         assert len({(test.entry_point, repr(test.args)) for test in task.hidden}) == len(task.hidden)
 
@@ -514,22 +518,26 @@ def test_what_is_hard_coded_passes_the_visible_tests_and_no_more():
         assert env.step(done)[1] == 0.0
 
 
+SUMMED = """
+
+import math
+def sum(xs):
+    xs = list(xs)
+    return math.fsum(xs) if any(isinstance(x, float) for x in xs) else __builtins__["sum"](xs)
+"""
+
+
 def test_another_order_of_the_same_sums_is_right():
-    for seed in range(400):
-        task = compose("test", "completion", 2, seed)
-        if any("variance" in str(test.entry_point) for test in task.hidden):
-            break
-    env = make(split="test")
-    env.reset(options={"task": task.id})
-    *calls, done = env.unwrapped.oracle()
-    for action in calls:
-        env.step(action)
-    ((path, text),) = env.unwrapped._world.files.items()
-    assert "sum(" in text
-    assert all(type(test.expected) is not float or test.rtol == 1e-12 for test in task.hidden)
-    whole = "def sum(xs):\n    xs = list(xs)\n    return math.fsum(xs) if any(isinstance(x, float) for x in xs) else __builtins__['sum'](xs)"
-    env.step(call("write_file", path=path, text=f"{text}\n\nimport math\n{whole}\n"))
-    assert env.step(done)[1] == 1.0
+    cases, wanted = generate._pool("summary_stats")
+    summed = {path: f"{text}{SUMMED}" for path, text in files("summary_stats").items()}
+    outcomes = line_budget_run(summed, cases)
+    assert not same(tuple(outcomes), wanted)
+    for number, (kind, value) in enumerate(outcomes):
+        test = generate._test("summary_stats", number, {"summary_stats": "part"})
+        assert kind == "raised" or test.accepts(value)
+        if kind == "value" and isinstance(value, float):
+            assert not test.accepts(value + 1e-6)
+            assert value != int(value) or not test.accepts(int(value))
 
 
 def test_one_remedy_of_two_faults_is_not_enough():
@@ -594,11 +602,15 @@ def test_formats(tmp_path, record, trust):
     assert (reward, info["verdict"]["trust"]) == (1.0, trust)
 
 
-SLOW_SUM = "def total(x):\n    return {}\n"
-CLOSE = {**TASK, "id": "close", "entry_point": "a:total", "files": {"a.py": SLOW_SUM.format(0)}, "visible": None, "rtol": 1e-9,
-         "hidden": [{"args": [[0.1] * 10], "expected": 1.0}], "solution": {"a.py": SLOW_SUM.format("sum(x)")}}  # fmt: skip
-LAZY = {**TASK, "id": "lazy", "entry_point": "a:total", "files": {"a.py": SLOW_SUM.format(0)}, "visible": None, "lists": True,
-        "hidden": [{"args": [[1, 2]], "expected": [2, 3]}], "solution": {"a.py": SLOW_SUM.format("(n + 1 for n in x)")}}  # fmt: skip
+TOTAL = "def total(x):\n    return {}\n"
+CLOSE = {
+    **TASK, "id": "close", "entry_point": "a:total", "files": {"a.py": TOTAL.format(0)}, "visible": None, "rtol": 1e-9,
+    "hidden": [{"args": [[0.1] * 10], "expected": 1.0}], "solution": {"a.py": TOTAL.format("sum(x)")},
+}  # fmt: skip
+LAZY = {
+    **TASK, "id": "lazy", "entry_point": "a:total", "files": {"a.py": TOTAL.format(0)}, "visible": None, "lists": True,
+    "hidden": [{"args": [[1, 2]], "expected": [2, 3]}], "solution": {"a.py": TOTAL.format("(n + 1 for n in x)")},
+}  # fmt: skip
 PRINTS = {
     "id": "prints", "request": "Print the sum of two numbers.", "files": {"main.py": "pass\n"}, "checker": "stdin",
     "visible": [{"input": "1\n2\n", "output": "3"}], "hidden": [{"input": "4\n5\n", "output": "9\n"}],
@@ -612,8 +624,9 @@ PYTESTED = {
                    "class T:\n    def test_raises(self):\n        with pytest.raises(TypeError): f('a')\n"},
     "solution": {"a.py": "def f(x): return x + 1\n"},
 }  # fmt: skip
-IN_PLACE = {**TASK, "id": "in-place", "checker": "asserts", "names": ["middle"], "entry_point": "a:middle", "visible": None,
-            "files": {"a.py": "def middle(x): pass\n"}, "solution": {"a.py": "def middle(x): x.sort()\n"},
+IN_PLACE = {**TASK, "id": "in-place", "checker": "asserts", "names": ["middle"], "entry_point": "a:middle",
+            "visible": None, "files": {"a.py": "def middle(x): pass\n"},
+            "solution": {"a.py": "def middle(x): x.sort()\n"},
             "hidden": ["x = [2, 0, 1]; middle(x); assert x == [0, 1, 2]"]}  # fmt: skip
 EVAL_PLUS = {
     "task_id": "HumanEval/900", "prompt": 'def mean(xs):\n    """The mean of xs."""\n', "entry_point": "mean",
@@ -621,26 +634,30 @@ EVAL_PLUS = {
     "plus_input": [[[10**40, 3]]], "atol": 0, "contract": "\n    assert xs\n", "test": "",
 }  # fmt: skip
 MBPP_PLUS = {
-    "task_id": "Mbpp/900", "prompt": '"""\nWrite a function to repeat the items of a tuple.\nassert again((1, 2)) == (1, 2, 1, 2)\n"""\n',
-    "entry_point": "again", "canonical_solution": "\ndef again(items):\n    assert type(items) is tuple\n    return items * 2\n",
+    "task_id": "Mbpp/900",
+    "prompt": '"""\nWrite a function to repeat a tuple.\nassert again((1, 2)) == (1, 2, 1, 2)\n"""\n',
+    "entry_point": "again",
+    "canonical_solution": "\ndef again(items):\n    assert type(items) is tuple\n    return items * 2\n",
     "base_input": [[[1, 2]]], "plus_input": [[[3, [4]]], [["a"] * 200_000]], "atol": 0, "contract": "",
     "assertion": "\nassert again((1, 2)) == (1, 2, 1, 2)\n",
 }  # fmt: skip
 LIVE = {
-    "question_id": "abc1", "question_title": "Sum", "question_content": "Print the sum.", "starter_code": "", "metadata": "{}",
+    "question_id": "abc1", "question_title": "Sum", "question_content": "Print the sum.", "starter_code": "",
+    "metadata": "{}",
     "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
     "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(json.dumps(
         [{"input": "4 5", "output": "9.0", "testtype": "stdin"}])))).decode(),
     "solution": "print(sum(map(int, input().split())))",
 }  # fmt: skip
 LIVE_METHOD = {
-    **LIVE, "question_id": "3", "starter_code": "class Solution:\n    def pick(self, xs: List[int], k: int) -> List[int]:\n        ",
+    **LIVE, "question_id": "3",
+    "starter_code": "class Solution:\n    def pick(self, xs: List[int], k: int) -> List[int]:\n        ",
     "public_test_cases": json.dumps([{"input": "[3, 1, 2]\n2", "output": "[3, 1]", "testtype": "functional"}]),
     "private_test_cases": "[]", "metadata": json.dumps({"func_name": "pick"}),
     "solution": "class Solution:\n    def pick(self, xs, k):\n        return tuple(xs[:k])\n",
 }  # fmt: skip
 FIXED = {**FIX, "test": f"{HUMAN['test']}\n\ncheck(half)\n", "import": "", "test_setup": "", "declaration": "",
-         "example_test": "def check(half):\n    ###\n    assert half(4) == 2\n    assert half(-3) == -2\ncheck(half)\n"}  # fmt: skip
+         "example_test": "def check(half):\n    assert half(4) == 2\n    assert half(-3) == -2\n\n"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -655,7 +672,7 @@ def test_published_and_own_forms_are_sound(tmp_path, record):
 
 @pytest.mark.parametrize(
     ("record", "visible"),
-    [({**FIX, "test_setup": "", "example_test": "def check(f):\n    assert f(3) == 1\n    assert f(-3) == -2\ncheck(half)"}, 2),
+    [({**FIX, "example_test": "def check(f):\n    assert f(3) == 1\n    assert f(-3) == -2\ncheck(half)"}, 2),
      (MBPP, 1), (MBPP_PLUS, 1), (TASK, 2)],
 )  # fmt: skip
 def test_given_tasks_have_the_cheat_too(tmp_path, record, visible):
@@ -671,7 +688,8 @@ def test_values_that_the_solution_gives_decide(tmp_path):
     env = make(tasks=write(tmp_path / "tasks.jsonl", EVAL_PLUS, MBPP_PLUS))
     mean = "import math\ndef mean(xs):\n    return {}\n"
     for body, reward in (("math.fsum(xs) / len(xs)", 1.0), ("sum(xs) // len(xs)", 0.0), ("sum(xs[:2]) / 2", 0.0)):
-        _, found, info = play(env, call("write_file", path="solution.py", text=mean.format(body)), "Done.", task="HumanEval-900")
+        change = call("write_file", path="solution.py", text=mean.format(body))
+        _, found, info = play(env, change, "Done.", task="HumanEval-900")
         assert found == reward, info
     observation, _, _ = play(env, call("run_tests"), task="Mbpp-900")
     assert observation.startswith("0 of 1 tests passed\nthe program cannot be called: AttributeError")
@@ -682,7 +700,7 @@ def test_values_that_the_solution_gives_decide(tmp_path):
 
 
 def test_types_of_inputs_are_those_of_the_assertion():
-    for assertion, given, wanted in (
+    for assertion, args, wanted in (
         ("assert f((1, 2), [3]) == 1", [[4], [5]], ((4,), [5])),
         ("assert f([(1, 2)], 3) == 1", [[[4, 5]], 6], ([(4, 5)], 6)),
         ("assert f([{1, 2}, {}, {}]) == 1", [[[4], []]], ([{4}, {}],)),
@@ -691,7 +709,7 @@ def test_types_of_inputs_are_those_of_the_assertion():
         ("assert f({'a': (1, 2)}) == 1", [{"b": [3, 4]}], ({"b": (3, 4)},)),
         ("assert f(make(1)) == 1", [[1]], ([1],)),
     ):  # fmt: skip
-        record = {**MBPP_PLUS, "entry_point": "f", "assertion": assertion, "base_input": [given], "plus_input": {}}
+        record = {**MBPP_PLUS, "entry_point": "f", "assertion": assertion, "base_input": [args], "plus_input": {}}
         assert published._eval_plus(record).hidden.calls[0].args == wanted
 
 
@@ -739,8 +757,9 @@ def test_limits_of_a_record_and_of_the_environment(tmp_path, source, name, most)
 
 
 def test_the_time_limit_of_a_record(tmp_path):
-    sleeps = "import time\ndef clamp(x, low, high):\n    time.sleep(0.5)\n    return max(low, min(x, high))\n" + EATER.split("\n", 3)[3]
-    env = make(tasks=write(tmp_path / "t.jsonl", TASK, {**TASK, "id": "long", "limits": {"time_limit": 60}}), time_limit=1)
+    sleeps = EATER.replace("held = [0] * ({} << 17)", "__import__('time').sleep(0.5)")
+    long = {**TASK, "id": "long", "limits": {"time_limit": 60}}
+    env = make(tasks=write(tmp_path / "tasks.jsonl", TASK, long), time_limit=1)
     act = (call("write_file", path="numbers_.py", text=sleeps), "Done.")
     assert play(env, *act, task="clamp")[2]["verdict"]["reason"] == "timeout"
     assert play(env, *act, task="long")[1] == 1.0

@@ -269,7 +269,8 @@ def statements(*found, head=""):
 @pytest.mark.parametrize(
     "spoof",
     ["return E()", "import weakref; KEPT.append(E()); return weakref.proxy(KEPT[0])",
-     "from unittest.mock import ANY; return ANY", "from collections import UserList; x = UserList(); x.data = E(); return x"],
+     "from unittest.mock import ANY; return ANY",
+     "from collections import UserList; x = UserList(); x.data = E(); return x"],
 )  # fmt: skip
 def test_an_object_equal_to_everything_equals_no_plain_data_in_a_suite(spoof):
     require("bubblewrap")
@@ -299,9 +300,11 @@ class Bag:
     found = [
         "assert P(1, 2) == (1, 2)", "assert N.ONE == 1 and N.ONE < 2", "assert V(1) == V(1) != V(2)",
         "assert V(1) < V(2) <= V(2)", "assert V(1) != 1 and not V(1) == 1", "assert V(1) in {V(1)} and V(1) in [V(1)]",
-        "assert 3 in Bag(3) and 4 not in Bag(3)", "assert {1: 2}.keys() == {1}", "assert 'a' in 'abc' and 1 in range(3)",
+        "assert 3 in Bag(3) and 4 not in Bag(3)", "assert {1: 2}.keys() == {1}",
+        "assert 'a' in 'abc' and 1 in range(3)",
         "assert collections.Counter('aab') == {'a': 2, 'b': 1}", "assert collections.OrderedDict(a=1) == {'a': 1}",
-        "assert 1 < 2 < 3 and not 1 < 3 < 2", "x = []; assert x is x == [] and x is not [] != [1]", "assert 1 == 1.0 == True",
+        "assert 1 < 2 < 3 and not 1 < 3 < 2", "x = []; assert x is x == [] and x is not [] != [1]",
+        "assert 1 == 1.0 == True",
         "assert [n for n in range(9) if n % 2 == 0] == [0, 2, 4, 6, 8]", "assert sorted([V(2), V(1)])[0] == V(1)",
         "y = []; y.append(y); self.assertTrue(y in [y])", "assert float('nan') != float('nan')",
         "self.assertEqual(collections.deque([V(1)]), collections.deque([V(1)]))",
@@ -1161,9 +1164,7 @@ def third(a): return a / 3
 def tomorrow(day): return day + datetime.timedelta(days=1)
 def total(items): return sum(items)
 """
-RICH_NAMES = tuple(
-    "sort_colors swap grow identity up_to endless pairs breaks both keys third tomorrow total".split()
-)
+RICH_NAMES = tuple("sort_colors swap grow identity up_to endless pairs breaks both keys third tomorrow total".split())
 RICH_STATEMENTS = (
     "x = [2, 0, 1]; sort_colors(x); assert x == [0, 1, 2]",
     "a, b = [1], [2]; rows = [a, b]; swap(rows); assert rows == [[2, 9], [1]] and rows[0] is b and b == [2, 9]",
@@ -1190,19 +1191,23 @@ def test_asserts_see_what_a_right_program_gives_and_changes(quick):
     assert check(wrong, "solution:identity", body, quick, LIMITS).score == 1 - 6 / len(RICH_STATEMENTS)
 
 
-@pytest.mark.parametrize("statement", ["f(print)", "f(lambda: 1)", "f(object())", "f(nowhere)", "f(float('nan'))", "1 / 0"])
+@pytest.mark.parametrize(
+    "statement", ["f(print)", "f(lambda: 1)", "f(object())", "f(nowhere)", "f(float('nan'))", "1 / 0"]
+)
 def test_a_test_that_fails_whatever_the_program_is_gives_no_verdict(quick, statement):
     verdict = check(PLUS_ONE, "f", Asserts(("assert f(1) == 2", statement), ("f",)), quick, LIMITS)
     assert (verdict.status, verdict.reason) == ("infra", "infra")
     assert f"the test itself fails: {statement}" in verdict.diagnostics[0]
-    assert check(PLUS_ONE, "f", Asserts(("assert f(1) == 2",), ("f",), "import nowhere"), quick, LIMITS).status == "infra"
+    verdict = check(PLUS_ONE, "f", Asserts(("assert f(1) == 2",), ("f",), "import nowhere"), quick, LIMITS)
+    assert verdict.status == "infra"
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [("def f():\n    while True: yield 'a' * 10**5", "output_limit"), ("def f(): return range(10**15)", "wrong_answer"),
      ("import decimal\ndef f(): return decimal.Decimal('1e99999999')", "wrong_answer"),
-     ("def f():\n    while True: pass\n    yield 1", "timeout"), ("import os\ndef f():\n    os._exit(0)\n    yield 1", "error")],
+     ("def f():\n    while True: pass\n    yield 1", "timeout"),
+     ("import os\ndef f():\n    os._exit(0)\n    yield 1", "error")],
 )  # fmt: skip
 def test_what_a_test_goes_through_is_bounded(quick, source, reason):
     statement = "int(f())" if "Decimal" in source else "assert sum(map(len, f())) == 3"
@@ -1223,7 +1228,8 @@ def test_long_integers_and_large_results(quick):
 
 
 def test_tolerance_and_lists(quick):
-    source = "def f(): return [1, 0.1 + 0.2, {'a': (1e6, 2.0)}]\ndef g(n): return (i for i in range(n)), {1: 2}.values()\n"
+    source = "def f(): return [1, 0.1 + 0.2, {'a': (1e6, 2.0)}]\n"
+    source += "def g(n): return (i for i in range(n)), {1: 2}.values()\n"
     near = [1, 0.3, {"a": (1e6 + 1e-4, 2.0)}]
     tests = [
         (Test((), near, rtol=1e-9), True), (Test((), near), False), (Test((), near, atol=1e-3), True),
@@ -1238,7 +1244,8 @@ def test_tolerance_and_lists(quick):
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [("print(int(input()) + int(input()))", "passed"), ("import sys\nsys.stdout.write(str(sum(map(int, sys.stdin))))", "passed"),
+    [("print(int(input()) + int(input()))", "passed"),
+     ("import sys\nsys.stdout.write(str(sum(map(int, sys.stdin))))", "passed"),
      ("import os\nos.write(1, str(sum(map(int, os.read(0, 99).split()))).encode())", "passed"),
      ("if __name__ == '__main__':\n    print(sum(map(int, open(0).read().split())), ' ')\n    exit()", "passed"),
      ("print('3.0')", "wrong_answer"), ("print(3)\nprint()\nprint(4)", "wrong_answer"), ("pass", "wrong_answer"),
@@ -1285,7 +1292,8 @@ class TestK:
 @pytest.mark.parametrize(
     ("source", "score"),
     [("def f(x): return x + 1\ndef g(): raise ValueError('no')", 1.0),
-     ("def f(x): return 2\ndef g(): raise KeyError('no')", 0.25), (f"{EQUAL_TO_ALL}def f(x): return E()\ndef g(): pass", 0.0),
+     ("def f(x): return 2\ndef g(): raise KeyError('no')", 0.25),
+     (f"{EQUAL_TO_ALL}def f(x): return E()\ndef g(): pass", 0.0),
      ("import pytest\npytest.raises = pytest.approx = lambda *a, **k: 1\ndef f(x): return 1\ng = f", 0.0),
      ("import pytest\npytest.approx.__eq__ = lambda *a: True\ndef f(x): return 1\ng = f", 0.0)],
 )  # fmt: skip
@@ -1301,7 +1309,8 @@ def test_time_zones_and_the_user_are_known():
     require("bubblewrap")
     source = (
         "import datetime, getpass, os, pwd, zoneinfo\ndef f(*day):\n    zone = zoneinfo.ZoneInfo('Europe/Berlin')\n"
-        "    return str(datetime.datetime(*day, tzinfo=zone).utcoffset()), getpass.getuser(), pwd.getpwuid(os.getuid()).pw_name"
+        "    return str(datetime.datetime(*day, tzinfo=zone).utcoffset()), getpass.getuser(), "
+        "pwd.getpwuid(os.getuid()).pw_name"
     )
     tests = [((2020, 7, 1), ("2:00:00", "nobody", "nobody")), ((2020, 1, 1), ("1:00:00", "nobody", "nobody"))]
     assert check(source, "f", tests, "bubblewrap", LIMITS).status == "pass"
@@ -1314,7 +1323,8 @@ def test_a_run_without_processor_time_is_repeated_and_no_fault_of_the_program(mo
     monkeypatch.setattr("agent_gym.sandbox.grader.STARVED", 2.0)  # whatever a run has had, it was hardly anything
     with Pool(quick, slots=1, limits=limits) as pool:
         verdict = pool.check("def f(x):\n    while True: pass", "f", TESTS)
-        assert (verdict.status, verdict.diagnostics) == ("infra", ("the machine gave the run hardly any processor time",))
+        assert verdict.status == "infra"
+        assert verdict.diagnostics == ("the machine gave the run hardly any processor time",)
         assert starts.count(limits) >= 2
         sleeps = pool.check("import time\ndef f(x): time.sleep(99)", "f", TESTS)
         assert (sleeps.status, sleeps.reason) == ("fail", "timeout")

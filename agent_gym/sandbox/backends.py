@@ -46,8 +46,7 @@ TRIAL_S = 15.0
 """How long the sandbox that is tried before any is used may take for each of its steps: a daemon that hangs is no
 reason to wait, and there may be another backend."""
 TRIALS = 3
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C", "PYTHONUTF8": "1", "HOME": "/tmp",
-               "USER": "nobody"}  # fmt: skip
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C", "PYTHONUTF8": "1", "HOME": "/tmp"}
 MOST_OUTPUT_MB = 64
 OVERHEAD_MB = 48
 """The zygote's own memory, beside that of its run."""

@@ -110,7 +110,6 @@ class Test:
             found, expected = (list(one) if type(one) is tuple else one for one in (found, expected))
         return same(found, expected, self.atol, self.rtol, types=self.compare == "exact")
 
-
     def expecting(self, kind: str, value: Any) -> Test:
         """The test that wants an outcome of :class:`Calls` again."""
         if kind == "raised":
@@ -305,7 +304,9 @@ class Request:
 
 def _parts_of(body: Any) -> tuple[Any, ...]:
     """What each counts as one test."""
-    return body.tests if isinstance(body, Cases | Scripts) else body.statements if isinstance(body, Asserts) else body.ids
+    if isinstance(body, Asserts):
+        return body.statements
+    return body.tests if isinstance(body, Cases | Scripts) else body.ids
 
 
 def _test_to_json(test: Test) -> list[Any]:
@@ -664,7 +665,6 @@ def _module(entry_point: str) -> str:
 
 
 def _cases(session: Session, request: Request) -> Iterator[tuple[str, str]]:
-    body: Any = request.body
     for test, call, (kind, value) in _called(session, request):
         raises = isinstance(test.expected, Raises)
         wanted = f"a {test.expected.name}" if raises else _brief(test.expected)
@@ -716,12 +716,13 @@ def _scripts(session: Session, request: Request) -> Iterator[tuple[str, str]]:
     for given, wanted in body.tests:
         reply = session.ask("script", path=path, input=given, limit=session.most_bytes)
         session.answers += 1
-        output, status, cpu_s, error = (reply.get(key) for key in ("output", "status", "cpu_s", "error"))
+        told: list[Any] = [reply.get(key) for key in ("output", "status", "cpu_s", "error")]
         if "too_large" in reply:
             yield "output_limit", f"for the input {_brief(given)}: {reply['too_large']!r:.100}"
             continue
-        if [type(output), type(status), type(cpu_s), type(error)] != [str, int, float, str]:
+        if list(map(type, told)) != [str, int, float, str]:
             raise Forged("the program forged a reply")
+        output, status, cpu_s, error = told
         if status in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_s > session.limits.cpu_s / 2:
             raise Ended("timeout", TIMEOUT)
         if status:

@@ -26,8 +26,8 @@ from agent_gym.verdict import Verdict
 __all__ = ["Answer", "Pool", "Tests", "check", "shared_pool"]
 
 Tests = Iterable[tuple[tuple[Any, ...], Any] | Test] | Cases | Scripts | Asserts | Suite
-"""``(args, expected)`` pairs or :class:`Test` objects; or programs with their input and output; or assert statements; or
-test files."""
+"""``(args, expected)`` pairs or :class:`Test` objects; or programs with their input and output; or assert statements;
+or test files."""
 
 ATTEMPTS = 6
 BACKOFF_S = 0.1
@@ -330,7 +330,8 @@ class _Slot:
                 spent = request.meter is not None and request.meter.wall_s >= request.limits.wall_s
                 if spent and not isinstance(error, Killed):  # the run and then the sandbox did not answer in time
                     break
-                convictions += attempt > 0 and not isinstance(error, Starved)  # only a sandbox that has just passed the control was surely healthy
+                # only a sandbox that has just passed the control was surely healthy
+                convictions += attempt > 0 and not isinstance(error, Starved)
         return Verdict("infra", "infra", 0.0, (last,))
 
 

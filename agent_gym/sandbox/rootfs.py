@@ -33,7 +33,6 @@ PYTHON = f"/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
 """The interpreter, inside."""
 
 ZYGOTE = "/sandbox/zygote.py"
-NOBODY = 65534
 
 _SOURCES = ("zygote.py", "wire.py", "suite.py")
 _LEFT_OUT = shutil.ignore_patterns(
@@ -103,7 +102,6 @@ def _build(root: Path) -> None:
         shutil.copy(Path(__file__).parent / name, root / "sandbox" / name)
     for name in _FOLDERS:
         (root / name).mkdir(exist_ok=True)
-    (root / "etc" / "passwd").write_text(f"root:x:0:0::/:\nnobody:x:{NOBODY}:{NOBODY}::/tmp:\n", encoding="utf-8")
     _copy_zones(root / "usr" / "share" / "zoneinfo")
     # Bytecode without a time in it, never looked at twice; from a fresh process with a fixed hash seed, because the
     # order of set constants and the sharing of strings depend on both.

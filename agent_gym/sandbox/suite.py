@@ -1,9 +1,9 @@
-"""Runs unittest files and pytest functions in the submission's own process, where it could forge anything: the verdict is
-weak.
+"""Runs unittest files and pytest functions in the submission's own process, where it could forge anything: the verdict
+is weak.
 
 What is cheap to notice is noticed: unittest or the builtins patched, a result object whose ``==`` says yes to
-everything, tests that vanish. Every comparison that stands in a test file is rewritten in its syntax tree, so that plain
-data equals plain data only. The standard library is all this file needs.
+everything, tests that vanish. Every comparison that stands in a test file is rewritten in its syntax tree, so that
+plain data equals plain data only. The standard library is all this file needs.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import inspect
-import io
 import importlib.abc
 import importlib.util
+import inspect
+import io
 import itertools
 import operator
 import pathlib
@@ -71,9 +71,9 @@ NOTED = ("_classSetupFailed", "tearDown_exceptions")  # what unittest notes on t
 HEAP_TYPE = 1 << 9  # what a class statement makes
 
 STRICT = (
-    "assertEqual assertEquals assertAlmostEqual assertAlmostEquals assertSequenceEqual assertListEqual assertTupleEqual "
-    "assertSetEqual assertDictEqual assertCountEqual assertMultiLineEqual assertIn assertLess assertLessEqual "
-    "assertGreater assertGreaterEqual"
+    "assertEqual assertEquals assertAlmostEqual assertAlmostEquals assertSequenceEqual assertListEqual "
+    "assertTupleEqual assertSetEqual assertDictEqual assertCountEqual assertMultiLineEqual assertIn assertLess "
+    "assertLessEqual assertGreater assertGreaterEqual"
 ).split()
 
 EQUALITY, ORDER = ("__eq__", "__ne__"), ("__lt__", "__le__", "__gt__", "__ge__")
@@ -170,7 +170,8 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         operands, names = [node.left, *node.comparators], [type(op).__name__ for op in node.ops]
         if not any(name in ("Is", "IsNot") for name in names):
-            node.left, *node.comparators = (self._call("__compared__", operand) for operand in operands)
+            node.left = self._call("__compared__", node.left)
+            node.comparators = [self._call("__compared__", operand) for operand in node.comparators]
             return node
         if len(names) == 1:
             return node  # an identity cannot be faked
@@ -223,13 +224,13 @@ def _is_spoofed(first: Any, second: Any, methods: tuple[str, ...]) -> bool:
         one, other = pairs.pop()
         if _lies(type(one), methods) != _lies(type(other), methods):
             return True
-        parts = _items(one), _items(other)
-        if None in parts or (id(one), id(other)) in seen:
+        items, others = _items(one), _items(other)
+        if items is None or others is None or (id(one), id(other)) in seen:
             continue
         seen.add((id(one), id(other)))
         if all(isinstance(side, list | tuple | deque) for side in (one, other)):
-            pairs += zip(*parts, strict=False)
-        elif _liars(parts[0], methods) != _liars(parts[1], methods):
+            pairs += zip(items, others, strict=False)
+        elif _liars(items, methods) != _liars(others, methods):
             return True
         elif isinstance(one, dict) and isinstance(other, dict):
             values = dict(dict.items(other))
@@ -400,7 +401,8 @@ class _Function(unittest.TestCase):
     def runTest(self) -> None:
         function = self._found()
         owner = getattr(self._module, self._path[0])
-        marks = [*getattr(owner, "__marks__", ()), *(getattr(function, "__marks__", ()) if owner is not function else ())]
+        both = (owner,) if owner is function else (owner, function)
+        marks = [mark for one in both for mark in getattr(one, "__marks__", ())]
         for name, args, kwargs in marks:
             if name == "skip" or (name == "skipif" and args and args[0]):
                 raise unittest.SkipTest(str(kwargs.get("reason", "")))
@@ -415,13 +417,14 @@ class _Function(unittest.TestCase):
 
     def _once(self, function: Any, owner: Any, values: dict[str, Any]) -> None:
         with contextlib.ExitStack() as stack:
-            bound = function
+            bound: Any = function
             if owner is not function:
                 instance = owner()
                 bound = getattr(instance, self._path[-1])
-                getattr(instance, "setup_method", lambda *_: None)(*([bound] if _takes(instance, "setup_method") else []))
-                if hasattr(instance, "teardown_method"):
-                    stack.callback(instance.teardown_method, *([bound] if _takes(instance, "teardown_method") else []))
+                for name, then in (("setup_method", _at_once), ("teardown_method", stack.callback)):
+                    if hasattr(instance, name):
+                        method: Any = getattr(instance, name)
+                        then(method, *[bound][: len(inspect.signature(method).parameters)])
             made: dict[str, Any] = dict(values)
             everywhere = [n for n, f in vars(self._module).items() if getattr(f, "__fixture__", {}).get("autouse")]
             for name in (*everywhere, *inspect.signature(bound).parameters):
@@ -448,8 +451,8 @@ class _Function(unittest.TestCase):
             made[name] = function(**arguments)
 
 
-def _takes(instance: Any, method: str) -> bool:
-    return hasattr(instance, method) and bool(inspect.signature(getattr(instance, method)).parameters)
+def _at_once(function: Any, *args: Any) -> Any:
+    return function(*args)
 
 
 def _parameters(names: Any, sets: Any) -> list[dict[str, Any]]:

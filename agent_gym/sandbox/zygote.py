@@ -23,6 +23,7 @@ import gc
 import importlib.util
 import json
 import os
+import pwd
 import resource
 import select
 import shutil
@@ -69,6 +70,8 @@ ZYGOTE_CAPABILITIES = 1 << 5 | 1 << 6 | 1 << 7  # KILL, SETGID, SETUID: what PID
 NOBODY = 65534
 BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+CROWD = 3
+"""A run, the first process of its namespace, and a program that it has started."""
 DYING_S = 1.0
 """How long the first process of a namespace may take to follow the run."""
 SHARED = ("/tmp", "/dev/shm", "/dev/mqueue")
@@ -295,8 +298,9 @@ class _Run:
 
     def _script(self, message: dict[str, Any]) -> dict[str, Any]:
         """Run a file as a program, in a process of its own that cannot speak to the grader."""
-        given, printed, told = (tempfile.TemporaryFile(dir=os.path.dirname(self.folder)) for _ in range(3))
-        with given, printed, told:
+        folder = os.path.dirname(self.folder)
+        with contextlib.ExitStack() as stack:
+            given, printed, told = (stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(3))
             given.write(message["input"].encode("utf-8", "surrogatepass"))
             given.seek(0)
             pid = os.fork()
@@ -328,14 +332,14 @@ class _Run:
 
 def _listed(item: Any) -> tuple[str, list[Any]] | None:
     """As lists: what is gone through once, ranges and views."""
-    views = (collections.abc.Iterator, collections.abc.MappingView, range)
+    views: Any = (collections.abc.Iterator, collections.abc.MappingView, range)
     return ("", list(item)) if isinstance(item, views) else None
 
 
 def _be_program(path: str) -> None:
     """The rest of a process's life: the file as ``python FILE`` runs it."""
     sys.stdin, sys.stdout, sys.stderr = (
-        open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
+        open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
         for fd, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
     )
     sys.argv = [path]
@@ -480,16 +484,17 @@ class Zygote:
         return self.exited
 
     def _look(self) -> dict[str, Any]:
-        """``cpu_s`` of every process of the run, in the clock's ticks, and whether one is ``runnable``: not asleep."""
-        ticks, runnable, left = 0, False, _children(os.getpid())
+        """``cpu_s`` of every process of the run, in the clock's ticks, and whether it is ``runnable``: it could use more
+        than it gets. That is not said of a crowd of processes, which keep each other waiting."""
+        ticks, states, left = 0, [], _children(os.getpid())
         while left:
             pid = left.pop()
             left += _children(pid)
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
                 words = file.read().rpartition(")")[2].split()
-                runnable = runnable or words[0] == "R"
+                states.append(words[0])
                 ticks += sum(map(int, words[11:15]))
-        return {"cpu_s": ticks / os.sysconf("SC_CLK_TCK"), "runnable": runnable}
+        return {"cpu_s": ticks / os.sysconf("SC_CLK_TCK"), "runnable": "R" in states and len(states) <= CROWD}
 
     def _end(self) -> dict[str, Any]:
         looked = self._look()
@@ -576,6 +581,20 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
+def _named(look_up: Any) -> Any:
+    """``pwd.getpwuid`` where there is no file of users: a run's own uid has a name all the same."""
+
+    def getpwuid(uid: int) -> Any:
+        try:
+            return look_up(uid)
+        except KeyError:
+            if uid != os.getuid():
+                raise
+            return pwd.struct_passwd(("nobody", "x", uid, uid, "", "/tmp", ""))
+
+    return getpwuid
+
+
 def main() -> None:
     """Read the configuration, connect, preload, serve."""
     config = json.loads(sys.argv[1])
@@ -593,6 +612,7 @@ def main() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for name in PRELOADED:
         importlib.import_module(name)
+    pwd.getpwuid = _named(pwd.getpwuid)  # type: ignore[assignment]
     sys.argv[:] = [""]
     sys.dont_write_bytecode = True
     gc.collect()

@@ -308,7 +308,7 @@ class CodeAgentEnv(ToolEnv):
             answer = self._pool().submit(dict(self._solved().files), task.entry_point, Calls(checks.calls), patient)
             verdict = answer.result()
             if verdict.status != "pass":
-                raise InfraError(f"the solution of {task.id} does not give the expected values: {verdict.diagnostics[0]}")
+                raise InfraError(f"the solution of {task.id} does not give its values: {verdict.diagnostics[0]}")
             self._expected[key] = Cases(
                 tuple(call.expecting(*outcome) for call, outcome in zip(checks.calls, answer.outcomes, strict=True))
             )
@@ -385,16 +385,17 @@ class CodeAgentEnv(ToolEnv):
             calls = [Call("write_file", {"path": path, "text": text}) for path in self.task.world.files]
             found.append([self.parser.render("", calls), answer])
         if known := self._hard_coded():
-            found.append([self.parser.render("", [Call("write_file", {"path": p, "text": t}) for p, t in known]), answer])
+            calls = [Call("write_file", {"path": path, "text": text}) for path, text in known.items()]
+            found.append([self.parser.render("", calls), answer])
         return found
 
-    def _hard_coded(self) -> list[tuple[str, str]]:
+    def _hard_coded(self) -> dict[str, str]:
         """The files that answer the visible calls from a table and all others as they did before; empty where the
         visible tests are no calls."""
         try:
             checks = self._known(self.task.visible, self._limits()) if self.task.visible else ()
         except InfraError:  # without expected values there is nothing to write down
-            return []
+            return {}
         tests = checks.tests if isinstance(checks, Cases) else checks if isinstance(checks, tuple) else ()
         if isinstance(checks, Asserts):
             tests = tuple(told for statement in checks.statements for told in _told_calls(statement))
@@ -406,7 +407,7 @@ class CodeAgentEnv(ToolEnv):
             path = f"{(module or self.task.entry_point.partition(':')[0]).replace('.', '/')}.py"
             tables.setdefault(path, {})[function, repr(test.args)] = (raises, wanted)
         files = self.task.world.files
-        return [(path, f"{files[path]}\n\n{HARD_CODED.format(table)}") for path, table in tables.items() if path in files]
+        return {path: f"{files[path]}\n\n{HARD_CODED.format(table)}" for path, table in tables.items() if path in files}
 
 
 HARD_CODED = """SHOWN = {!r}

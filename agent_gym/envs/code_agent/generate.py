@@ -35,8 +35,8 @@ POOL = 64
 VISIBLE, HIDDEN = 4, 12
 LINES = 5_000
 """Bound on the lines that one case of a program may execute."""
-NEAR = {"atol": 1e-12, "rtol": 1e-12}
-"""Floats that are as near are the same: some units in the last place, for another order of the same sums."""
+NEAR = 1e-12
+"""Floats that differ by so much, or by so much of the wanted one, are the same: another order of the same sums."""
 SHORT = 20
 """Longest text that a review quotes (difficulty 1), in characters."""
 
@@ -99,7 +99,7 @@ def _failing(program: str, broken: Mapping[str, str]) -> frozenset[int] | None:
             return None
         found += part
     return frozenset(
-        i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if not same(one, other, **NEAR)
+        i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if not same(one, other, NEAR, NEAR)
     )
 
 
@@ -316,11 +316,11 @@ def _test(program: str, number: int, modules: Mapping[str, str]) -> Test:
     case, (kind, *value) = _pool(program)[0][number], _pool(program)[1][number]
     module, _, function = case.entry_point.partition(":")
     expected = value[0] if kind == "value" else Raises(value[0])
-    return Test(case.args, expected, f"{modules[module]}:{function}", **NEAR)  # type: ignore[arg-type]
+    return Test(case.args, expected, f"{modules[module]}:{function}", atol=NEAR, rtol=NEAR)
 
 
 def _choose(program: str, fault: _Fault, level: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Numbers of visible and hidden cases: every fault is seen by a hidden one, of those that are not visible where it can be."""
+    """Numbers of visible and hidden cases: every fault is seen by a hidden one, not a visible one where it can be."""
     order = [int(i) for i in rng.permutation(len(_pool(program)[0]))]
     failing, passing = [i for i in order if i in fault.failing], [i for i in order if i not in fault.failing]
     seen = failing[: 1 if len(failing) < 4 else 2]

@@ -86,7 +86,8 @@ def _task(number: int, record: dict[str, Any]) -> CodeTask:
         if isinstance(checks, Asserts):
             check_arguments(checks)
         files = {**world.files, **checks.files} if isinstance(checks, Suite) else world.files
-        body = Cases(checks) if isinstance(checks, tuple) else Calls(checks.calls) if isinstance(checks, Computed) else checks
+        body: Any = Calls(checks.calls) if isinstance(checks, Computed) else checks
+        body = Cases(body) if isinstance(body, tuple) else body
         Request.of(files, task.entry_point, body, Limits())
     return task
 
@@ -197,12 +198,14 @@ class _EvalPlus(Published):
     entry_point: Text
     canonical_solution: Text
     base_input: list[list[Any]] = Field(min_length=1)
-    plus_input: Annotated[list[list[Any]], BeforeValidator(lambda value: [] if value == {} else value)] = []
+    plus_input: Annotated[list[list[Any]], BeforeValidator(lambda value: [] if value == {} else value)] = Field(
+        default_factory=list
+    )
     atol: float = 0.0
     assertion: Text = ""
 
 
-NEAR = {"atol": 1e-6, "rtol": 1e-7}
+ATOL, RTOL = 1e-6, 1e-7
 """How EvalPlus compares floats, where a record does not allow more."""
 AS_SETS = "similar_elements find_char_long common_in_nested_lists extract_singly larg_nnum intersection_array " \
           "find_dissimilar Diff".split()  # fmt: skip
@@ -211,7 +214,7 @@ AS_TRUTH = "check_str text_match_three text_starta_endb".split()
 
 
 def _eval_plus(record: dict[str, Any]) -> CodeTask:
-    """HumanEval+ and MBPP+ (Liu et al. 2023, arXiv:2305.01210): many inputs, for which the solution gives the values."""
+    """HumanEval+ and MBPP+ (Liu et al. 2023, arXiv:2305.01210): many inputs; the solution gives their values."""
     one = checked(_EvalPlus, record)
     name, solution = one.entry_point, one.prompt + one.canonical_solution
     shown = _shown_arguments(one.assertion, name)
@@ -224,8 +227,7 @@ def _eval_plus(record: dict[str, Any]) -> CodeTask:
         files = {"solution.py": f"# define {name} here\n"}
         request = f"{ast.get_docstring(parsed(one.prompt, 'prompt')) or one.prompt}\n\nWrite it in solution.py."
     rule = "set" if name in AS_SETS else "truth" if name in AS_TRUTH else "equal"
-    near = {**NEAR, "atol": one.atol or NEAR["atol"]}
-    calls = tuple(Test(args, None, compare=rule, **near) for args in inputs)
+    calls = tuple(Test(args, None, atol=one.atol or ATOL, rtol=RTOL, compare=rule) for args in inputs)
     hidden: Checks = Computed(calls)
     if name == "find_zero":  # any zero of the polynomial is right
         found = (f"assert abs(poly({args[0]!r}, find_zero({args[0]!r}))) <= {one.atol or 1e-4}" for args in inputs)
@@ -288,8 +290,8 @@ class _LiveTest(Published):
 
 
 def _live_code(record: dict[str, Any]) -> CodeTask:
-    """LiveCodeBench (Jain et al. 2024, arXiv:2403.07974): a program that reads and prints, or a method. It comes without
-    solutions; a record may have one all the same."""
+    """LiveCodeBench (Jain et al. 2024, arXiv:2403.07974): a program that reads and prints, or a method. It comes
+    without solutions; a record may have one all the same."""
     one = checked(_LiveCode, record)
     public, private = (_live_tests(text, what) for what, text in (
         ("public_test_cases", one.public_test_cases), ("private_test_cases", one.private_test_cases)

@@ -18,7 +18,8 @@ from agent_gym.sandbox.grader import ARGUMENT_BYTES
 from agent_gym.sandbox.wire import decode, encode
 from agent_gym.tools import Call
 
-__all__ = ["Checks", "CodeTask", "Computed", "check_arguments", "count", "only", "own_task", "parsed", "subset", "write_all"]
+__all__ = ["Checks", "CodeTask", "Computed", "check_arguments", "count", "only", "own_task", "parsed", "subset",
+           "write_all"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def count(checks: Checks | None) -> int:
         return len(checks or ())
     if isinstance(checks, Asserts):
         return len(checks.statements)
-    return len(checks.ids if isinstance(checks, Suite) else checks.tests if isinstance(checks, Scripts) else checks.calls)
+    if isinstance(checks, Suite):
+        return len(checks.ids)
+    return len(checks.tests if isinstance(checks, Scripts) else checks.calls)
 
 
 def write_all(files: Mapping[str, str], before: Mapping[str, str]) -> tuple[Call, ...]:
