@@ -435,7 +435,7 @@ class _Function(unittest.TestCase):
         """Make a fixture, and what it asks for, once a test."""
         if name in made:
             return
-        function = getattr(self._module, name, None)
+        function: Any = getattr(self._module, name, None)
         if not hasattr(function, "__fixture__"):
             if name not in FIXTURES:
                 raise LookupError(f"there is no fixture {name!r}; built in are {', '.join(FIXTURES)}")

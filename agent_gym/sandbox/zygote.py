@@ -484,8 +484,8 @@ class Zygote:
         return self.exited
 
     def _look(self) -> dict[str, Any]:
-        """``cpu_s`` of every process of the run, in the clock's ticks, and whether it is ``runnable``: it could use more
-        than it gets. That is not said of a crowd of processes, which keep each other waiting."""
+        """``cpu_s`` of every process of the run, in the clock's ticks, and whether it is ``runnable``: it could use
+        more than it gets. That is not said of a crowd of processes, which keep each other waiting."""
         ticks, states, left = 0, [], _children(os.getpid())
         while left:
             pid = left.pop()
