@@ -40,6 +40,8 @@ START_S = 20.0
 """How long a run may take to be enclosed. Its own time begins after that: no code of the submission runs before."""
 STARVED = 0.05
 """A run that could have run, but had less than this share of the time, has not shown what it can do."""
+PATIENCE_S = 1.0
+"""A run is not called starved before that: it has to be loaded first."""
 DYING_S = 0.5
 """How long a run that has closed its channel may take to die of itself, so that its death explains it."""
 
@@ -416,7 +418,8 @@ class Session:
             raise Lost(f"the run could not be enclosed: {first['fault']}")
         self.started = self.over = time.monotonic()
         self.deadline = self.started + limits.wall_s - self.meter.wall_s
-        self.half = (self.started + self.deadline) / 2
+        half = (self.deadline - self.started) / 2
+        self.half = self.started + half if half >= PATIENCE_S else 0.0
 
     def __enter__(self) -> Session:
         return self
@@ -565,7 +568,10 @@ class Session:
         may name values of the standard library and iterators, and what the lists, dicts and sets among the arguments
         hold after it, None where that is what they held."""
         reply = self.ask("call", entry_point=entry_point, args=args, kwargs=kwargs, rule="whole", limit=self.most_bytes)
-        return self._told(reply), reply.get("after")
+        if "place" not in reply:
+            return self._told(reply), reply.get("after")
+        self.answers += 1
+        return ("place", reply["place"]), reply.get("after")
 
     def next(self, handle: int) -> Outcome:
         """The next item of an iterator that a call returned, or ``("stop", None)``."""
@@ -581,7 +587,7 @@ class Session:
             return "raised", _Raised.of(reply["raised"])
         if "too_large" in reply:
             return "too_large", f"the result is too large: {reply['too_large']!r:.100}"
-        return ("place", reply["place"]) if "place" in reply else ("value", reply.get("value"))
+        return "value", reply.get("value")
 
 
 Outcome = tuple[str, Any]
