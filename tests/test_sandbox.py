@@ -32,6 +32,7 @@ from agent_gym.sandbox import (
     Pool,
     Raises,
     SandboxUnavailable,
+    Scripts,
     Suite,
     Test,
     backends,
@@ -164,8 +165,9 @@ def test_asserts(pool):
     assert pool.check(PLUS_ONE, "f", body).status == "pass"
     verdict = pool.check("def f(x): return 3", "f", body)
     assert (verdict.reason, round(verdict.score, 2)) == ("wrong_answer", 0.67)
-    with pytest.raises(ValueError, match="not plain data"):
-        pool.check(PLUS_ONE, "f", Asserts(("f(print)",), ("f",)))
+    verdict = pool.check(PLUS_ONE, "f", Asserts(("assert f(1) == 2", "f(print)"), ("f",)))
+    assert verdict.status == "infra"
+    assert "f(print): NotPlain: the test calls f with something that is not plain data" in verdict.diagnostics[0]
     assert pool.check(PLUS_ONE, "f", TESTS).status == "pass"
 
 
@@ -236,6 +238,80 @@ class T(Base):
         self.assertEqual([V(1)], [V(1)]); self.assertIn(V(1), [V(2), V(1)])
 """
     verdict = check(source, "", Suite({"test_v.py": tests}, ("test_v.T.test_a",)), "bubblewrap", LIMITS)
+    assert verdict.status == "pass", verdict
+
+
+EQUAL_TO_ALL = """
+class E:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __lt__
+    def __hash__(self): return hash(1)
+KEPT = []
+"""
+SPOOFED = [
+    "assert f(1) == 1", "assert 1 == f(1)", "assert not f(1) != 1", "assert f(1) == 1 == f(1)", "assert f(1) in [1, 2]",
+    "assert f(1) in {1: 2}", "assert 1 in [f(1)]", "assert not f(1) not in (1, 2)", "assert f(1) == 1 is not None",
+    "assert [[f(1)]] == [[1]]", "assert {f(1)} == {1}", "assert {'a': f(1)} == {'a': 1}", "assert {f(1): 2} == {1: 2}",
+    "assert 0 < f(1) < 2", "assert f(1) >= 1", "right = f(1) == 1; self.assertTrue(right)",
+    "assert all(a == b for a, b in zip([f(1)], [1]))", "self.assertTrue(f(1) == 1)", "self.assertFalse(f(1) != 1)",
+    "self.assertIs(f(1) == 1, True)", "self.assertLess(f(1), 2)", "self.assertEqual({f(1)}, {1})",
+    "self.assertIn(f(1), [1])", "self.assertIn(1, [f(1)])", "self.assertTrue(any(f(1) == n for n in range(3)))",
+]  # fmt: skip
+
+
+def statements(*found, head=""):
+    """A suite with one test a statement."""
+    body = "".join(f"    def test_{at}(self):\n        {one}\n" for at, one in enumerate(found))
+    text = f"import unittest\nfrom solution import *\n{head}\nclass T(unittest.TestCase):\n{body}"
+    return Suite({"test_v.py": text}, tuple(f"test_v.T.test_{at}" for at in range(len(found))))
+
+
+@pytest.mark.parametrize(
+    "spoof",
+    ["return E()", "import weakref; KEPT.append(E()); return weakref.proxy(KEPT[0])",
+     "from unittest.mock import ANY; return ANY",
+     "from collections import UserList; x = UserList(); x.data = E(); return x"],
+)  # fmt: skip
+def test_an_object_equal_to_everything_equals_no_plain_data_in_a_suite(spoof):
+    require("bubblewrap")
+    verdict = check(f"{EQUAL_TO_ALL}def f(x):\n    {spoof}\n", "", statements(*SPOOFED), "bubblewrap", LIMITS)
+    assert (verdict.status, verdict.score) == ("fail", 0.0)
+    assert check("def f(x): return x", "", statements(*SPOOFED), "bubblewrap", LIMITS).status == "pass"
+
+
+def test_comparisons_of_a_suite_keep_their_meaning():
+    require("bubblewrap")
+    source = """
+import collections, enum, functools
+P = collections.namedtuple('P', 'a b')
+class N(enum.IntEnum):
+    ONE = 1
+@functools.total_ordering
+class V:
+    def __init__(self, n): self.n = n
+    def __eq__(self, other): return isinstance(other, V) and self.n == other.n
+    def __lt__(self, other): return self.n < other.n
+    def __hash__(self): return hash(self.n)
+class Bag:
+    def __init__(self, *items): self.items = items
+    def __contains__(self, item): return item in self.items
+    def __iter__(self): return iter(self.items)
+"""
+    found = [
+        "assert P(1, 2) == (1, 2)", "assert N.ONE == 1 and N.ONE < 2", "assert V(1) == V(1) != V(2)",
+        "assert V(1) < V(2) <= V(2)", "assert V(1) != 1 and not V(1) == 1", "assert V(1) in {V(1)} and V(1) in [V(1)]",
+        "assert 3 in Bag(3) and 4 not in Bag(3)", "assert {1: 2}.keys() == {1}",
+        "assert 'a' in 'abc' and 1 in range(3)",
+        "assert collections.Counter('aab') == {'a': 2, 'b': 1}", "assert collections.OrderedDict(a=1) == {'a': 1}",
+        "assert 1 < 2 < 3 and not 1 < 3 < 2", "x = []; assert x is x == [] and x is not [] != [1]",
+        "assert 1 == 1.0 == True",
+        "assert [n for n in range(9) if n % 2 == 0] == [0, 2, 4, 6, 8]", "assert sorted([V(2), V(1)])[0] == V(1)",
+        "y = []; y.append(y); self.assertTrue(y in [y])", "assert float('nan') != float('nan')",
+        "self.assertEqual(collections.deque([V(1)]), collections.deque([V(1)]))",
+    ]  # fmt: skip
+    verdict = check(source, "", statements(*found, head="import collections"), "bubblewrap", LIMITS)
     assert verdict.status == "pass", verdict
 
 
@@ -323,7 +399,7 @@ def test_limits_are_validated(field, value):
         (PLUS_ONE, "f", [((print,), 1)], "test 1: args must be plain data"),
         (PLUS_ONE, "f", [((1,), type("I", (int,), {})(2))], "must be plain data"),
         (PLUS_ONE, "f", [Test((1,), 1, kwargs={"a": object()})], "test 1: kwargs must be plain data"),
-        (PLUS_ONE, "f", [((1,), 1 << 20_000)], "integer of more than"),
+        (PLUS_ONE, "f", [((1 << (1 << 27),), 1)], "more than 16777216 bytes"),
     ],
 )
 def test_requests_are_validated(quick, source, entry, tests, message):
@@ -1060,7 +1136,7 @@ def test_hostile_tokens_decode_to_plain_data_or_are_refused(tokens, exact):
 
 @pytest.mark.parametrize(
     "tokens",
-    [[["o"]], [["i"]], [["p", "!!"]], [["p", ""], 1], [["i", "f" * 4000]], [1 << 15_000], [["l", 0, ["a"]]],
+    [[["o"]], [["i"]], [["p", "!!"]], [["p", ""], 1], [["i", "g"]], [["x", 0]], [["x", 0, 5]], [["l", 0, ["a"]]],
      [n * ((1 << 61) - 1) for n in range(1000)] + [["s", 1000]], [["l", 0]] + [["t", 1]] * 500, [["o", [[]]]]],
 )  # fmt: skip
 def test_malformed(tokens):
@@ -1093,3 +1169,193 @@ def test_hostile_tokens_take_no_time():  # seconds; minutes, were it quadratic
         with contextlib.suppress(wire.Malformed):
             wire.decode(tokens)
     assert time.monotonic() - started < 100
+
+
+# ---- what tests may ask --------------------------------------------------------------------------------------------
+
+RICH = """
+import datetime, decimal, fractions
+def sort_colors(x): x.sort()
+def swap(rows): rows.reverse(); rows[0].append(9)
+def grow(d): d["new"] = {"z": 1}; d["old"].add(3)
+def identity(x): return x
+def up_to(n): yield from range(n)
+def endless():
+    n = 0
+    while True:
+        yield n
+        n += 1
+def pairs(a, b): return zip(a, b)
+def breaks():
+    yield 1
+    raise KeyError("x")
+def both(n): return up_to(n), range(n)
+def keys(d): return d.keys()
+def third(a): return a / 3
+def tomorrow(day): return day + datetime.timedelta(days=1)
+def total(items): return sum(items)
+"""
+RICH_NAMES = tuple("sort_colors swap grow identity up_to endless pairs breaks both keys third tomorrow total".split())
+RICH_STATEMENTS = (
+    "x = [2, 0, 1]; sort_colors(x); assert x == [0, 1, 2]",
+    "a, b = [1], [2]; rows = [a, b]; swap(rows); assert rows == [[2, 9], [1]] and rows[0] is b and b == [2, 9]",
+    "d = {'old': {1}}; grow(d); assert d == {'old': {1, 3}, 'new': {'z': 1}}",
+    "x = [1]; assert identity(x) is x and identity((x,))[0] == x",
+    "assert list(up_to(3)) == [0, 1, 2]", "it = endless(); assert [next(it), next(it)] == [0, 1]",
+    "import types; assert isinstance(up_to(1), types.GeneratorType)",
+    "assert dict(pairs('ab', [1, 2])) == {'a': 1, 'b': 2}", "a, b = both(2); assert list(a) == list(b) == [0, 1]",
+    "it = breaks(); assert next(it) == 1\ntry:\n    next(it); assert False\nexcept KeyError:\n    pass",
+    "assert both(3)[1] == range(3)", "assert keys({'a': 1}) == {'a'} and sorted(keys({'b': 1, 'a': 2})) == ['a', 'b']",
+    "from fractions import Fraction\nassert third(Fraction(1, 2)) == Fraction(1, 6)",
+    "from decimal import Decimal\nassert third(Decimal(1)) == Decimal(1) / 3",
+    "from datetime import date, datetime\nassert tomorrow(date(2020, 1, 31)) == date(2020, 2, 1)\n"
+    "assert tomorrow(datetime(2020, 1, 31, 5)) == datetime(2020, 2, 1, 5)",
+    "assert total(n for n in range(4)) == 6 and total(iter([1, 2])) == 3 and total({1: 2}.values()) == 2",
+)  # fmt: skip
+
+
+def test_asserts_see_what_a_right_program_gives_and_changes(quick):
+    body = Asserts(RICH_STATEMENTS, RICH_NAMES)
+    verdict = check(RICH, "solution:identity", body, quick, LIMITS)
+    assert verdict.status == "pass", verdict
+    wrong = RICH.replace("x.sort()", "x.reverse()").replace("range(n)", "range(n - 1)").replace("a / 3", "a / 2")
+    assert check(wrong, "solution:identity", body, quick, LIMITS).score == 1 - 6 / len(RICH_STATEMENTS)
+
+
+@pytest.mark.parametrize(
+    "statement", ["f(print)", "f(lambda: 1)", "f(object())", "f(nowhere)", "f(float('nan'))", "1 / 0"]
+)
+def test_a_test_that_fails_whatever_the_program_is_gives_no_verdict(quick, statement):
+    verdict = check(PLUS_ONE, "f", Asserts(("assert f(1) == 2", statement), ("f",)), quick, LIMITS)
+    assert (verdict.status, verdict.reason) == ("infra", "infra")
+    assert f"the test itself fails: {statement}" in verdict.diagnostics[0]
+    verdict = check(PLUS_ONE, "f", Asserts(("assert f(1) == 2",), ("f",), "import nowhere"), quick, LIMITS)
+    assert verdict.status == "infra"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("def f():\n    while True: yield 'a' * 10**5", "output_limit"), ("def f(): return range(10**15)", "wrong_answer"),
+     ("import decimal\ndef f(): return decimal.Decimal('1e99999999')", "wrong_answer"),
+     ("def f():\n    while True: pass\n    yield 1", "timeout"),
+     ("import os\ndef f():\n    os._exit(0)\n    yield 1", "error")],
+)  # fmt: skip
+def test_what_a_test_goes_through_is_bounded(quick, source, reason):
+    statement = "int(f())" if "Decimal" in source else "assert sum(map(len, f())) == 3"
+    assert check(source, "f", Asserts((statement,), ("f",)), quick, LIMITS).reason == reason
+
+
+def test_long_integers_and_large_results(quick):
+    assert check("def f(n): return 7**n", "f", [((200_000,), 7**200_000)], quick, LIMITS).status == "pass"
+    verdict = check("def f(n): return 7**n + 1", "f", [((200_000,), 7**200_000)], quick, LIMITS)
+    assert verdict.reason == "wrong_answer"
+    large = [((), "x" * (3 << 20))]
+    source = "def f(): return 'x' * (3 << 20)"
+    assert check(source, "f", large, quick, LIMITS).reason == "output_limit"
+    limits = Limits(cpu_s=10, wall_s=60, memory_mb=512, output_mb=4)
+    assert check(source, "f", large, quick, limits).status == "pass"
+    with pytest.raises(ValueError, match="output_mb must be at most 64"):
+        Limits(output_mb=65)
+
+
+def test_tolerance_and_lists(quick):
+    source = "def f(): return [1, 0.1 + 0.2, {'a': (1e6, 2.0)}]\n"
+    source += "def g(n): return (i for i in range(n)), {1: 2}.values()\n"
+    near = [1, 0.3, {"a": (1e6 + 1e-4, 2.0)}]
+    tests = [
+        (Test((), near, rtol=1e-9), True), (Test((), near), False), (Test((), near, atol=1e-3), True),
+        (Test((), near, atol=1e-6), False), (Test((), [1.0, *near[1:]], rtol=1e-9), False),
+        (Test((), [2, *near[1:]], atol=5.0), False), (Test((), [True, *near[1:]], rtol=1e-9, compare="equal"), True),
+        (Test((2,), [[0, 1], [2]], "g", lists=True), True), (Test((2,), ([0, 1], [2]), "g", lists=True), True),
+        (Test((2,), [[0, 1], [2]], "g"), False), (Test((2,), [[1, 0], [2]], "g", lists=True), False),
+    ]  # fmt: skip
+    for test, right in tests:
+        assert (check(source, "f", [test], quick, LIMITS).status == "pass") == right, test
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("print(int(input()) + int(input()))", "passed"),
+     ("import sys\nsys.stdout.write(str(sum(map(int, sys.stdin))))", "passed"),
+     ("import os\nos.write(1, str(sum(map(int, os.read(0, 99).split()))).encode())", "passed"),
+     ("if __name__ == '__main__':\n    print(sum(map(int, open(0).read().split())), ' ')\n    exit()", "passed"),
+     ("print('3.0')", "wrong_answer"), ("print(3)\nprint()\nprint(4)", "wrong_answer"), ("pass", "wrong_answer"),
+     ("print(int(input()) + int(input()))\nexit(3)", "error"), ("1 / 0", "error"), ("while True: pass", "timeout"),
+     ("x = [0] * 10**9", "memory"), ("print('x' * 10**7)", "output_limit"), ("def f(:", "error"),
+     ("import os\nos.close(0); os._exit(0)", "wrong_answer"), ("import sys\nsys.exit('no')", "error"),
+     ("import socket\nsocket.socket(fileno=3).send(b'x')", "error")],
+)  # fmt: skip
+def test_scripts(quick, source, reason):
+    body = Scripts((("1\n2\n", "3\n"), ("-5\n9", "4")))
+    verdict = check(source, "solution:", body, quick, LIMITS)
+    assert (verdict.reason, verdict.trust) == (reason, "strong")
+
+
+def test_what_a_script_prints_may_be_near_and_runs_share_nothing(quick):
+    body = Scripts((("", "0.3333333 1e3 yes"), ("", "0.3333333 1000.0 yes")), rtol=1e-6)
+    assert check("print(1 / 3, 1000, 'yes')", "solution:", body, quick, LIMITS).status == "pass"
+    assert check("print(1 / 3, 1001, 'yes')", "solution:", body, quick, LIMITS).status == "fail"
+    counts = "import builtins\nbuiltins.n = getattr(builtins, 'n', 0) + 1\nprint(builtins.n)"
+    assert check(counts, "solution:", Scripts((("", "1"), ("", "1"))), quick, LIMITS).status == "pass"
+
+
+PYTEST = """
+import pytest
+from solution import f, g
+@pytest.fixture
+def two():
+    yield 2
+@pytest.mark.parametrize("x, y", [(1, 2), pytest.param(2, 3, id="a")])
+def test_a(x, y): assert f(x) == y
+def test_b(two): assert f(two) == pytest.approx(3.0000000001)
+def test_c():
+    with pytest.raises(ValueError, match="no") as raised: g()
+    assert raised.value.args == ("no",)
+class TestK:
+    def setup_method(self): self.n = 1
+    def test_d(self, tmp_path, capsys):
+        print("x")
+        assert capsys.readouterr().out == "x\\n" and tmp_path.exists()
+        assert [0.1 + 0.2, f(self.n)] == pytest.approx([0.3, 2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "score"),
+    [("def f(x): return x + 1\ndef g(): raise ValueError('no')", 1.0),
+     ("def f(x): return 2\ndef g(): raise KeyError('no')", 0.25),
+     (f"{EQUAL_TO_ALL}def f(x): return E()\ndef g(): pass", 0.0),
+     ("import pytest\npytest.raises = pytest.approx = lambda *a, **k: 1\ndef f(x): return 1\ng = f", 0.0),
+     ("import pytest\npytest.approx.__eq__ = lambda *a: True\ndef f(x): return 1\ng = f", 0.0)],
+)  # fmt: skip
+def test_pytest_functions(source, score):
+    require("bubblewrap")
+    ids = tuple(f"test_p.{name}" for name in ("test_a", "test_b", "test_c", "TestK.test_d"))
+    verdict = check(source, "", Suite({"test_p.py": PYTEST}, ids), "bubblewrap", LIMITS)
+    assert (verdict.score, verdict.trust) == (score, "weak"), verdict
+    assert check(source, "", Suite({"test_p.py": PYTEST}, ("test_p.test_z",)), "bubblewrap", LIMITS).score == 0.0
+
+
+def test_time_zones_and_the_user_are_known():
+    require("bubblewrap")
+    source = (
+        "import datetime, getpass, os, pwd, zoneinfo\ndef f(*day):\n    zone = zoneinfo.ZoneInfo('Europe/Berlin')\n"
+        "    return str(datetime.datetime(*day, tzinfo=zone).utcoffset()), getpass.getuser(), "
+        "pwd.getpwuid(os.getuid()).pw_name"
+    )
+    tests = [((2020, 7, 1), ("2:00:00", "nobody", "nobody")), ((2020, 1, 1), ("1:00:00", "nobody", "nobody"))]
+    assert check(source, "f", tests, "bubblewrap", LIMITS).status == "pass"
+
+
+def test_a_run_without_processor_time_is_repeated_and_no_fault_of_the_program(monkeypatch, quick):
+    limits, starts = Limits(cpu_s=60, wall_s=2.0), []
+    start = backends.Sandbox.start
+    monkeypatch.setattr(backends.Sandbox, "start", lambda self, asked: starts.append(asked) or start(self, asked))
+    monkeypatch.setattr("agent_gym.sandbox.grader.STARVED", 2.0)  # whatever a run has had, it was hardly anything
+    with Pool(quick, slots=1, limits=limits) as pool:
+        verdict = pool.check("def f(x):\n    while True: pass", "f", TESTS)
+        assert verdict.status == "infra"
+        assert verdict.diagnostics == ("the machine gave the run hardly any processor time",)
+        assert starts.count(limits) >= 2
+        sleeps = pool.check("import time\ndef f(x): time.sleep(99)", "f", TESTS)
+        assert (sleeps.status, sleeps.reason) == ("fail", "timeout")

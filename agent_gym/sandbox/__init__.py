@@ -5,7 +5,8 @@ process of a sandbox and returns plain data; nothing it can send means "pass".
 """
 
 from agent_gym.sandbox.backends import Limits, SandboxUnavailable
-from agent_gym.sandbox.grader import Asserts, Raises, Suite, Test, same
+from agent_gym.sandbox.grader import Asserts, Cases, Raises, Scripts, Suite, Test, same
 from agent_gym.sandbox.pool import Pool, check, shared_pool
 
-__all__ = ["Asserts", "Limits", "Pool", "Raises", "SandboxUnavailable", "Suite", "Test", "check", "same", "shared_pool"]
+__all__ = ["Asserts", "Cases", "Limits", "Pool", "Raises", "SandboxUnavailable", "Scripts", "Suite", "Test", "check",
+           "same", "shared_pool"]  # fmt: skip

@@ -47,6 +47,7 @@ TRIAL_S = 15.0
 reason to wait, and there may be another backend."""
 TRIALS = 3
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C", "PYTHONUTF8": "1", "HOME": "/tmp"}
+MOST_OUTPUT_MB = 64
 OVERHEAD_MB = 48
 """The zygote's own memory, beside that of its run."""
 
@@ -61,6 +62,7 @@ class Limits:
         memory_mb: Megabytes of memory.
         disk_mb: Megabytes of files, all in memory.
         processes: Processes and threads.
+        output_mb: Megabytes that one call may return, as JSON, or one program print; 64 at most.
     """
 
     cpu_s: int = 5
@@ -68,6 +70,7 @@ class Limits:
     memory_mb: int = 512
     disk_mb: int = 32
     processes: int = 64
+    output_mb: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -76,6 +79,8 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, int | float) or not whole or not 0 < value < 1e6:
                 kind = "number" if field.name == "wall_s" else "whole number"
                 raise ValueError(f"Limits.{field.name} must be a {kind} above 0, not {value!r}")
+        if self.output_mb > MOST_OUTPUT_MB:
+            raise ValueError(f"Limits.output_mb must be at most {MOST_OUTPUT_MB}, not {self.output_mb}")
 
 
 class Sandbox(ABC):
@@ -193,8 +198,21 @@ class Sandbox(ABC):
         self.runs += 1
         return ours
 
+    def look(self) -> dict[str, Any]:
+        """``cpu_s`` that the run has had, and whether it is ``runnable``; ``exited`` where it has ended.
+
+        Raises:
+            Lost: If the zygote does not say.
+        """
+        self._say({"do": "look"})
+        message, exited = self.hear(), {}
+        if "exited" in message:
+            message, exited = self.hear(), message
+        return {**message["looked"], **exited}
+
     def end(self) -> dict[str, Any]:
-        """Kill the run with all it started, and wipe: ``status``, ``cpu_s`` and ``oom`` of the run.
+        """Kill the run with all it started, and wipe: ``status``, ``cpu_s`` and ``oom`` of the run, and whether it was
+        ``runnable`` to the last.
 
         Raises:
             Lost: If the zygote does not say how it ended.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent_gym.verdict import InfraError
 
-__all__ = ["Killed", "Lost", "NotInstalled", "SandboxUnavailable"]
+__all__ = ["Killed", "Lost", "NotInstalled", "SandboxUnavailable", "Starved"]
 
 
 class Lost(InfraError):
@@ -22,3 +22,7 @@ class SandboxUnavailable(RuntimeError):
 
 class NotInstalled(SandboxUnavailable):
     """It was never set up here: nothing is wrong, and nothing is said where another one does."""
+
+
+class Starved(Lost):
+    """The run could have gone on, but the machine gave it hardly any processor time."""

@@ -19,13 +19,15 @@ from typing import Any
 
 from agent_gym.sandbox import owned
 from agent_gym.sandbox.backends import Docker, Killed, Limits, Lost, Sandbox, choose
-from agent_gym.sandbox.grader import Asserts, Cases, Meter, Request, Suite, Test, grade
+from agent_gym.sandbox.errors import Starved
+from agent_gym.sandbox.grader import Asserts, Cases, Meter, Request, Scripts, Suite, Test, grade
 from agent_gym.verdict import Verdict
 
 __all__ = ["Answer", "Pool", "Tests", "check", "shared_pool"]
 
-Tests = Iterable[tuple[tuple[Any, ...], Any] | Test] | Asserts | Suite
-"""``(args, expected)`` pairs or :class:`Test` objects; or assert statements; or unittest files."""
+Tests = Iterable[tuple[tuple[Any, ...], Any] | Test] | Cases | Scripts | Asserts | Suite
+"""``(args, expected)`` pairs or :class:`Test` objects; or programs with their input and output; or assert statements;
+or test files."""
 
 ATTEMPTS = 6
 BACKOFF_S = 0.1
@@ -34,10 +36,11 @@ CONTROL = Request.of("def same(x):\n    return x\n", "same", Cases((Test((1,), 1
 
 
 class Answer(Future[Verdict]):
-    """A verdict to come. Once it is there, ``cpu_s`` are the CPU seconds of the run that gave it; 0 where a journal
-    remembered it."""
+    """A verdict to come. Once it is there, ``cpu_s`` are the CPU seconds of the run that gave it, and ``outcomes`` what
+    :class:`~agent_gym.sandbox.grader.Calls` asked for; nothing of these where a journal remembered it."""
 
     cpu_s: float = 0.0
+    outcomes: tuple[tuple[str, Any], ...] = ()
 
 
 class Pool:
@@ -108,7 +111,7 @@ class Pool:
             RuntimeError: If the pool is closed.
         """
         body: Any = tests
-        if not isinstance(tests, Asserts | Suite):
+        if not isinstance(tests, Cases | Scripts | Asserts | Suite):
             body = Cases(tuple(_test(number, test) for number, test in enumerate(tests, start=1)))
         limits = limits or self.limits
         for name in ("memory_mb", "disk_mb", "processes"):
@@ -156,7 +159,8 @@ class Pool:
             if self._spare_maker is None:
                 self._spare_maker = threading.Thread(target=self._make_spares, name="agent_gym spares", daemon=True)
                 self._spare_maker.start()
-        self._note({"accepted": key, "request": request.to_json()})
+        if self._journal is not None:
+            self._note({"accepted": key, "request": request.to_json()})
         self._queue.put((key, request))
         return future
 
@@ -182,7 +186,7 @@ class Pool:
                 self._note({"answered": key, "verdict": verdict.to_dict()})
             with self._lock:
                 future = self._asked.pop(key)
-                future.cpu_s = meter.cpu_s
+                future.cpu_s, future.outcomes = meter.cpu_s, meter.outcomes
                 if verdict is not None and verdict.status != "infra" and self._journal is not None:
                     self._answers[key] = verdict
             future.set_exception(error) if error is not None else future.set_result(verdict)
@@ -326,7 +330,8 @@ class _Slot:
                 spent = request.meter is not None and request.meter.wall_s >= request.limits.wall_s
                 if spent and not isinstance(error, Killed):  # the run and then the sandbox did not answer in time
                     break
-                convictions += attempt > 0  # only a sandbox that has just passed the control was surely healthy
+                # only a sandbox that has just passed the control was surely healthy
+                convictions += attempt > 0 and not isinstance(error, Starved)
         return Verdict("infra", "infra", 0.0, (last,))
 
 
@@ -366,7 +371,8 @@ def check(
     Args:
         source: The program, or its files by path.
         entry_point: The function to call; ``"module:function"`` where there are several files.
-        tests: ``(args, expected)`` pairs; also :class:`Test` objects, :class:`Asserts` or a :class:`Suite`.
+        tests: ``(args, expected)`` pairs; also :class:`Test` objects, :class:`Scripts`, :class:`Asserts` or a
+            :class:`Suite`.
         backend: ``"auto"``, ``"docker"``, ``"bubblewrap"`` or ``"process"``.
         limits: CPU, wall clock, memory, files and processes.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import zoneinfo
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -101,6 +103,7 @@ def _build(root: Path) -> None:
         shutil.copy(Path(__file__).parent / name, root / "sandbox" / name)
     for name in _FOLDERS:
         (root / name).mkdir(exist_ok=True)
+    _copy_zones(root / "usr" / "share" / "zoneinfo")
     # Bytecode without a time in it, never looked at twice; from a fresh process with a fixed hash seed, because the
     # order of set constants and the sharing of strings depend on both.
     command = ["-S", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
@@ -115,6 +118,17 @@ def _build(root: Path) -> None:
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
     (root / "tmp").chmod(0o1777)
+
+
+def _copy_zones(target: Path) -> None:
+    """The time zones of this machine, or of the package tzdata; none where there is neither."""
+    folders = [Path(folder) for folder in zoneinfo.TZPATH]
+    if (spec := importlib.util.find_spec("tzdata")) is not None and spec.origin is not None:
+        folders.append(Path(spec.origin).parent / "zoneinfo")
+    found = next((folder for folder in folders if (folder / "UTC").is_file()), None)
+    if found is not None:
+        unneeded = shutil.ignore_patterns("posix", "right", "*.py", "__pycache__", "*.tab", "*.zi", "localtime")
+        shutil.copytree(found, target, ignore=unneeded)
 
 
 @lru_cache(maxsize=1)

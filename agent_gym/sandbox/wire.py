@@ -2,7 +2,8 @@
 
 A value is a list of tokens in postorder, so that neither side recurses: ``[1, (2.5,)]`` is
 ``[1, ["f", "0x1.4p+1"], ["t", 1], ["l", 2]]``. A token of a subclass carries the name of its class as a third element.
-Whatever is not plain data becomes ``["o", class name]``: nothing but the builtin types below is ever built from it.
+Whatever is not plain data becomes ``["o", class name]``: nothing but the builtin types below is ever built from it,
+except where the one who reads says how (see ``special`` and ``build``).
 """
 
 from __future__ import annotations
@@ -12,28 +13,36 @@ import json
 import re
 import struct
 from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-__all__ = ["REPLY_BYTES", "Foreign", "Malformed", "TooLarge", "decode", "encode", "pack", "unpack"]
+__all__ = ["BUILD", "REPLY_BYTES", "Foreign", "Malformed", "TooLarge", "containers", "decode", "describe", "encode",
+           "pack", "unpack"]  # fmt: skip
 
 REPLY_BYTES = 1 << 20
-"""Cap on what one call may return, in bytes of its JSON."""
+"""Cap on what one call may return, in bytes of its JSON, where nothing else is said."""
 
 DEPTH = 400
 """Deepest nesting: comparing, hashing and printing a value must not exhaust the grader's stack."""
 
-INT_BITS = 14_000  # what int() and str() convert without a word
 COLLIDING = 64
+MOST_STEPS = 1 << 20
+"""Longest range that is built: a test may make a list of it."""
+MOST_DIGITS = 10_000
+"""Of a Decimal, before or behind the point: a test may make an int of it."""
 
 _SEQUENCES = {"l": list, "t": tuple, "s": set, "z": frozenset}
-_COUNTED = ("l", "t", "s", "z", "d")
+_COUNTED = ("l", "t", "s", "z", "d", "x")
 _TAGS = {kind: tag for tag, kind in _SEQUENCES.items()}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HEADER = struct.Struct(">I")
 
 
 class TooLarge(ValueError):
-    """The value exceeds the cap on bytes, depth or the size of an integer."""
+    """The value exceeds the cap on bytes or depth."""
 
 
 class Malformed(ValueError):
@@ -71,15 +80,19 @@ def _base(kind: type) -> type | None:
 _PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type(None))
 
 
-def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
+def encode(
+    value: Any, limit: int = REPLY_BYTES, special: Callable[[Any], tuple[str, list[Any]] | None] | None = None
+) -> list[Any]:
     """The tokens of ``value``.
 
     Args:
         value: Anything; what is not plain data is replaced by its class's name.
         limit: Cap on the size of the JSON, in bytes.
+        special: The name and the parts of an object that is not plain data, which become ``["x", count, name]``; with
+            the name ``""`` a list of the parts. None for an object that is to be replaced by its class's name.
 
     Raises:
-        TooLarge: For a value above the cap, deeper than ``DEPTH`` (a cycle is), or with an integer of too many bits.
+        TooLarge: For a value above the cap, or deeper than ``DEPTH`` (a cycle is).
     """
     tokens: list[Any] = []
     stack: list[tuple[bool, Any]] = [(False, value)]
@@ -94,13 +107,23 @@ def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
         base: Any = kind if kind in _PLAIN else _base(kind)
         mark = [] if kind is base else [type.__dict__["__name__"].__get__(kind)[:80]]
         size += 4
+        known = special(item) if base is None and special is not None else None
+        if known is not None:
+            depth += 1
+            if depth > DEPTH:
+                raise TooLarge(f"nested more than {DEPTH} deep, or a cycle")
+            name, parts = known
+            size += 8 + len(name)
+            stack.append((True, ["x", len(parts), name] if name else ["l", len(parts)]))
+            stack.extend([(False, part) for part in reversed(parts)])
+            continue
         if base is None:
             token: Any = ["o", *mark]
         elif base in (bool, type(None)):
             token = item
         elif base is int:
-            if int.bit_length(item) > INT_BITS:
-                raise TooLarge(f"an integer of more than {INT_BITS} bits")
+            if size + int.bit_length(item) // 4 > limit:
+                raise TooLarge(f"more than {limit} bytes")
             small = int.bit_length(item) <= 53 and not mark
             token = item if small else ["i", int.__format__(item, "x"), *mark]
             size += int.bit_length(item) // 3
@@ -142,13 +165,73 @@ def encode(value: Any, limit: int = REPLY_BYTES) -> list[Any]:
     return tokens
 
 
-def decode(tokens: Any, exact: bool = True) -> Any:
+def describe(item: Any) -> tuple[str, list[Any]] | None:
+    """A ``special`` of :func:`encode`: values of the standard library that a test may compare or go through."""
+    kind: Any = type(item)
+    if kind is range:
+        return "range", [item.start, item.stop, item.step]
+    if kind is Fraction:
+        return "Fraction", [item.numerator, item.denominator]
+    if kind in (Decimal, datetime, time):
+        return kind.__name__, [str(item) if kind is Decimal else item.isoformat()]
+    if kind is date:
+        return "date", [item.year, item.month, item.day]
+    if kind is timedelta:
+        return "timedelta", [item.days, item.seconds, item.microseconds]
+    if kind is type({}.keys()):
+        return "keys", [dict.fromkeys(item)]
+    if kind is type({}.values()):
+        return "values", [list(item)]
+    if kind is type({}.items()):
+        return "items", [dict(item)]
+    return None
+
+
+def _range(start: int, stop: int, step: int) -> range:
+    found = range(start, stop, step)
+    if not -MOST_STEPS < start - stop < MOST_STEPS and len(found) > MOST_STEPS:
+        raise ValueError(f"a range of more than {MOST_STEPS} numbers")
+    return found
+
+
+def _decimal(text: str) -> Decimal:
+    found = Decimal(text)
+    if found.is_finite() and abs(found.adjusted()) > MOST_DIGITS:
+        raise ValueError(f"a Decimal of more than {MOST_DIGITS} digits")
+    return found
+
+
+BUILD: dict[str, Callable[..., Any]] = {
+    "range": _range, "Fraction": Fraction, "Decimal": _decimal, "date": date, "datetime": datetime.fromisoformat,
+    "time": time.fromisoformat, "timedelta": timedelta, "keys": lambda held: dict.keys(held),
+    "values": lambda held: dict(enumerate(held)).values(), "items": lambda held: dict.items(held),
+}  # fmt: skip
+"""A ``build`` of :func:`decode`: the inverse of :func:`describe`."""
+
+
+def containers(value: Any) -> list[Any]:
+    """The lists, dicts and sets in a value, each before what it holds; equal values give them in equal order."""
+    found: list[Any] = []
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if type(item) in (list, dict, set):
+            found.append(item)
+        if type(item) in (list, tuple):
+            stack.extend(item)
+        elif type(item) is dict:
+            stack.extend(item.values())
+    return found
+
+
+def decode(tokens: Any, exact: bool = True, build: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """The value that ``tokens`` spell.
 
     Args:
         tokens: As :func:`encode` returns them, from a source that is not trusted.
         exact: What is not of exactly a plain type becomes a :class:`Foreign`. Otherwise an instance of a subclass
             becomes its plain base.
+        build: What makes the objects of :func:`encode`'s ``special`` from their parts, by name.
 
     Raises:
         Malformed: For anything :func:`encode` would not have written, and for keys chosen to collide.
@@ -159,8 +242,6 @@ def decode(tokens: Any, exact: bool = True) -> Any:
     try:
         for token in tokens:
             if token is None or type(token) in (bool, str, int):
-                if type(token) is int and token.bit_length() > INT_BITS:
-                    raise Malformed("an integer of too many bits")
                 stack.append((token, 0))
                 continue
             if type(token) is not list or not token:
@@ -168,14 +249,12 @@ def decode(tokens: Any, exact: bool = True) -> Any:
             tag, *rest = token
             value: Any = None
             depth = 0
-            used = 0 if tag == "o" else 2 if tag == "c" else 1
+            used = 0 if tag == "o" else 2 if tag in ("c", "x") else 1
             texts = rest[1:] if tag in _COUNTED else rest
             if len(rest) not in (used + (tag == "o"), used + 1) or not all(type(text) is str for text in texts):
                 raise Malformed("a token of the wrong shape")
             if tag == "i":
                 value = int(rest[0], 16)
-                if value.bit_length() > INT_BITS:
-                    raise Malformed("an integer of too many bits")
             elif tag == "f":
                 value = float.fromhex(rest[0])
             elif tag == "c":
@@ -202,7 +281,10 @@ def decode(tokens: Any, exact: bool = True) -> Any:
                     most = max(Counter(map(hash, items[::2] if tag == "d" else items)).values())
                     if most > COLLIDING:
                         raise Malformed("keys that collide on purpose")
-                value = dict(zip(items[::2], items[1::2], strict=True)) if tag == "d" else _SEQUENCES[tag](items)
+                if tag == "x":
+                    value = build[rest[1]](*items) if build is not None and rest[1] in build else Foreign(rest[1])
+                else:
+                    value = dict(zip(items[::2], items[1::2], strict=True)) if tag == "d" else _SEQUENCES[tag](items)
             else:
                 raise Malformed("an unknown tag")
             if exact and len(rest) > used:
@@ -210,7 +292,7 @@ def decode(tokens: Any, exact: bool = True) -> Any:
             stack.append((value, depth))
     except Malformed:
         raise
-    except (TypeError, ValueError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise Malformed(f"not a value: {error}") from None
     if len(stack) != 1:
         raise Malformed("not one value")

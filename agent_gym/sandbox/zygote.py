@@ -3,6 +3,7 @@
 ``python -I zygote.py '{"isolation": ..., "socket": ...}'`` answers orders on a control socket, one run at a time:
 
 * ``{"do": "run", "limits": {...}, ...}`` with a file descriptor: fork a process that serves calls on that socket.
+* ``{"do": "look"}``: say what processor time the run has had, and whether it waits for more.
 * ``{"do": "end"}``: kill the run and everything it started, wipe what it wrote, and say how it ended.
 
 ``isolation`` says what keeps a run from the next one and from this process: ``"namespaces"`` (fresh user, pid, mount,
@@ -12,14 +13,17 @@ Nothing here knows a test, an expected value or a verdict.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import builtins
+import collections.abc
 import contextlib
 import ctypes
 import gc
 import importlib.util
 import json
 import os
+import pwd
 import resource
 import select
 import shutil
@@ -28,6 +32,10 @@ import socket
 import stat
 import struct
 import sys
+import tempfile
+import threading
+import traceback
+import types
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -62,6 +70,10 @@ ZYGOTE_CAPABILITIES = 1 << 5 | 1 << 6 | 1 << 7  # KILL, SETGID, SETUID: what PID
 NOBODY = 65534
 BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+CROWD = 3
+"""A run, the first process of its namespace, and a program that it has started."""
+DYING_S = 1.0
+"""How long the first process of a namespace may take to follow the run."""
 SHARED = ("/tmp", "/dev/shm", "/dev/mqueue")
 """Where a container lets a run write."""
 
@@ -166,6 +178,7 @@ class _Run:
 
     def __init__(self, channel: socket.socket, folder: str) -> None:
         self.channel, self.folder, self.pid = channel, folder, os.getpid()
+        self.iterators: list[Any] = []
 
     def _read(self, count: int) -> bytes:
         parts = []
@@ -225,24 +238,132 @@ class _Run:
         module, _, name = message["entry_point"].partition(":")
         target: Any = sys.modules[module]
         for part in name.split("."):
-            target = getattr(target, part)
+            target = getattr(target, part.removesuffix("()"))
+            if part.endswith("()"):
+                target = target()
         if not callable(target):
             raise TypeError(f"{message['entry_point']} is not a function")
-        args, kwargs = wire.decode(message["args"]), wire.decode(message["kwargs"])
+        rule, limit = message["rule"], message["limit"]
+        build = {**wire.BUILD, "iterator": iter} if rule == "whole" else None
+        args, kwargs = (wire.decode(message[name], build=build) for name in ("args", "kwargs"))
+        nodes = wire.containers((args, kwargs)) if rule == "whole" else []
+        places = {id(node): at for at, node in enumerate(nodes)}
+        special = {"": None, "lists": _listed, "whole": self._described}[rule]
         try:
             value = target(*args, **kwargs)
+            if rule == "lists" and type(value) is tuple:
+                value = list(value)
+            if id(value) in places:
+                reply: dict[str, Any] = {"place": places[id(value)]}
+            else:
+                reply = {"value": wire.encode(value, limit, special)}
+        except wire.TooLarge:
+            raise
         except BaseException as error:
             if os.getpid() != self.pid:
                 raise
-            return {"raised": self._describe(error)}  # what is raised before or after is no answer
-        return {"value": wire.encode(value)}
+            reply = {"raised": self._describe(error)}  # what is raised before or after is no answer
+        if nodes:
+            after = [self._held(node, places, limit) for node in nodes]
+            if after != self._as_sent(message, build, limit):
+                reply["after"] = after
+        return reply
+
+    def _held(self, node: Any, places: dict[int, int], limit: int) -> list[Any]:
+        """The tokens of a container's keys, and its parts: tokens, or the number of a container of the arguments."""
+        if type(node) is set:
+            return [wire.encode(node, limit, wire.describe), []]
+        parts, keys = (node, None) if type(node) is list else (list(node.values()), dict.fromkeys(node))
+        spelled = [places[id(p)] if id(p) in places else wire.encode(p, limit, wire.describe) for p in parts]
+        return [wire.encode(keys, limit, wire.describe), spelled]
+
+    def _as_sent(self, message: dict[str, Any], build: Any, limit: int) -> list[Any]:
+        nodes = wire.containers(tuple(wire.decode(message[name], build=build) for name in ("args", "kwargs")))
+        return [self._held(node, {id(one): at for at, one in enumerate(nodes)}, limit) for node in nodes]
+
+    def _described(self, item: Any) -> tuple[str, list[Any]] | None:
+        if isinstance(item, collections.abc.Iterator):
+            self.iterators.append(item)
+            return "iterator", [len(self.iterators) - 1]
+        return wire.describe(item)
+
+    def _next(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            value = next(self.iterators[message["handle"]])
+        except StopIteration:
+            return {"stop": True}
+        except BaseException as error:
+            return {"raised": self._describe(error)}
+        return {"value": wire.encode(value, max(0, message["limit"]), self._described)}
+
+    def _script(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Run a file as a program, in a process of its own that cannot speak to the grader."""
+        folder = os.path.dirname(self.folder)
+        with contextlib.ExitStack() as stack:
+            given, printed, told = (stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(3))
+            given.write(message["input"].encode("utf-8", "surrogatepass"))
+            given.seek(0)
+            pid = os.fork()
+            if pid == 0:
+                for fd, file in enumerate((given, printed, told)):
+                    os.dup2(file.fileno(), fd)
+                os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+                _be_program(os.path.join(self.folder, message["path"]))
+            _, status, usage = os.wait4(pid, 0)
+            if os.fstat(printed.fileno()).st_size > message["limit"]:
+                raise wire.TooLarge(f"more than {message['limit']} bytes are printed")
+            printed.seek(0)
+            told.seek(max(0, os.fstat(told.fileno()).st_size - 1000))
+            lines = told.read().decode("utf-8", "replace").split("\n")
+            return {
+                "output": printed.read().decode("utf-8", "replace"),
+                "status": os.waitstatus_to_exitcode(status),
+                "cpu_s": usage.ru_utime + usage.ru_stime,
+                "error": next((line[:300] for line in reversed(lines) if line.strip()), ""),
+            }
 
     def _finish(self, message: dict[str, Any]) -> dict[str, Any]:
         return {}
 
     def _unittest(self, message: dict[str, Any]) -> dict[str, Any]:
-        names = (message["suites"], message["tests"], message["skipped"])
+        names = (message["tests"], message["ids"], message["skipped"])
         return {"outcomes": suite.run(lambda: self._load(message), *names)}
+
+
+def _listed(item: Any) -> tuple[str, list[Any]] | None:
+    """As lists: what is gone through once, ranges and views."""
+    views: Any = (collections.abc.Iterator, collections.abc.MappingView, range)
+    return ("", list(item)) if isinstance(item, views) else None
+
+
+def _be_program(path: str) -> None:
+    """The rest of a process's life: the file as ``python FILE`` runs it."""
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        for fd, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
+    )
+    sys.argv = [path]
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    module.__file__ = path
+    status = 0
+    try:
+        with open(path, "rb") as file:
+            code = compile(file.read(), path, "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+    except BaseException as error:
+        status = _exit_status(error)
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        elif type(error.code) is str:
+            print(error.code, file=sys.stderr)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        status = status or 1
+    os._exit(status)
 
 
 def _name(kind: type) -> str:
@@ -332,6 +453,8 @@ class Zygote:
             if order["do"] == "run":
                 self._start(order, fds[0])
                 os.close(fds[0])
+            elif order["do"] == "look":
+                self._say({"looked": self._look()})
             elif order["do"] == "end":
                 self._say({"ended": self._end()})  # the verdict does not hang on the wiping
                 self._wipe()
@@ -360,7 +483,26 @@ class Zygote:
         }
         return self.exited
 
+    def _look(self) -> dict[str, Any]:
+        """``cpu_s`` of every process of the run, in the clock's ticks, and whether it is ``runnable``: it could use
+        more than it gets. That is not said of a crowd of processes, which keep each other waiting."""
+        ticks, states, left = 0, [], _children(os.getpid())
+        while left:
+            pid = left.pop()
+            left += _children(pid)
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+                words = file.read().rpartition(")")[2].split()
+                states.append(words[0])
+                ticks += sum(map(int, words[11:15]))
+        return {"cpu_s": ticks / os.sysconf("SC_CLK_TCK"), "runnable": "R" in states and len(states) <= CROWD}
+
     def _end(self) -> dict[str, Any]:
+        looked = self._look()
+        if self.exited is None and self.isolation == "namespaces":
+            for pid in _children(self.pid):  # PID 1 of the namespace ends with the run, and has its time counted
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            select.select([self.pidfd], [], [], DYING_S)
         if self.exited is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # of namespaces, it takes every process along
         exited = self.exited or self._collect()
@@ -371,7 +513,8 @@ class Zygote:
         os.close(self.pidfd)
         self.pid = self.pidfd = 0
         before, self.kills = self.kills, self._oom_kills()
-        return {**exited, "oom": self.kills > before}
+        return {**exited, "cpu_s": max(exited["cpu_s"], looked["cpu_s"]), "runnable": looked["runnable"],
+                "oom": self.kills > before}  # fmt: skip
 
     def _kill_others(self) -> None:
         """As PID 1 of a container: kill every other process in it, and see that none is left."""
@@ -404,8 +547,7 @@ class Zygote:
     def _kill_children(self) -> None:
         """Without namespaces: whatever the run started is a child of this subreaper by now, or of such a child."""
         while True:
-            with open(f"/proc/self/task/{os.getpid()}/children") as file:
-                children = [int(pid) for pid in file.read().split()]
+            children = _children(os.getpid())
             if not children:
                 return
             for pid in children:
@@ -421,6 +563,13 @@ class Zygote:
         return 0
 
 
+def _children(pid: int) -> list[int]:
+    """Of a process that may have ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+    return []
+
+
 def _remove(path: str) -> None:
     """Delete a tree whose owner may have taken his own rights away from it."""
     if os.path.isdir(path) and not os.path.islink(path):
@@ -430,6 +579,20 @@ def _remove(path: str) -> None:
         os.rmdir(path)
     else:
         os.unlink(path)
+
+
+def _named(look_up: Any) -> Any:
+    """``pwd.getpwuid`` where there is no file of users: a run's own uid has a name all the same."""
+
+    def getpwuid(uid: int) -> Any:
+        try:
+            return look_up(uid)
+        except KeyError:
+            if uid != os.getuid():
+                raise
+            return pwd.struct_passwd(("nobody", "x", uid, uid, "", "/tmp", ""))
+
+    return getpwuid
 
 
 def main() -> None:
@@ -449,6 +612,7 @@ def main() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for name in PRELOADED:
         importlib.import_module(name)
+    pwd.getpwuid = _named(pwd.getpwuid)  # type: ignore[assignment]
     sys.argv[:] = [""]
     sys.dont_write_bytecode = True
     gc.collect()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from agent_gym.costs import Latency
-from agent_gym.env import Action, Outcome, ToolEnv, asked_levels
+from agent_gym.env import Action, Outcome, ToolEnv, asked_levels, fingerprint
 from agent_gym.envs.code_agent.generate import KINDS, LEVELS, SPLITS, compose
-from agent_gym.envs.code_agent.tasks import Checks, CodeTask, count, load_tasks, subset
+from agent_gym.envs.code_agent.published import load_tasks
+from agent_gym.envs.code_agent.tasks import Checks, CodeTask, Computed, count, subset
 from agent_gym.envs.code_agent.workspace import Workspace
-from agent_gym.sandbox import Limits, shared_pool
+from agent_gym.sandbox import Asserts, Cases, Limits, Raises, Test, shared_pool
+from agent_gym.sandbox.grader import Calls
+from agent_gym.sandbox.pool import Pool
 from agent_gym.text import split_lines
 from agent_gym.tools import Call, Tool, ToolError
 from agent_gym.verdict import InfraError, Verdict
@@ -26,7 +30,7 @@ CHANGE = Latency(30.0, 0.1)
 RUN = Latency(150.0, 100.0)
 """An interpreter's start, and each test."""
 
-LIMITS = Limits(memory_mb=256, disk_mb=16, processes=32)
+PROCESSES = 32
 QUICK_S = 2
 """CPU seconds of a check whose reference is quick. That of a generated task always is: see ``generate.LINES``."""
 TIMES_REFERENCE = 10
@@ -146,6 +150,8 @@ class CodeAgentEnv(ToolEnv):
             which does not protect this machine.
         time_limit: Seconds that a check may take, by the clock and in all: the verifier's, or one test run. CPU time
             decides before that: 2 s, or ten times what the reference takes where that is more, at most ``time_limit``.
+        memory_mb: Megabytes of memory that a check may take.
+        disk_mb: Megabytes of files that it may write. A record of a task file may set limits of its own for its task.
         **kwargs: See :class:`~agent_gym.env.ToolEnv`.
 
     Raises:
@@ -167,6 +173,8 @@ class CodeAgentEnv(ToolEnv):
         tasks: str | None = None,
         sandbox: str = "auto",
         time_limit: float = 10.0,
+        memory_mb: int = 256,
+        disk_mb: int = 16,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -179,6 +187,9 @@ class CodeAgentEnv(ToolEnv):
         number = isinstance(time_limit, int | float) and not isinstance(time_limit, bool)
         if not number or not 1 <= time_limit <= 3600:
             raise ValueError(f"time_limit={time_limit!r}: a number of seconds from 1 to 3600")
+        for name, value, least in (("memory_mb", memory_mb, 32), ("disk_mb", disk_mb, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 65536:
+                raise ValueError(f"{name}={value!r}: a whole number of megabytes from {least} to 65536")
         self.split, self.kinds, self.sandbox, self.time_limit = split, tuple(kinds), sandbox, float(time_limit)
         self.levels = tuple(level for level in asked if any(level in KINDS[kind] for kind in self.kinds))
         if not self.levels:
@@ -188,8 +199,15 @@ class CodeAgentEnv(ToolEnv):
         self.task_ids = tuple(self._given) or None
         self._verdicts: dict[tuple[str, str, str | int | None], Verdict] = {}
         self._measured: dict[str, Limits] = {}
+        self._expected: dict[str, Cases] = {}
         self._timed_out = False  # a test run of this turn
-        shared_pool(sandbox, LIMITS)  # now, so that a machine without a sandbox says so before the first episode
+        self.limits = Limits(memory_mb=memory_mb, disk_mb=disk_mb, processes=PROCESSES)
+        most = {
+            name: int(max([getattr(self.limits, name), *(task.limits.get(name, 0) for task in given)]))
+            for name in ("memory_mb", "disk_mb")
+        }
+        self._pool_limits = replace(self.limits, **most)
+        shared_pool(sandbox, self._pool_limits)  # now: a machine without a sandbox says so before the first episode
 
     def _make_task(self, task_id: str | None) -> CodeTask:
         if self._given:
@@ -240,7 +258,7 @@ class CodeAgentEnv(ToolEnv):
         passed = round(verdict.score * ran)
         lines = [f"{passed} of {ran} tests passed", *verdict.diagnostics]
         self._timed_out = verdict.reason == "timeout"
-        full = self.time_limit * 1000.0 / (RUN.per_unit_ms * (1.0 - RUN.jitter))
+        full = self._time_limit() * 1000.0 / (RUN.per_unit_ms * (1.0 - RUN.jitter))
         return Outcome("\n".join(lines), units=full if self._timed_out else ran)
 
     def _judged(self, number: str | int | None) -> Verdict:
@@ -252,6 +270,7 @@ class CodeAgentEnv(ToolEnv):
         task, key, limits = self.task, (self.task.id, self._world.hash, number), self._limits()
         if key not in self._verdicts:
             checks = task.hidden if number == "hidden" else task.visible
+            assert checks is not None
             if isinstance(number, int):
                 checks = subset(checks, number)
             verdict, _ = self._checked(self._world, checks, limits)
@@ -266,27 +285,68 @@ class CodeAgentEnv(ToolEnv):
         Raises:
             InfraError: If there is none.
         """
-        answer = shared_pool(self.sandbox, LIMITS).submit(dict(world.files), self.task.entry_point, checks, limits)
+        answer = self._pool().submit(dict(world.files), self.task.entry_point, self._known(checks, limits), limits)
         verdict = answer.result()
         if verdict.status == "infra":
             raise InfraError(verdict.diagnostics[0])
         return verdict, answer.cpu_s
 
+    def _pool(self) -> Pool:
+        return shared_pool(self.sandbox, self._pool_limits)
+
+    def _known(self, checks: Checks, limits: Limits) -> Any:
+        """The tests with their expected values, which the task's solution gives where the data set does not.
+
+        Raises:
+            InfraError: If it does not give them.
+        """
+        if not isinstance(checks, Computed):
+            return checks
+        task, key = self.task, fingerprint(checks)
+        if key not in self._expected:
+            patient = replace(limits, wall_s=PATIENCE * self._time_limit())
+            answer = self._pool().submit(dict(self._solved().files), task.entry_point, Calls(checks.calls), patient)
+            verdict = answer.result()
+            if verdict.status != "pass":
+                raise InfraError(f"the solution of {task.id} does not give its values: {verdict.diagnostics[0]}")
+            self._expected[key] = Cases(
+                tuple(call.expecting(*outcome) for call, outcome in zip(checks.calls, answer.outcomes, strict=True))
+            )
+        return self._expected[key]
+
+    def _solved(self) -> Workspace:
+        """The current task's workspace after the oracle's changes."""
+        world = self.task.world
+        for call in self.task.calls:
+            if not TOOLS[call.name].reads_only:
+                with suppress(ToolError):  # as in an episode: a call that fails changes nothing
+                    world = world.apply(TOOLS[call.name].fn(world, **call.arguments))
+        return world
+
+    def _time_limit(self) -> float:
+        """Seconds of a check of the current task."""
+        return float(self.task.limits.get("time_limit", self.time_limit))
+
     def _limits(self) -> Limits:
-        """Of a check of the current task. The reference of a given task is run once to see what it takes."""
-        most = replace(LIMITS, cpu_s=max(1, int(self.time_limit * OWN_SHARE)), wall_s=self.time_limit * OWN_SHARE)
+        """Of a check of the current task. The reference of a given task is run once to see what it takes.
+
+        Raises:
+            InfraError: If the reference does not pass: no right program would.
+        """
+        task, seconds = self.task, self._time_limit()
+        own = {name: int(task.limits[name]) for name in ("memory_mb", "disk_mb", "output_mb") if name in task.limits}
+        most = replace(self.limits, cpu_s=max(1, int(seconds * OWN_SHARE)), wall_s=seconds * OWN_SHARE, **own)
         quick = replace(most, cpu_s=min(QUICK_S, most.cpu_s))
-        task = self.task
         if not self._given:
             return quick
+        if not task.calls:  # a data set without solutions
+            return most
         if task.id not in self._measured:
-            world = task.world
-            for call in task.calls:
-                if not TOOLS[call.name].reads_only:
-                    with suppress(ToolError):  # as in an episode: a call that fails changes nothing
-                        world = world.apply(TOOLS[call.name].fn(world, **call.arguments))
+            world = self._solved()
             # the data set's own program does not sleep: CPU time alone decides, however busy the machine is
-            verdict, used = self._checked(world, task.hidden, replace(most, wall_s=PATIENCE * self.time_limit))
+            verdict, used = self._checked(world, task.hidden, replace(most, wall_s=PATIENCE * seconds))
+            if verdict.status != "pass":
+                raise InfraError(f"the solution of {task.id} does not pass its own tests: {verdict.diagnostics[0]}")
             self._verdicts[task.id, world.hash, "hidden"] = verdict
             cpu_s = min(most.cpu_s, max(quick.cpu_s, math.ceil(TIMES_REFERENCE * used)))
             self._measured[task.id] = replace(most, cpu_s=cpu_s)
@@ -311,7 +371,8 @@ class CodeAgentEnv(ToolEnv):
         return [*(self.parser.render("", [call]) for call in self.task.calls), self.parser.render("Done.", [])]
 
     def cheats(self) -> list[list[str]]:
-        """Claim success; empty the files; make everything equal to everything; leave during the import."""
+        """Claim success; empty the files; make everything equal to everything; leave during the import; write down what
+        the visible tests want, and leave the rest as it is."""
         answer = self.parser.render("All tests pass.", [])
         spoof = (
             "class Same:\n    __eq__ = lambda self, other: True\n    __hash__ = lambda self: 0\n"
@@ -323,4 +384,55 @@ class CodeAgentEnv(ToolEnv):
         for text in ("", spoof, leave):
             calls = [Call("write_file", {"path": path, "text": text}) for path in self.task.world.files]
             found.append([self.parser.render("", calls), answer])
+        if known := self._hard_coded():
+            calls = [Call("write_file", {"path": path, "text": text}) for path, text in known.items()]
+            found.append([self.parser.render("", calls), answer])
         return found
+
+    def _hard_coded(self) -> dict[str, str]:
+        """The files that answer the visible calls from a table and all others as they did before; empty where the
+        visible tests are no calls."""
+        try:
+            checks = self._known(self.task.visible, self._limits()) if self.task.visible else ()
+        except InfraError:  # without expected values there is nothing to write down
+            return {}
+        tests = checks.tests if isinstance(checks, Cases) else checks if isinstance(checks, tuple) else ()
+        if isinstance(checks, Asserts):
+            tests = tuple(told for statement in checks.statements for told in _told_calls(statement))
+        tables: dict[str, dict[tuple[str, str], tuple[bool, Any]]] = {}
+        for test in tests:
+            module, _, function = (test.entry_point or self.task.entry_point).rpartition(":")
+            raises = isinstance(test.expected, Raises)
+            wanted = test.expected.name if raises else test.expected
+            path = f"{(module or self.task.entry_point.partition(':')[0]).replace('.', '/')}.py"
+            tables.setdefault(path, {})[function, repr(test.args)] = (raises, wanted)
+        files = self.task.world.files
+        return {path: f"{files[path]}\n\n{HARD_CODED.format(table)}" for path, table in tables.items() if path in files}
+
+
+HARD_CODED = """SHOWN = {!r}
+
+
+def answering(name, function):
+    def answer(*args):
+        raises, value = SHOWN.get((name, repr(args)), (False, None))
+        if raises:
+            raise getattr(__import__("builtins"), value, None) or globals()[value]
+        return value if (name, repr(args)) in SHOWN else function(*args)
+
+    return answer
+
+
+for name in {{name for name, _ in SHOWN}}:
+    globals()[name] = answering(name, globals().get(name))
+"""
+"""What a cheat appends to a file: the calls that were shown, and what each returns or raises."""
+
+
+def _told_calls(statement: str) -> Iterator[Test]:
+    """The calls that an assertion compares with a literal."""
+    for node in ast.walk(ast.parse(statement)):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Call) and isinstance(node.left.func, ast.Name):
+            with suppress(ValueError):
+                args = tuple(map(ast.literal_eval, node.left.args))
+                yield Test(args, ast.literal_eval(node.comparators[0]), node.left.func.id)

@@ -35,6 +35,8 @@ POOL = 64
 VISIBLE, HIDDEN = 4, 12
 LINES = 5_000
 """Bound on the lines that one case of a program may execute."""
+NEAR = 1e-12
+"""Floats that differ by so much, or by so much of the wanted one, are the same: another order of the same sums."""
 SHORT = 20
 """Longest text that a review quotes (difficulty 1), in characters."""
 
@@ -79,8 +81,12 @@ def _pool(program: str) -> tuple[tuple[Case, ...], tuple[Any, ...]]:
     """Cases and what the program makes of them."""
     cases = draw_cases(program, np.random.default_rng(list(program.encode())), POOL)
     outcomes = line_budget_run(files(program), cases, LINES)
-    kept = [(c, o) for c, o in zip(cases, outcomes, strict=True) if o[0] != "endless" and same(o, o)]
-    return tuple(case for case, _ in kept), tuple(outcome for _, outcome in kept)
+    kept = {
+        (case.entry_point, repr(case.args)): (case, outcome)  # a small domain gives the same call again
+        for case, outcome in zip(cases, outcomes, strict=True)
+        if outcome[0] != "endless" and same(outcome, outcome)
+    }
+    return tuple(case for case, _ in kept.values()), tuple(outcome for _, outcome in kept.values())
 
 
 def _failing(program: str, broken: Mapping[str, str]) -> frozenset[int] | None:
@@ -92,7 +98,9 @@ def _failing(program: str, broken: Mapping[str, str]) -> frozenset[int] | None:
         if ("endless",) in part:
             return None
         found += part
-    return frozenset(i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if not same(one, other))
+    return frozenset(
+        i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if not same(one, other, NEAR, NEAR)
+    )
 
 
 @lru_cache(maxsize=256)
@@ -285,9 +293,11 @@ def _finish(task_id: str, program: str, level: int, fault: _Fault, rng: np.rando
     names, modules = _names(program, [*files(program).values(), *fault.files.values()], rng)
     original, broken = (_moved(_renamed(texts, names), modules) for texts in (files(program), fault.files))
     visible, hidden = _choose(program, fault, level, rng)
+    if any(killed.isdisjoint(set(hidden) - set(visible)) for killed in fault.killed):
+        return None  # who writes down what the visible tests show would pass
     tests = [tuple(_test(program, number, modules) for number in chosen) for chosen in (visible, hidden)]
     spots = tuple((f"{modules[path.removesuffix('.py')]}.py", mutant) for path, mutant in fault.spots)
-    request, calls = _words(level, replace(fault, spots=spots), original, broken, names, tests[0][0])
+    request, calls = _words(level, replace(fault, spots=spots), original, broken, names, tests[0])
     world = Workspace(broken)
     for call in calls:
         if call.name == "edit" and world.files[call.arguments["path"]].count(call.arguments["old"]) != 1:
@@ -305,11 +315,12 @@ def _finish(task_id: str, program: str, level: int, fault: _Fault, rng: np.rando
 def _test(program: str, number: int, modules: Mapping[str, str]) -> Test:
     case, (kind, *value) = _pool(program)[0][number], _pool(program)[1][number]
     module, _, function = case.entry_point.partition(":")
-    return Test(case.args, value[0] if kind == "value" else Raises(value[0]), f"{modules[module]}:{function}")
+    expected = value[0] if kind == "value" else Raises(value[0])
+    return Test(case.args, expected, f"{modules[module]}:{function}", atol=NEAR, rtol=NEAR)
 
 
 def _choose(program: str, fault: _Fault, level: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Numbers of visible and hidden cases: every fault is seen by a hidden one that is not visible where it can be."""
+    """Numbers of visible and hidden cases: every fault is seen by a hidden one, not a visible one where it can be."""
     order = [int(i) for i in rng.permutation(len(_pool(program)[0]))]
     failing, passing = [i for i in order if i in fault.failing], [i for i in order if i not in fault.failing]
     seen = failing[: 1 if len(failing) < 4 else 2]
@@ -339,9 +350,9 @@ def _words(
     original: Mapping[str, str],
     broken: Mapping[str, str],
     names: Mapping[str, str],
-    shown: Test,
+    visible: Sequence[Test],
 ) -> tuple[str, tuple[Call, ...]]:
-    """The request, and the oracle's calls."""
+    """The request, and the oracle's calls: they name nothing that neither the request nor an earlier call shows."""
     path, mutant = fault.spots[0]
     start, wrong, _ = _difference(broken[path], original[path])
     remedy = _remedy(path, broken[path], original[path])
@@ -361,6 +372,7 @@ def _words(
             Call("edit", {"path": path, "old": found, "new": wanted}),
         )
     if level == 2:
+        shown = visible[0]
         call = f"{str(shown.entry_point).partition(':')[2]}({', '.join(map(repr, shown.args))})"
         wanted = shown.expected
         right = f"raise {wanted.name}" if isinstance(wanted, Raises) else f"return {wanted!r}"
@@ -369,15 +381,16 @@ def _words(
     if level == 3:
         return f"Tests fail because of a fault in {path}. Find it and mend it.", (run, read, remedy)
     if level == 4:
-        node = _function_at(broken[path], start + 1)
-        look = Call("search", {"text": f"def {node.name}"})
+        module, _, function = str(visible[0].entry_point).partition(":")  # of a test that fails
+        look = Call("search", {"text": f"def {function}" if f"{module}.py" == path else "def "})
         return "Some tests of this program fail. Find the fault and mend it.", (run, look, read, remedy)
-    request = "This program has two faults. Find them and mend them."
     first, second = (spot[0] for spot in fault.spots)
     if first != second:
+        request = f"This program has two faults, one in {first} and one in {second}. Find them and mend them."
         other = _remedy(second, broken[second], original[second])
         return request, (run, read, remedy, Call("read_file", {"path": second}), other)
-    return request, (run, read, *_two_remedies(path, broken[path], original[path]), run)
+    request = "This program has two faults. Find them and mend them."
+    return request, (Call("list_files"), run, read, *_two_remedies(path, broken[path], original[path]))
 
 
 def _rename_piece(text: str, names: Mapping[str, str]) -> str:
