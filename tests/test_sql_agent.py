@@ -38,10 +38,10 @@ from agent_gym.envs.sql_agent.syntax import (
     holds_fence,
     identifiers,
     looks_like_query,
-    order_keys,
     reads_clock,
     statements,
 )
+from agent_gym.envs.sql_agent.tasks import in_order
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
@@ -893,14 +893,13 @@ def result(rows, columns=None, more=False):
 
 
 @pytest.mark.parametrize(
-    ("gold", "found", "order", "same"),
+    ("gold", "found", "ties", "same"),
     [
         ([(1,), (2,)], [(2,), (1,)], None, True),
-        ([(1,), (2,)], [(2,), (1,)], ("a",), False),
-        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (1, "x"), (2, "z")], ("a",), True),
-        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (1, "x"), (2, "z")], ("1",), True),
-        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (2, "z"), (1, "x")], ("a",), False),
-        ([(1, "x"), (1, "y")], [(1, "y"), (1, "x")], ("",), False),
+        ([(1,), (2,)], [(2,), (1,)], (0, 1), False),
+        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (1, "x"), (2, "z")], (0, 0, 2), True),
+        ([(1, "x"), (1, "y"), (2, "z")], [(1, "y"), (2, "z"), (1, "x")], (0, 0, 2), False),
+        ([(1, "x"), (1, "y")], [(1, "y"), (1, "x")], (0, 1), False),
         ([(1,), (1,), (2,)], [(1,), (2,), (2,)], None, False),
         ([(1,), (1,)], [(1,)], None, False),
         ([(1, "x"), (2, "y")], [("x", 1), ("y", 2)], None, True),
@@ -909,6 +908,12 @@ def result(rows, columns=None, more=False):
         ([(1, "x"), (2, "y")], [(1, "y"), (2, "x")], None, False),
         ([(0.1 + 0.2,)], [(0.3,)], None, True),
         ([(1,)], [(1.0,)], None, True),
+        ([(5551234567,)], [(5551234568,)], None, False),
+        ([(5551234567,)], [(5551234567,)], None, True),
+        ([(10**18,)], [(10**18 + 1,)], None, False),
+        ([(0,)], [(1e-9,)], None, True),
+        ([(3000000,)], [(3000000.5,)], None, True),
+        ([(1, 5551234567), (2, 5551234568)], [(2, 5551234567), (1, 5551234568)], None, False),
         ([(1.0,)], [(1.001,)], None, False),
         ([(1e9,)], [(1e9 + 1,)], None, True),
         ([("1",)], [(1,)], None, False),
@@ -923,8 +928,8 @@ def result(rows, columns=None, more=False):
         ([], [(1,)], None, False),
     ],
 )
-def test_results_are_compared_as_bags(gold, found, order, same):
-    assert (differences(result(gold), result(found), order) == []) is same
+def test_results_are_compared_as_bags(gold, found, ties, same):
+    assert (differences(result(gold), result(found), ties) == []) is same
 
 
 @given(
@@ -1447,23 +1452,89 @@ def test_unknown_task_id(ages, name):
 # ---- syntax --------------------------------------------------------------------------------------------------------
 
 
+ORDERED = {  # by gold: whose rows tie, as the names of persons in the gold's order
+    "SELECT name FROM person": None,
+    "SELECT name FROM (SELECT name FROM person ORDER BY age)": None,
+    "SELECT name, rank() OVER (ORDER BY age) FROM person": None,
+    "SELECT name FROM person WHERE name <> ' ORDER BY age'": None,
+    "SELECT name FROM person -- ORDER BY age": None,
+    "SELECT name FROM person ORDER BY age": ["Dee", "Ann Cid Eve", "Bob"],
+    "SELECT name FROM person p ORDER BY p.Age DESC;": ["Bob", "Ann Cid Eve", "Dee"],
+    "SELECT name, age FROM person ORDER BY 2 LIMIT 4": ["Dee", "Ann Cid Eve"],
+    "SELECT name, age AS years FROM person ORDER BY YEARS": ["Dee", "Ann Cid Eve", "Bob"],
+    "SELECT name, age years FROM person ORDER BY \"years\" + 1": ["Dee", "Ann Cid Eve", "Bob"],
+    "SELECT name, age AS id FROM person ORDER BY id": ["Dee", "Ann Cid Eve", "Bob"],
+    "SELECT name, age AS id FROM person ORDER BY -person.id": ["Eve", "Dee", "Cid", "Bob", "Ann"],
+    "SELECT name, age, age FROM person ORDER BY age, 2": ["Dee", "Ann Cid Eve", "Bob"],
+    "SELECT p.name, q.age, p.age FROM person p JOIN person q ON q.id = p.town_id ORDER BY p.age":
+        ["Dee", "Ann Cid Eve", "Bob"],
+    "SELECT p.name, q.age, p.age FROM person p JOIN person q ON q.id = p.town_id ORDER BY q.age":
+        ["Ann Bob Dee", "Cid Eve"],
+    "SELECT p.name, t.id AS n, p.id AS n FROM person p JOIN town t ON t.id = p.town_id ORDER BY t.id":
+        ["Ann Bob", "Cid Eve", "Dee"],
+    "SELECT MAX(name), COUNT(*) FROM person GROUP BY town_id ORDER BY COUNT(*)": ["Dee", "Bob Eve"],
+    "SELECT MAX(name), COUNT(*) AS n FROM person GROUP BY town_id ORDER BY n DESC": ["Bob Eve", "Dee"],
+    "SELECT MAX(name) FROM person GROUP BY town_id HAVING COUNT(*) > 0 ORDER BY COUNT(*) * 2": ["Dee", "Bob Eve"],
+    "SELECT *, age % 5 AS odd FROM person ORDER BY odd": ["Ann Cid Dee Eve", "Bob"],
+    "SELECT name, CASE WHEN age > 29 THEN 1 ELSE 0 END old FROM person ORDER BY old": ["Dee", "Ann Bob Cid Eve"],
+    "WITH p AS (SELECT name, age AS a FROM person ORDER BY 1) SELECT name FROM p ORDER BY a NULLS LAST":
+        ["Dee", "Ann Cid Eve", "Bob"],
+    "SELECT DISTINCT name, town_id FROM person ORDER BY town_id": ["Ann Bob", "Cid Eve", "Dee"],
+    "SELECT name, 'a' AS kind FROM person WHERE id < 3 UNION SELECT name, 'A' FROM person ORDER BY kind":
+        ["Ann Bob Cid Dee Eve", "Ann Bob"],
+    "SELECT name FROM person ORDER BY CASE id WHEN 1 THEN 'a' WHEN 2 THEN 'A' ELSE 'b' END COLLATE NOCASE":
+        ["Ann Bob", "Cid Dee Eve"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("query", ORDERED)
+def test_rows_tie_where_the_gold_order_does_not_tell_them_apart(query):
+    here = world(writable=False)
+    found, ties = in_order(here.run, query)
+    name = next(n for n, column in enumerate(found.columns) if "name" in column)
+    if ORDERED[query] is None:
+        assert ties is None
+        return
+    groups = {}
+    for tie, row in zip(ties, found.rows, strict=True):
+        groups.setdefault(tie, []).append(row[name])
+    assert [" ".join(sorted(group)) for group in groups.values()] == ORDERED[query]
+
+
 @pytest.mark.parametrize(
-    ("query", "keys"),
+    ("gold", "right", "wrong"),
     [
-        ("SELECT a FROM t", None),
-        ("SELECT a FROM t ORDER BY a", ("a",)),
-        ("SELECT a FROM t ORDER BY t.A DESC, 2 LIMIT 3;", ("a", "2")),
-        ('SELECT a FROM t ORDER BY "a b" NULLS LAST', ("a b",)),
-        ("SELECT a FROM t ORDER BY COUNT(*), a + 1", ("", "")),
-        ("SELECT * FROM (SELECT a FROM t ORDER BY a)", None),
-        ("SELECT rank() OVER (ORDER BY a) FROM t", None),
-        ("SELECT a FROM t WHERE b = ' ORDER BY c'", None),
-        ("SELECT a FROM t -- ORDER BY a", None),
-        ("SELECT a FROM t UNION SELECT b FROM u ORDER BY 1", ("1",)),
+        (  # a key under an alias
+            "SELECT name, age AS a FROM person ORDER BY a",
+            "SELECT name, age FROM person ORDER BY age, name DESC",
+            "SELECT name, age FROM person ORDER BY name",
+        ),
+        (  # an aggregate
+            "SELECT town_id, COUNT(*) FROM person GROUP BY town_id ORDER BY COUNT(*) DESC",
+            "SELECT town_id, COUNT(*) AS n FROM person GROUP BY town_id ORDER BY n DESC, town_id DESC",
+            "SELECT town_id, COUNT(*) FROM person GROUP BY town_id ORDER BY 2",
+        ),
+        (  # twice by name: the first is another
+            "SELECT t.id, p.id FROM town t JOIN person p ON p.town_id = t.id ORDER BY p.id",
+            "SELECT t.id, p.id FROM town t JOIN person p ON p.town_id = t.id ORDER BY 2",
+            "SELECT t.id, p.id FROM town t JOIN person p ON p.town_id = t.id ORDER BY 1, 2 DESC",
+        ),
+        (  # not in the result
+            "SELECT name FROM person ORDER BY age",
+            "SELECT name FROM person ORDER BY age, name DESC",
+            "SELECT name FROM person ORDER BY name",
+        ),
+        (
+            "SELECT name FROM person ORDER BY age DESC LIMIT 4",
+            "SELECT name FROM (SELECT * FROM person ORDER BY age DESC LIMIT 4) ORDER BY age DESC, name DESC",
+            "SELECT name FROM (SELECT * FROM person ORDER BY age DESC LIMIT 4) ORDER BY name",
+        ),
     ],
 )
-def test_outer_order(query, keys):
-    assert order_keys(query) == keys
+def test_order_is_judged_by_the_keys(tmp_path, gold, right, wrong):
+    env = make(tasks=spider(tmp_path / "given", record(gold)))
+    assert [play(env, submit(query))[1] for query in (gold, right)] == [1.0, 1.0]
+    assert play(env, submit(wrong))[2]["verdict"]["diagnostics"] == ["the rows are right, their order is not"]
 
 
 def test_syntax():

@@ -10,8 +10,8 @@ from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
 from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, cut, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
-from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, order_keys
-from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, load_tasks
+from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query
+from agent_gym.envs.sql_agent.tasks import SQLTask, gold_order, gold_result, load_tasks
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.text import fenced
 from agent_gym.tools import Call, Tool, ToolError, dump, load
@@ -225,18 +225,18 @@ class SQLEnv(ToolEnv):
         faults: list[str] = []
         held, reason = 0, "wrong_answer"
         for number, database in enumerate(databases):
-            golds = [(order_keys(gold), gold_result(database, gold, self.instructions)) for gold in task.golds]
-            most = max(len(gold.rows) for _, gold in golds)
+            golds = [gold_order(database, gold, self.instructions) for gold in task.golds]
+            most = max(len(gold.rows) for gold, _ in golds)
             try:
                 found = World(database).run(query, most_rows=most + 20, instructions=self.instructions)
             except ToolError as error:
                 reason = error.kind if error.kind in ("timeout", "memory") else "error"
                 faults.append(str(error))
                 break
-            if not found.reads and all(gold.reads for _, gold in golds):  # right by accident, if at all
+            if not found.reads and all(gold.reads for gold, _ in golds):  # right by accident, if at all
                 faults.append("the query reads no table")
                 break
-            wrong = [differences(gold, found, order) for order, gold in golds]
+            wrong = [differences(gold, found, ties) for gold, ties in golds]
             if [] in wrong:
                 held += 1
                 continue

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from agent_gym.envs.sql_agent.database import INSTRUCTIONS, Database, Result
-from agent_gym.envs.sql_agent.syntax import alternatives, reads_clock, statements
+from agent_gym.envs.sql_agent.compare import same_rows
+from agent_gym.envs.sql_agent.database import INSTRUCTIONS, Database, Result, Row
+from agent_gym.envs.sql_agent.syntax import alternatives, ordered, reads_clock, statements
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.records import Fault, Published, Text, checked, load_records
 from agent_gym.tools import Call, ToolError
 from agent_gym.verdict import InfraError
 
-__all__ = ["SQLTask", "gold_result", "load_tasks"]
+__all__ = ["SQLTask", "gold_order", "gold_result", "in_order", "load_tasks"]
 
 MOST_ROWS = 50_000
 """Of a gold's result."""
@@ -76,6 +79,53 @@ def gold_result(database: Database, gold: str, instructions: int = INSTRUCTIONS)
         ToolError: If it does not run.
     """
     return World(database).run(gold, most_rows=MOST_ROWS, instructions=instructions)
+
+
+def in_order(run: Callable[[str], Result], gold: str) -> tuple[Result, tuple[int, ...] | None]:
+    """What a gold gives, and where it orders its rows, the number of each row's tie: equal for rows that its outer
+    ORDER BY does not tell apart. A gold whose keys cannot be computed has no ties.
+
+    Args:
+        run: Runs a query.
+        gold: The query.
+
+    Raises:
+        ToolError: If the gold does not run.
+    """
+    result = run(gold)
+    order = ordered(gold, result.columns)
+    if order is None:
+        return result, None
+    width, rows = len(result.columns), result.rows
+    keys: list[Row] | None = None
+    if all(0 <= n < width for n in order.columns):
+        keys = [(*(row[n] for n in order.columns), None) for row in rows]
+    for query in order.keyed:
+        try:
+            found = run(query).rows
+        except ToolError:  # not in this spelling
+            continue
+        if Counter(row[:width] for row in found) == Counter(rows):  # else the keys make other rows of DISTINCT or LIMIT
+            rows, keys = [row[:width] for row in found], [row[width:] for row in found]
+        break
+    ties = list(range(len(rows)))
+    for n in range(1, len(rows) if keys else 0):
+        (*before, above), (*after, rank) = keys[n - 1], keys[n]  # type: ignore[index]
+        if (rank is not None and above == rank) or same_rows(tuple(before), tuple(after)):
+            ties[n] = ties[n - 1]
+    return replace(result, rows=rows), tuple(ties)
+
+
+@lru_cache(maxsize=512)
+def gold_order(
+    database: Database, gold: str, instructions: int = INSTRUCTIONS
+) -> tuple[Result, tuple[int, ...] | None]:
+    """What a gold gives on a database, and the ties of its order, as :func:`in_order` has them.
+
+    Raises:
+        ToolError: If it does not run.
+    """
+    return in_order(lambda query: gold_result(database, query, instructions), gold)
 
 
 def load_tasks(source: str, instructions: int = INSTRUCTIONS) -> tuple[list[SQLTask], dict[str, str]]:
