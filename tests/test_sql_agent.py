@@ -1079,12 +1079,60 @@ def test_a_change_is_judged_by_the_state():
     _, reward, info = play(env, aside, submit(gold), task=TASK)
     assert reward == 0.0
     assert 0.0 < info["verdict"]["score"] < 1.0
-    (fault,) = info["verdict"]["diagnostics"]
+    fault, *elsewhere = info["verdict"]["diagnostics"]
     assert fault.startswith(other)
     assert "changed though nothing asked for it" in fault
+    assert [one.split(":")[0] for one in elsewhere] == [
+        f"on other rows ({number} of {len(task.refills)})" for number in range(1, len(task.refills) + 1)
+    ]
     _, reward, info = play(env, submit("UPDATE nowhere SET x = 1"), task=TASK)
     assert (reward, info["verdict"]["reason"]) == (0.0, "error")
     assert info["verdict"]["diagnostics"][0] == "no such table: nowhere"
+
+
+def test_a_change_is_judged_on_other_rows_too():
+    """What is right by accident on the visible rows: the rows named one by one, a boundary that none of them shows."""
+    env, judged = make(), 0
+    for seed in range(0, 160, 4):
+        task = compose("train", 1, seed)
+        gold = task.golds[0]
+        if not gold.startswith("UPDATE") or not (ids := sorted(row for _, row in task.goals[0].delta)):
+            continue
+        judged += 1
+        start = gold.split(" WHERE ")[0]
+        listed = f"{start} WHERE id IN ({', '.join(map(str, ids))})"
+        _, reward, info = play(env, run_sql(listed), "Done.", task=task.id)
+        assert (reward, info["verdict"]["reason"]) == (0.0, "wrong_state")
+        assert 0.0 < info["verdict"]["score"] < 1.0
+        assert all(fault.startswith(("on other rows (", "and ")) for fault in info["verdict"]["diagnostics"])
+        # the same change by another way, in several statements, with a look between them, some of which do nothing
+        table = gold.split()[1]
+        nested = f"{start} WHERE id IN (SELECT id FROM {table} WHERE {gold.split(' WHERE ')[1]})"
+        for actions in (
+            [run_sql(gold), run_sql(gold), "Done."],
+            [run_sql(f"SELECT * FROM {table}"), run_sql("UPDATE nothing"), submit(nested)],
+            [run_sql(f"DELETE FROM {table} WHERE id < 0"), submit(gold)],
+            [run_sql(f"UPDATE {table} SET id = id + 9000"), run_sql(gold), submit(f"UPDATE {table} SET id = id - 9000")],
+        ):
+            result = play(env, *actions, task=task.id)
+            if "FOREIGN KEY" not in result[0]:
+                assert result[1] == 1.0, (task.id, actions, result[2]["verdict"])
+    assert judged > 5
+
+
+def test_the_statements_of_a_change_are_part_of_a_snapshot():
+    env = make()
+    env.reset(options={"task": TASK})
+    env.step(run_sql(compose("train", 1, CHANGE).golds[0]))
+    snap = pickle.loads(pickle.dumps(snapshot(env)))
+    env.step(run_sql(f"DELETE FROM {TABLE}"))
+    restore(env, snap)
+    assert env.step("Done.")[1] == 1.0
+    # what ran out of budget has not happened, on no rows
+    tight = make(budget={"tool_calls": 1})
+    assert play(tight, run_sql(compose("train", 1, CHANGE).golds[0]), run_sql(f"DELETE FROM {TABLE}"), task=TASK)[2][
+        "verdict"
+    ]["diagnostics"] == []
 
 
 # ---- no action makes a step raise ----------------------------------------------------------------------------------
@@ -1187,7 +1235,7 @@ def test_generated_tasks_are_sound(split, level):
         assert gate_task(env, info["task_id"], seed) == []
         task = env.unwrapped.task
         assert len(task.calls) == level
-        assert len(task.refills) == (0 if task.writes else 2)
+        assert len(task.refills) >= 2
 
 
 def forms(split, levels=LEVELS, seeds=120):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent_gym.costs import Latency
@@ -10,8 +11,8 @@ from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
 from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, cut, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
-from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query
-from agent_gym.envs.sql_agent.tasks import SQLTask, gold_order, gold_result, load_tasks
+from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, writes
+from agent_gym.envs.sql_agent.tasks import SQLTask, changed, gold_order, gold_result, load_tasks
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.text import fenced
 from agent_gym.tools import Call, Tool, ToolError, dump, load
@@ -133,7 +134,8 @@ class SQLEnv(ToolEnv):
 
     system_prompt = (
         "You work on a SQLite database. Use the tools to do what the user asks. For a question, submit the query that "
-        "answers it; it has to be right on other rows too. A message without a tool call is the final answer."
+        "answers it. Queries and changes have to be right on other rows too. A message without a tool call is the "
+        "final answer."
     )
 
     def __init__(
@@ -201,14 +203,21 @@ class SQLEnv(ToolEnv):
     # ---- the verdict -------------------------------------------------------------------------------------------------
 
     def _observe(self, results: list[dict[str, Any]]) -> None:
-        """Keep what was said of a submission that failed. Such a message is short, so its JSON is whole."""
+        """Keep the statements that ran where a change is asked for, and what was said of a submission that failed. Such
+        a message is short, so its JSON is whole.
+        """
+        progress: _Progress = self._progress or _Progress()
         for result in results:
             if result["name"] == submit_sql.__name__ and result["error"] in QueryError.KINDS:
-                self._progress = (result["error"], load(result["content"])["message"])
-                return
+                progress = replace(progress, fault=(result["error"], load(result["content"])["message"]))
+            elif self.task.writes and result["name"] in (run_sql.__name__, submit_sql.__name__):
+                statement = result["arguments"].get("query", "")
+                if result["error"] is None and writes(statement):
+                    progress = replace(progress, statements=(*progress.statements, statement))
+        self._progress = progress
 
     def _verify(self, answer: Any) -> Verdict:
-        """The state where a change was asked for; else the query, run on the visible database and the refills."""
+        """The state where a change was asked for; else the query. Either way on the visible database and the refills."""
         if self.task.writes:
             return self._verify_state()
         query, value = _read_answer(answer)
@@ -258,31 +267,25 @@ class SQLEnv(ToolEnv):
         return Verdict("fail", "wrong_answer", 0.0, (f"expected {dump(shown(wanted))}, found {dump(cut(value, 200))}",))
 
     def _verify_state(self) -> Verdict:
-        """Every row that should have changed did, and no other."""
-        wanted, have = self.task.goal.delta, self._world.delta
-        faults, held = [], 0
-        for key in sorted({*wanted, *have}):
-            base = (wanted.get(key) or have[key])[0]
-            expected = wanted[key][1] if key in wanted else base
-            found = have[key][1] if key in have else base
-            if expected is found or (expected is not None and found is not None and same_rows(expected, found)):
-                held += key in wanted
-                continue
-            what = "not as asked" if key in wanted else "changed though nothing asked for it"
-            sides = [spelled(row) if row is not None else "no row" for row in (expected, found)]
-            faults.append(f"{key[0]} row {key[1]}: {what}: expected {sides[0]}, found {sides[1]}")
+        """Every row that should have changed did, and no other: here, and where the same statements ran elsewhere."""
+        task, progress = self.task, self._progress or _Progress()
+        faults, score = _state_faults(task.goals[0], self._world)
+        scores = [score]
+        for number, goal in enumerate(task.goals[1:], start=1):
+            there = changed(World(goal.database, True), progress.statements, self.instructions)
+            more, score = _state_faults(goal, there)
+            faults += [f"on other rows ({number} of {len(task.refills)}): {fault}" for fault in more]
+            scores.append(score)
         if not faults:
             return Verdict("pass", "passed", 1.0)
         reason = "wrong_state"
-        if self._progress is not None:
-            kind, message = self._progress
+        if progress.fault is not None:
+            kind, message = progress.fault
             reason = kind if kind in ("timeout", "memory") else "error"
             faults.insert(0, message)
-        clean = not any("nothing asked" in fault for fault in faults)
-        score = (held + clean) / (len(wanted) + 1)
         if len(faults) > MOST_FAULTS:
             faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
-        return Verdict("fail", reason, score, tuple(faults))
+        return Verdict("fail", reason, sum(scores) / len(scores), tuple(faults))
 
     # ---- the gate ----------------------------------------------------------------------------------------------------
 
@@ -314,6 +317,34 @@ class SQLEnv(ToolEnv):
 
     def _submission(self, query: str) -> str:
         return self.parser.render("", [Call("submit_sql", {"query": query})])
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What a verdict needs beside the state: the statements that ran, and what was said of a submission that failed."""
+
+    statements: tuple[str, ...] = ()
+    fault: tuple[str, str] | None = None
+
+
+def _state_faults(goal: World, world: World) -> tuple[list[str], float]:
+    """Where a world differs from its goal, and the share of the checks that held: one a row that had to change, and one
+    that no other did.
+    """
+    wanted, have = goal.delta, world.delta
+    faults, held, clean = [], 0, True
+    for key in sorted({*wanted, *have}):
+        base = (wanted.get(key) or have[key])[0]
+        expected = wanted[key][1] if key in wanted else base
+        found = have[key][1] if key in have else base
+        if expected is found or (expected is not None and found is not None and same_rows(expected, found)):
+            held += key in wanted
+            continue
+        clean = clean and key in wanted
+        what = "not as asked" if key in wanted else "changed though nothing asked for it"
+        sides = [spelled(row) if row is not None else "no row" for row in (expected, found)]
+        faults.append(f"{key[0]} row {key[1]}: {what}: expected {sides[0]}, found {sides[1]}")
+    return faults, (held + clean) / (len(wanted) + 1)
 
 
 def _read_answer(answer: Any) -> tuple[str | None, str | None]:

@@ -24,6 +24,7 @@ __all__ = [
     "reads_clock",
     "statements",
     "tokens",
+    "writes",
 ]
 
 CLOCK = ("current_date", "current_time", "current_timestamp", "date", "datetime", "julianday", "strftime", "time",
@@ -212,6 +213,11 @@ def reads_clock(query: str) -> bool:
         or (word in CLOCK and words[at + 1 : at + 3] == ["(", ")"])
         for at, word in enumerate(words)
     )
+
+
+def writes(statement: str) -> bool:
+    """Whether a statement may change rows."""
+    return not {"insert", "update", "delete", "replace"}.isdisjoint(map(str.lower, tokens(statement)))
 
 
 def looks_like_query(text: str) -> bool:

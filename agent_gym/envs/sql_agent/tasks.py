@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -19,7 +19,7 @@ from agent_gym.records import Fault, Published, Text, checked, load_records
 from agent_gym.tools import Call, ToolError
 from agent_gym.verdict import InfraError
 
-__all__ = ["SQLTask", "gold_order", "gold_result", "in_order", "load_tasks"]
+__all__ = ["SQLTask", "changed", "gold_order", "gold_result", "in_order", "load_tasks"]
 
 MOST_ROWS = 50_000
 """Of a gold's result."""
@@ -34,7 +34,8 @@ class SQLTask:
         request: The user's words.
         world: The visible database; writable where a change is asked for.
         golds: Queries of which each answers the question, or the statements that together make the change.
-        refills: The same tables with other rows, on which a query has to be right as well.
+        refills: The same tables with other rows, on which a query, or the statements of a change, have to be right as
+            well.
         calls: The oracle's, one a turn.
         value: Whether the request asks for a single value, so that the value itself is an answer too.
         wrong: Near misses: statements that must not pass.
@@ -60,15 +61,22 @@ class SQLTask:
         return self.world.writable
 
     @cached_property
-    def goal(self) -> World:
-        """The world after the golds of a task that writes."""
-        world = self.world
-        for gold in self.golds:
-            world = world.apply(world.run(gold, write=True).changes)
-        return world
+    def goals(self) -> tuple[World, ...]:
+        """The worlds after the golds of a task that writes: the visible one, then those of the refills."""
+        return tuple(changed(world, self.golds) for world in (self.world, *(World(d, True) for d in self.refills)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "goal"}
+        return {name: value for name, value in self.__dict__.items() if name != "goals"}
+
+
+def changed(world: World, statements: Iterable[str], instructions: int = INSTRUCTIONS) -> World:
+    """The world after statements; one that fails changes nothing."""
+    for statement in statements:
+        try:
+            world = world.apply(world.run(statement, write=True, instructions=instructions).changes)
+        except ToolError:
+            continue
+    return world
 
 
 @lru_cache(maxsize=512)
