@@ -27,11 +27,11 @@ KINDS = ("query", "change")
 REFILLS = 2
 """At least; as many more as tell further wrong neighbours of the gold from it."""
 MOST_DRAFTS = 400
-MOST_FILLS = 40
+MOST_FILLS = 60
 """Other rows drawn for one draft."""
 ORDERS = 13
 """Beside a task's salt, the seed of the order of its columns; those of its other rows are above it."""
-PATIENCE = 10
+PATIENCE = 16
 """Fillings drawn in a row that tell no further neighbour from the gold: those left say the same, or nearly always."""
 
 Ref = tuple[int, int]
@@ -184,6 +184,10 @@ def _fill(names: _Names, seed: Sequence[int], tight: bool = False) -> tuple[list
                 values.append(_balanced(drawn) if balanced else _some_missing(rng, column, drawn))
             else:
                 values.append(_values(rng, column, pool, count))
+        if tight and rng.random() < 0.5:  # rows that are equal but for the id
+            for at, other in rng.integers(0, count, (count // 3, 2)).tolist():
+                for entries in values[1:]:
+                    entries[at] = entries[other]
         order = names.orders[t]
         ddl.append(f"CREATE TABLE {names.tables[t]} ({', '.join([parts[n] for n in order])})")
         rows[names.tables[t]] = list(zip(*[values[n] for n in order], strict=True))
@@ -425,8 +429,9 @@ class _Writer:
         if kind == "starts":
             value = self.pick(values)
             start = value[:2]
-            others = (value[:2] + start.lower(), value[:2] + start.lower() + value[2:], start[0] + "y" + value[2:])
-            self.names.planted[ref] = [start + value[2:].lower(), start + "y", start, *others]
+            inside = f"X{start.lower()}"  # no word starts with this letter
+            others = (inside, inside + value[2:], f"{start[0]}y{value[2:]}")
+            self.names.planted[ref] = [value, f"{start}y", start, *others]
             return f"{name} LIKE '{start}%'", f'{says} starts with "{start}"', kind
         low, high = len(values) // 5, max(len(values) // 5 + 1, len(values) * 4 // 5)
         value = self.pick(values[low:high])

@@ -54,7 +54,8 @@ def _mutants(
         before = words[at - 1] if at else ""
         after = words[at + 1] if at + 1 < len(words) else ""
         if word in _COMPARISONS and at not in joining and not (words[0] == "UPDATE" and at < where):
-            yield from (swapped(at, sign) for sign in _COMPARISONS if sign != word)
+            extreme = {"MAX": ">=", "MIN": "<="}.get(words[at + 3] if after == "(" else "")  # which is the same as =
+            yield from (swapped(at, sign) for sign in _COMPARISONS if sign not in (word, extreme))
         elif word in _AGGREGATES and after == "(":
             if words[at + 2] == "*":
                 every = [f"{table}.{name}" for table, names in columns.items() for name in names if name != "id"]
@@ -83,7 +84,8 @@ def _mutants(
                     yield [*words[: at - 2], "RIGHT", *words[at - 2 :]]
         elif word in _SETS:
             yield from (swapped(at, other) for other in _SETS if other != word)
-            yield words[at + 1 :] + [word] + words[:at]
+            if word == "EXCEPT":
+                yield words[at + 1 :] + [word] + words[:at]
             yield words[:at]
             yield words[at + 1 :]
         elif word == "IN" and before != "NOT":
