@@ -2,16 +2,16 @@
 
     python benchmarks/sql_mutations.py --tasks 1000 --out benchmarks/sql_mutations.json
 
-The golds of generated tasks (both splits, all difficulties, in turn) are parsed with sqlglot, and each mutant differs in
-one part: a comparison, an aggregate, DISTINCT, the order, the limit, a condition left out, AND for OR, a join's kind or
-condition, a set operation, a value, a column. Each is submitted to the environment, which has to fail it.
+The golds of generated tasks (both splits, all difficulties, in turn) are parsed with sqlglot, and each mutant differs
+in one part: a comparison, an aggregate, DISTINCT, the order, the limit, a condition left out, AND for OR, a join's kind
+or condition, a set operation, a value, a column. Each is submitted to the environment, which has to fail it.
 
-A mutant that passes is called equivalent by one rule: on ``--fills`` databases drawn here, not by the generator, it says
-what the gold says (for a change: leaves the same rows). Their columns draw from all values that the column has in the
-task's databases, from the gold's literals and from their neighbours; a few values are favoured in each, so that there
-are ties; values are missing where the schema allows it, and each reference refers to a row. Those where a LIMIT cuts
-through a tie do not count, as the gold itself is not determined there. Equivalent mutants are listed, and are in no
-denominator.
+A mutant that passes is called equivalent by one rule: on ``--fills`` databases drawn here, not by the generator, it
+says what the gold says (for a change: leaves the same rows). Their columns draw from all values that the column has in
+the task's databases, from the gold's literals and from their neighbours; a few values are favoured in each, so that
+there are ties; values are missing where the schema allows it, and each reference refers to a row. Those where a LIMIT
+cuts through a tie do not count, as the gold itself is not determined there. Equivalent mutants are listed, and are in
+no denominator.
 
 One line a task is written beside ``--out`` as it is done, so a run that was stopped goes on. The interval of the whole
 is a bootstrap over tasks, those of the kinds are Wilson's; both 95 %.
@@ -93,7 +93,9 @@ def _mutants(tree: exp.Expression, number: int, columns: dict[str, list[str]]) -
         equal = isinstance(node, exp.EQ | exp.NEQ)
         for other in COMPARISONS:
             if type(node) is not other:
-                yield instead("equality" if equal else "boundary", lambda h, o=other: o(this=h.this, expression=h.expression))
+                yield instead(
+                    "equality" if equal else "boundary", lambda h, o=other: o(this=h.this, expression=h.expression)
+                )
     if isinstance(node, exp.And):
         yield instead("AND, OR", lambda h: exp.Or(this=h.this, expression=h.expression))
         yield instead("condition dropped", lambda h: h.this)
@@ -357,7 +359,9 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000, help="number of tasks (1000)")
     parser.add_argument("--seed", type=int, default=0, help="first seed (0)")
     parser.add_argument("--fills", type=int, default=200, help="databases on which a mutant must say the same (200)")
-    parser.add_argument("--out", required=True, help="JSON file; the tasks' lines and the equivalent mutants stand beside it")
+    parser.add_argument(
+        "--out", required=True, help="JSON file; the tasks' lines and the equivalent mutants stand beside it"
+    )
     options = parser.parse_args()
     out = Path(options.out)
     lines = out.with_suffix(".jsonl")
@@ -376,11 +380,10 @@ def main() -> None:
     found["equivalents"] = [[row["task"], *one] for row in map(done.get, ids) for one in row["equivalent"]]  # type: ignore[index]
     out.write_text(json.dumps(found, indent=1) + "\n")
     for kind, one in found["kinds"].items():
-        low, high = one["interval"]
-        print(f"{kind:<18} {one['passed']:>4} of {one['of']:>6} pass  [{low:.4f}, {high:.4f}]  {one['equivalent']:>5} equivalent")
-    low, high = found["interval"]
-    print(f"{found['tasks']} tasks: {found['passed']} of {found['mutants']} mutants pass: {found['share']:.4f} [{low:.4f}, {high:.4f}]; "
-          f"{found['equivalent']} are equivalent")  # fmt: skip
+        share = f"{one['passed']:>4} of {one['of']:>6} pass  [{one['interval'][0]:.4f}, {one['interval'][1]:.4f}]"
+        print(f"{kind:<18} {share}  {one['equivalent']:>5} equivalent")
+    share = f"{found['passed']} of {found['mutants']} mutants pass: {found['share']:.4f} {found['interval']}"
+    print(f"{found['tasks']} tasks: {share}; {found['equivalent']} are equivalent")
 
 
 if __name__ == "__main__":

@@ -343,6 +343,50 @@ def test_what_is_no_catalogue_stays_open():
     ]
 
 
+ROWS_READ = {
+    "SELECT COUNT(*) FROM person": True,
+    "SELECT COUNT(*) FROM PERSON AS p": True,
+    'SELECT COUNT(*) FROM "pErSoN"': True,
+    "SELECT COUNT(*) FROM [PERSON]": True,
+    "SELECT COUNT(*) FROM `Person`": True,
+    "SELECT COUNT(*) FROM MAIN.\"PERSON\"": True,
+    "SELECT NAME FROM main.[PERSON]": True,
+    "SELECT COUNT(*) FROM ADULTS": True,
+    'SELECT Name FROM "adults"': True,
+    "SELECT 5 WHERE (SELECT COUNT(*) FROM PERSON) > 0": True,
+    "WITH p AS (SELECT * FROM PERSON) SELECT COUNT(*) FROM p": True,
+    "WITH person AS (SELECT * FROM main.person) SELECT COUNT(*) FROM person": True,
+    "SELECT 5": False,
+    "VALUES (5)": False,
+    "SELECT COUNT(*) FROM (VALUES (1), (2), (3), (4), (5)) AS Person": False,
+    "WITH Person(x) AS (VALUES (1), (2), (3), (4), (5)) SELECT COUNT(*) FROM Person": False,
+    'WITH "PERSON" AS MATERIALIZED (SELECT 1) SELECT 5 FROM [person]': False,
+    "WITH RECURSIVE person AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM person LIMIT 5) SELECT COUNT(*) FROM person":
+        False,
+    "SELECT COUNT(*) FROM json_each('[1, 2, 3, 4, 5]') AS person": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("query", ROWS_READ)
+@pytest.mark.parametrize(
+    "gold", ["SELECT COUNT(*) FROM Person", "select count(*) from PERSON", "SELECT COUNT(id) FROM person"]
+)
+def test_a_constant_fails_however_the_tables_are_spelled(tmp_path, gold, query):
+    folder = tmp_path / "given"
+    make_file(
+        folder / "database" / "small" / "small.sqlite", ["CREATE VIEW Adults AS SELECT * FROM person WHERE age > 0"]
+    )
+    (folder / "dev.json").write_text(json.dumps([record(gold)]))
+    env = make(tasks=str(folder))
+    env.reset(seed=0)
+    found = env.unwrapped.task.world.run(query)
+    assert found.reads is ROWS_READ[query]
+    verdict = play(env, submit(query))[2]["verdict"]
+    assert (verdict["status"] == "pass") is (ROWS_READ[query] and found.rows == [(5,)])
+    if not ROWS_READ[query]:
+        assert verdict["diagnostics"] == ["the query reads no table"]
+
+
 def test_an_explained_change_does_not_name_the_tables_that_refer_to_its_own():
     here = world()
     for query in ("EXPLAIN QUERY PLAN DELETE FROM town", "EXPLAIN DELETE FROM town", "EXPLAIN UPDATE town SET id = 2"):
@@ -993,6 +1037,26 @@ def test_an_answer_may_be_fenced(ages):
         assert play(env, answer)[2]["verdict"]["status"] == "fail"
 
 
+def test_a_fenced_query_in_a_call_is_read(ages):
+    env, query = make(tasks=ages), "SELECT name FROM person WHERE age = 30"
+    for text in (f"```sql\n{query}\n```", f"```\n{query};\n```", f"Here:\n```sql\n{query}\n```", f"```sql\n{query}"):
+        assert play(env, submit(text))[1] == 1.0, text
+        observation, _, info = play(env, run_sql(text))
+        assert (observation, info["tool_results"][0]["error"]) == (play(env, run_sql(query))[0], None)
+    change = compose("train", 1, CHANGE).golds[0]
+    for call_of in (run_sql, submit):
+        assert play(make(), call_of(f"```sql\n{change}\n```"), "Done.", task=TASK)[1] == 1.0
+    # its names and literals are those of the query
+    env, trajectory = recorded(
+        make(tasks=ages),
+        call("describe_table", table="person"),
+        submit("```sql\nSELECT name FROM person WHERE age = 30\n```"),
+    )
+    assert trajectory.reward == 1.0
+    (deleted,) = counterfactuals(env, trajectory, [Delete(0)])
+    assert deleted.validity == ("ungrounded",)
+
+
 def test_a_value_may_be_fenced_and_no_answer_is_too_odd():
     env = make()
     task = next(t for seed in range(1, 40) if (t := compose("train", 2, seed)).value)
@@ -1112,7 +1176,11 @@ def test_a_change_is_judged_on_other_rows_too():
             [run_sql(gold), run_sql(gold), "Done."],
             [run_sql(f"SELECT * FROM {table}"), run_sql("UPDATE nothing"), submit(nested)],
             [run_sql(f"DELETE FROM {table} WHERE id < 0"), submit(gold)],
-            [run_sql(f"UPDATE {table} SET id = id + 9000"), run_sql(gold), submit(f"UPDATE {table} SET id = id - 9000")],
+            [
+                run_sql(f"UPDATE {table} SET id = id + 9000"),
+                run_sql(gold),
+                submit(f"UPDATE {table} SET id = id - 9000"),
+            ],
         ):
             result = play(env, *actions, task=task.id)
             if "FOREIGN KEY" not in result[0]:
@@ -1130,9 +1198,12 @@ def test_the_statements_of_a_change_are_part_of_a_snapshot():
     assert env.step("Done.")[1] == 1.0
     # what ran out of budget has not happened, on no rows
     tight = make(budget={"tool_calls": 1})
-    assert play(tight, run_sql(compose("train", 1, CHANGE).golds[0]), run_sql(f"DELETE FROM {TABLE}"), task=TASK)[2][
-        "verdict"
-    ]["diagnostics"] == []
+    assert (
+        play(tight, run_sql(compose("train", 1, CHANGE).golds[0]), run_sql(f"DELETE FROM {TABLE}"), task=TASK)[2][
+            "verdict"
+        ]["diagnostics"]
+        == []
+    )
 
 
 # ---- no action makes a step raise ----------------------------------------------------------------------------------
@@ -1361,6 +1432,89 @@ def test_spider_and_bird(tmp_path):
         env = make(tasks=str(source))
         assert env.reset(seed=0)[0] == "How many?\nPeople."
         assert play(env, submit("SELECT COUNT(*) FROM person"))[1] == 1.0
+
+
+def refill(path, *changes):
+    """Another file with the small database, other rows."""
+    make_file(path)
+    with sqlite3.connect(path) as db:
+        for change in changes:
+            db.execute(change)
+    db.close()
+
+
+@pytest.mark.parametrize("parent", ["database", "dev_databases", "test_database"])
+def test_further_files_beside_a_database_are_refills(tmp_path, parent):
+    folder = tmp_path / parent / "small"
+    make_file(folder / "small.sqlite")
+    refill(folder / "small_2.sqlite", "UPDATE person SET age = 31 WHERE name = 'Ann'")
+    refill(folder / "a.sqlite", "INSERT INTO person VALUES (6, 3, 'Fay', 30)")
+    refill(folder / "empty.sqlite", "DELETE FROM person")
+    refill(folder / "other.sqlite", "ALTER TABLE person RENAME COLUMN age TO years")  # the gold does not run there
+    (folder / "small.sql").write_text("-- the schema")
+    (folder / "database_description").mkdir()
+    (tmp_path / "dev.json").write_text(json.dumps([record("SELECT name FROM person WHERE age = 30")]))
+    env = make(tasks=str(tmp_path))
+    env.reset(seed=0)
+    assert [Path(d.path).name for d in env.unwrapped.task.refills] == [
+        "a.sqlite", "empty.sqlite", "other.sqlite", "small_2.sqlite",
+    ]  # fmt: skip
+    assert gate_task(env, "small-1", 0) == []
+    _, reward, info = play(env, submit("SELECT name FROM person WHERE id IN (1, 3, 5)"))
+    assert (reward, info["verdict"]["score"]) == (0.0, 0.5)  # right on the visible rows, and where there are none
+    assert info["verdict"]["diagnostics"] == [
+        "on other rows (1 of 4): expected 4 rows, found 3", 'on other rows (1 of 4): missing row: ["Fay"]',
+        "on other rows (4 of 4): expected 2 rows, found 3", 'on other rows (4 of 4): unexpected row: ["Ann"]',
+    ]  # fmt: skip
+    # the agent sees the first one alone
+    assert play(env, run_sql("SELECT COUNT(*) FROM person"))[0].endswith("[5]")
+    (folder / "broken.sqlite").write_text("this is no database" * 100)
+    with pytest.raises(ValueError, match=r"broken\.sqlite: not a SQLite database that can be read"):
+        load_tasks(str(tmp_path))
+
+
+def test_databases_in_one_folder_are_no_refills_of_each_other(tmp_path):
+    make_file(tmp_path / "database" / "small.sqlite")
+    make_file(tmp_path / "database" / "other.sqlite")
+    (tmp_path / "dev.json").write_text(json.dumps([record("SELECT name FROM person")]))
+    assert load_tasks(str(tmp_path))[0][0].refills == ()
+
+
+def test_the_golds_own_rows_as_literals_are_cheats(tmp_path):
+    golds = ["SELECT COUNT(*) FROM PERSON", "SELECT NAME, age FROM Main.Person ORDER BY 1", "SELECT note FROM town"]
+    env = make(tasks=spider(tmp_path / "given", *map(record, golds)))
+    for task in env.unwrapped.task_ids:
+        assert gate_task(env, task, 0) == []
+        env.reset(seed=0, options={"task": task})
+        queries = [query for (action,) in env.unwrapped.cheats() if (query := re.search('"query":"([^"]*)', action))]
+        heads = {query[1].split()[0] for query in queries}
+        assert heads >= {"VALUES", "SELECT", "WITH"}
+    # where the gold itself reads no table, nothing tells a constant from it
+    env = make(tasks=spider(tmp_path / "constant", record("SELECT 'small'")))
+    assert [fault.split(":")[0] for fault in gate_task(env, "small-1", 0)] == ["cheat"] * 3
+
+
+def test_a_gold_that_gives_nothing_but_zeros_is_remarked_on(tmp_path):
+    golds = {
+        "SELECT COUNT(*) FROM person WHERE age > 99": True,
+        "SELECT note FROM town WHERE id = 1": True,
+        "SELECT 0.0, note FROM town WHERE note IS NULL": True,
+        "SELECT COUNT(*) FROM person": False,
+        "SELECT note FROM town": False,
+        "SELECT note, label FROM town WHERE id = 1": False,
+        "SELECT '' FROM town": False,
+    }
+    env = make(tasks=spider(tmp_path / "given", *map(record, golds)))
+    for task, remarked in zip(env.unwrapped.task_ids, golds.values(), strict=True):
+        env.reset(seed=0, options={"task": task})
+        assert (
+            env.unwrapped.remarks()
+            == ["the gold gives nothing but 0 and NULL, which many wrong queries give too"] * remarked
+        )
+    for seed in range(6):
+        generated = make()
+        generated.reset(seed=seed)
+        assert generated.unwrapped.remarks() == []
 
 
 def test_defog(tmp_path):

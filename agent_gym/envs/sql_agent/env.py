@@ -9,7 +9,7 @@ from typing import Any
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
-from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, cut, shown, spelled
+from agent_gym.envs.sql_agent.database import INSTRUCTIONS, MOST_SQL, Database, QueryError, Result, cut, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
 from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, writes
 from agent_gym.envs.sql_agent.tasks import SQLTask, changed, gold_order, gold_result, load_tasks
@@ -30,7 +30,7 @@ MOST_SHOWN = 8000
 MOST_CELL = 200
 MOST_SAMPLE = 20
 MOST_FAULTS = 20
-"""Rows that a verdict names."""
+"""Lines of a verdict's diagnostics."""
 
 
 def list_tables(world: World) -> str:
@@ -101,7 +101,7 @@ def _text(name: str) -> str:
 
 def _names(arguments: Mapping[str, Any]) -> frozenset[str]:
     """What the writer of a query must have known: the names and literals in it."""
-    return identifiers(str(arguments.get("query", "")))
+    return identifiers(_unfenced(str(arguments.get("query", ""))))
 
 
 TOOLS = {
@@ -188,7 +188,7 @@ class SQLEnv(ToolEnv):
         if tool.fn in (run_sql, submit_sql):
             limits = {"most_rows": MOST_SHOWN_ROWS, "instructions": self.instructions}
             try:
-                result = self._world.run(arguments["query"], write=self.task.writes, **limits)
+                result = self._world.run(_unfenced(arguments["query"]), write=self.task.writes, **limits)
             except QueryError as error:  # it took its time all the same
                 message = dump({"error": error.kind, "message": str(error)})
                 return Outcome(message, error=error.kind, units=error.units)
@@ -211,13 +211,13 @@ class SQLEnv(ToolEnv):
             if result["name"] == submit_sql.__name__ and result["error"] in QueryError.KINDS:
                 progress = replace(progress, fault=(result["error"], load(result["content"])["message"]))
             elif self.task.writes and result["name"] in (run_sql.__name__, submit_sql.__name__):
-                statement = result["arguments"].get("query", "")
+                statement = _unfenced(result["arguments"].get("query", ""))
                 if result["error"] is None and writes(statement):
                     progress = replace(progress, statements=(*progress.statements, statement))
         self._progress = progress
 
     def _verify(self, answer: Any) -> Verdict:
-        """The state where a change was asked for; else the query. Either way on the visible database and the refills."""
+        """The state where a change was asked for, else the query; on the visible database and on the refills."""
         if self.task.writes:
             return self._verify_state()
         query, value = _read_answer(answer)
@@ -232,9 +232,12 @@ class SQLEnv(ToolEnv):
         task: SQLTask = self.task
         databases = (task.world.database, *task.refills)
         faults: list[str] = []
-        held, reason = 0, "wrong_answer"
+        held, silent, reason = 0, 0, "wrong_answer"
         for number, database in enumerate(databases):
-            golds = [gold_order(database, gold, self.instructions) for gold in task.golds]
+            golds = self._golds(database)
+            if not golds:
+                silent += 1
+                continue
             most = max(len(gold.rows) for gold, _ in golds)
             try:
                 found = World(database).run(query, most_rows=most + 20, instructions=self.instructions)
@@ -253,7 +256,17 @@ class SQLEnv(ToolEnv):
             faults += [place + line for line in min(wrong, key=len)]
         if not faults:
             return Verdict("pass", "passed", 1.0)
-        return Verdict("fail", reason, held / len(databases), tuple(faults))
+        return Verdict("fail", reason, held / (len(databases) - silent), _cut_faults(faults))
+
+    def _golds(self, database: Database) -> list[tuple[Result, tuple[int, ...] | None]]:
+        """What the golds give; those that do not run on the further files of a data set say nothing there."""
+        found = []
+        for gold in self.task.golds:
+            try:
+                found.append(gold_order(database, gold, self.instructions))
+            except ToolError:
+                continue
+        return [one for one in found if not one[0].more]
 
     def _verify_value(self, value: str) -> Verdict:
         """A single value: text as it stands, or as JSON."""
@@ -283,9 +296,7 @@ class SQLEnv(ToolEnv):
             kind, message = progress.fault
             reason = kind if kind in ("timeout", "memory") else "error"
             faults.insert(0, message)
-        if len(faults) > MOST_FAULTS:
-            faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
-        return Verdict("fail", reason, sum(scores) / len(scores), tuple(faults))
+        return Verdict("fail", reason, sum(scores) / len(scores), _cut_faults(faults))
 
     # ---- the gate ----------------------------------------------------------------------------------------------------
 
@@ -298,7 +309,7 @@ class SQLEnv(ToolEnv):
         return actions
 
     def cheats(self) -> list[list[str]]:
-        """Answer 1; claim; near misses; copy the visible result; write where one may not; change too much."""
+        """Answer 1; claim; near misses; the visible result in literals; write where one may not; change too much."""
         task: SQLTask = self.task
         found = [[self._submission("SELECT 1")], [self.parser.render("Done.", [])]]
         found += [[self._submission(query)] for query in task.wrong]
@@ -308,12 +319,26 @@ class SQLEnv(ToolEnv):
             drop = self.parser.render("", [Call("run_sql", {"query": f"DROP TABLE {table}"})])
             return [*found, [delete, *self.oracle()], [drop, self.parser.render("Done.", [])]]
         result = gold_result(task.world.database, task.golds[0], self.instructions)
-        if task.refills:
-            rows = ", ".join(f"({', '.join(map(_literal, row))})" for row in result.rows)
-            found.append([self._submission(f"VALUES {rows}")])
+        rows = [", ".join(map(_literal, row)) for row in result.rows]
+        cases = [f"VALUES ({'), ('.join(rows)})", " UNION ALL ".join(f"SELECT {row}" for row in rows)]
+        # under a table's name, which is then counted, and not read
+        cases.append(
+            f"WITH {table}(x) AS (SELECT 1) " + " UNION ALL ".join(f"SELECT {row} FROM {table}" for row in rows)
+        )
+        found += [[self._submission(query)] for query in cases if len(query) <= MOST_SQL]
         if not task.value:
             found.append([self.parser.render(dump([list(map(shown, row)) for row in result.rows[:100]]), [])])
         return [*found, [self._submission(f"DELETE FROM {table}")]]
+
+    def remarks(self) -> list[str]:
+        """What the gate's report should say of the current task though it breaks no gate."""
+        task: SQLTask = self.task
+        results = (
+            [] if task.writes else [gold_result(task.world.database, gold, self.instructions) for gold in task.golds]
+        )
+        if any(not any(value not in (None, 0) for row in result.rows for value in row) for result in results):
+            return ["the gold gives nothing but 0 and NULL, which many wrong queries give too"]
+        return []
 
     def _submission(self, query: str) -> str:
         return self.parser.render("", [Call("submit_sql", {"query": query})])
@@ -347,15 +372,25 @@ def _state_faults(goal: World, world: World) -> tuple[list[str], float]:
     return faults, (held + clean) / (len(wanted) + 1)
 
 
+def _cut_faults(faults: list[str]) -> tuple[str, ...]:
+    more = len(faults) - MOST_FAULTS
+    return (*faults[:MOST_FAULTS], *[f"and {more} more"] * (more > 0))
+
+
 def _read_answer(answer: Any) -> tuple[str | None, str | None]:
     """An answer as a query, or else as a value's text; neither where there is none."""
     if isinstance(answer, Mapping) and isinstance(answer.get("query"), str):
-        return answer["query"], None  # of submit_sql
+        return _unfenced(answer["query"]), None  # of submit_sql
     text = answer.strip() if isinstance(answer, str) else "" if answer is None else dump(answer)
-    text = fenced(text) if holds_fence(text) else text
+    text = _unfenced(text)
     if looks_like_query(text):
         return text, None
     return None, text or None
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the one fenced block of a text, or the text."""
+    return fenced(text) if holds_fence(text) else text
 
 
 def _literal(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 __all__ = ["beside", "mutants"]
 
@@ -41,9 +42,7 @@ def mutants(sql: str, tables: Mapping[str, Sequence[str]], nullable: Collection[
     return list(dict.fromkeys(one for one in found if one != " ".join(words)))
 
 
-def _mutants(
-    words: list[str], tables: Mapping[str, Sequence[str]], nullable: Collection[str]
-) -> Iterator[list[str]]:
+def _mutants(words: list[str], tables: Mapping[str, Sequence[str]], nullable: Collection[str]) -> Iterator[list[str]]:
     def swapped(at: int, *instead: str) -> list[str]:
         return [*words[:at], *instead, *words[at + 1 :]]
 
@@ -75,7 +74,9 @@ def _mutants(
             if word in ("WHERE", "HAVING"):
                 yield from _conditions(words, at, end)
             if word == "ORDER":
-                yield words[: end - 1] + words[end:] if words[end - 1] == "DESC" else [*words[:end], "DESC", *words[end:]]
+                yield (
+                    words[: end - 1] + words[end:] if words[end - 1] == "DESC" else [*words[:end], "DESC", *words[end:]]
+                )
             if word == "LIMIT":
                 yield from (swapped(at + 1, str(int(after) + step)) for step in (-1, 1))
             if word == "ON":
@@ -85,7 +86,7 @@ def _mutants(
         elif word in _SETS:
             yield from (swapped(at, other) for other in _SETS if other != word)
             if word == "EXCEPT":
-                yield words[at + 1 :] + [word] + words[:at]
+                yield [*words[at + 1 :], word, *words[:at]]
             yield words[:at]
             yield words[at + 1 :]
         elif word == "IN" and before != "NOT":
@@ -132,10 +133,7 @@ def _tested(words: list[str], at: int) -> set[str]:
 
 def _conditions(words: list[str], at: int, end: int) -> Iterator[list[str]]:
     """Of several conditions one left out, or any of them enough."""
-    ands = [n for n in range(at, end) if words[n] == "AND" and _ends(words, at, ()) >= n]
-    bounds = [at, *ands, end]
-    if ands:
-        for left, right in zip(bounds, bounds[1:], strict=False):
-            kept = words[:left] + words[right:] if left != at else [*words[: at + 1], *words[right + 1 :]]
-            yield kept
-        yield from ([*words[:n], "OR", *words[n + 1 :]] for n in ands)
+    ands = [n for n in range(at, end) if words[n] == "AND"]
+    for left, right in pairwise([at, *ands, end] if ands else []):
+        yield words[:left] + words[right:] if left != at else [*words[: at + 1], *words[right + 1 :]]
+    yield from ([*words[:n], "OR", *words[n + 1 :]] for n in ands)

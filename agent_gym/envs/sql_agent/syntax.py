@@ -179,7 +179,9 @@ def _item(query: str, part: list[tuple[int, int, str]]) -> tuple[str, str]:
         before = part[-2][2]
         if before == "as":
             return query[part[0][0] : part[-3][1]], _unquoted(part[-1][2])
-        if before in (")", "end", "null") or (before not in _KEYWORDS and (before[0].isalnum() or before[0] in "_'\"`[")):
+        if before in (")", "end", "null") or (
+            before not in _KEYWORDS and (before[0].isalnum() or before[0] in "_'\"`[")
+        ):
             return query[part[0][0] : part[-2][1]], _unquoted(part[-1][2])
     return query[part[0][0] : part[-1][1]] if part else "", ""
 
@@ -234,12 +236,12 @@ def holds_fence(text: str) -> bool:
 _AFTER_FROM = frozenset("select where group having order limit union intersect except set values".split())
 
 
-def compiled(query: str) -> tuple[int, int]:
+def compiled(query: str) -> tuple[int, int, frozenset[str]]:
     """What SQLite faces when it compiles a query, where nothing counts its instructions.
 
     Returns:
-        The tables that its FROM clauses name, and a bound on the copies made of a common table expression: the product,
-        over all of them, of how often each is named in a FROM clause.
+        The tables that its FROM clauses name; a bound on the copies made of a common table expression: the product,
+        over all of them, of how often each is named in a FROM clause; and their names.
     """
     words = tokens(query)
     lower = [word.lower() for word in words]
@@ -268,7 +270,7 @@ def compiled(query: str) -> tuple[int, int]:
     copies = 1
     for name in named:
         copies = min(copies * max(1, uses[name]), 10**9)
-    return tables, copies
+    return tables, copies, frozenset(named)
 
 
 def _expression(lower: Sequence[str], at: int, closed: Mapping[int, int]) -> str | None:

@@ -140,8 +140,9 @@ def load_tasks(source: str, instructions: int = INSTRUCTIONS) -> tuple[list[SQLT
     """Tasks of a real data set.
 
     Args:
-        source: A folder in Spider's or BIRD's form (``dev.json`` or ``dev.jsonl``, ``database/DB/DB.sqlite``) or with
-            defog's (``tasks.jsonl``, ``database/DB.db``), or its file of records. docs/sql_agent.md shows the forms.
+        source: A folder in Spider's or BIRD's form (``dev.json`` or ``dev.jsonl``, ``database/DB/DB.sqlite`` or
+            ``dev_databases/DB/DB.sqlite``; further files beside it are refills) or with defog's (``tasks.jsonl``,
+            ``database/DB.db``), or its file of records. docs/sql_agent.md shows the forms.
         instructions: Bound of one query, golds included.
 
     Returns:
@@ -151,19 +152,20 @@ def load_tasks(source: str, instructions: int = INSTRUCTIONS) -> tuple[list[SQLT
         ValueError: If no record is a task, naming file, record and fault.
     """
     path = _records_file(source)
-    databases: dict[str, Database] = {}
+    databases: dict[str, tuple[Database, ...]] = {}
 
     def read(number: int, record: dict[str, Any]) -> SQLTask:
         name, golds, request, uses_now = _read(record)
         if name not in databases:
-            databases[name] = _database(path.parent, name)
-        task_id, world = f"{name}-{number}", World(databases[name])
+            databases[name] = _databases(path.parent, name)
+        visible, *refills = databases[name]
+        task_id, world = f"{name}-{number}", World(visible)
         reason, sound = _sound(world, golds, instructions)
         if uses_now or any(map(reads_clock, golds)):
             reason = "the gold depends on the clock"
         if reason:
             raise Fault(reason, task_id)
-        return SQLTask(task_id, request, world, sound, calls=(Call("submit_sql", {"query": sound[0]}),))
+        return SQLTask(task_id, request, world, sound, tuple(refills), (Call("submit_sql", {"query": sound[0]}),))
 
     return load_records(path, read)
 
@@ -220,15 +222,23 @@ def _read(record: dict[str, Any]) -> tuple[str, tuple[str, ...], str, bool]:
     return name, tuple(golds), f"{one.question}\n{notes}" if notes else one.question, bool(one.uses_now)
 
 
-def _database(folder: Path, name: str) -> Database:
-    tried = [folder / parent / f"{base}.{ext}" for parent in ("database", "databases", "dev_databases", "test_database")
-             for base in (f"{name}/{name}", name) for ext in ("sqlite", "db")]  # fmt: skip
+_FOLDERS = ("database", "databases", "dev_databases", "train_databases", "test_database", "test_databases")
+
+
+def _databases(folder: Path, name: str) -> tuple[Database, ...]:
+    """A database, then those with other rows: the further files of its own folder."""
+    tried = [folder / parent / f"{base}.{ext}"
+             for parent in _FOLDERS for base in (f"{name}/{name}", name) for ext in ("sqlite", "db")]  # fmt: skip
     path = next((path for path in tried if path.is_file()), None)
     if path is None:
         raise ValueError(f"there is no database {name!r}, such as {tried[0]}")
-    database = Database(path=str(path))
-    _ = World(database).session  # a file that cannot be read says so now
-    return database
+    files = [path]
+    if path.parent.name == name:
+        files += sorted(other for other in path.parent.glob(f"*{path.suffix}") if other != path and other.is_file())
+    found = tuple(Database(path=str(file)) for file in files)
+    for database in found:
+        _ = World(database).session  # a file that cannot be read says so now
+    return found
 
 
 def _sound(world: World, golds: tuple[str, ...], instructions: int) -> tuple[str, tuple[str, ...]]:
