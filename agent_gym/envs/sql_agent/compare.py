@@ -26,10 +26,10 @@ def _is_number(value: Any) -> bool:
 
 
 def same_value(a: Any, b: Any) -> bool:
-    """NULL equals NULL alone, text never equals a number."""
+    """NULL equals NULL alone, text never equals a number, whole numbers are equal or not."""
     if _is_number(a) and _is_number(b):
-        if a == b or max(abs(a), abs(b)) > sys.float_info.max:  # a whole number may be too large for a float
-            return bool(a == b)
+        if a == b or (isinstance(a, int) and isinstance(b, int)) or max(abs(a), abs(b)) > sys.float_info.max:
+            return bool(a == b)  # a whole number may be too large for a float
         return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return type(a) is type(b) and a == b
 
@@ -111,14 +111,12 @@ def _orders(expected: Sequence[Row], found: Sequence[Row], width: int) -> Iterat
     return search(0)
 
 
-def _in_order(expected: Sequence[Row], found: Sequence[Row], keys: Sequence[int] | None) -> bool:
-    """Whether the rows come in the same order; rows with equal keys may change places."""
-    if keys is None:
-        return all(map(same_rows, expected, found))
+def _in_order(expected: Sequence[Row], found: Sequence[Row], ties: Sequence[int]) -> bool:
+    """Whether the rows come in the same order; those of one tie may change places."""
     at = 0
     while at < len(expected):
         end = at + 1
-        while end < len(expected) and all(same_value(expected[at][k], expected[end][k]) for k in keys):
+        while end < len(expected) and ties[at] == ties[end]:
             end += 1
         if any(_unmatched(expected[at:end], found[at:end])):
             return False
@@ -126,28 +124,14 @@ def _in_order(expected: Sequence[Row], found: Sequence[Row], keys: Sequence[int]
     return True
 
 
-def _key_columns(terms: Sequence[str], columns: Sequence[str]) -> list[int] | None:
-    """The gold's columns that its ORDER BY names, or None where a term is none of them."""
-    names = [name.lower() for name in columns]
-    found = []
-    for term in terms:
-        if term.isdecimal() and 1 <= int(term) <= len(names):
-            found.append(int(term) - 1)
-        elif term in names:
-            found.append(names.index(term))
-        else:
-            return None
-    return found
-
-
-def differences(expected: Result, found: Result, order: Sequence[str] | None = None) -> list[str]:
+def differences(expected: Result, found: Result, ties: Sequence[int] | None = None) -> list[str]:
     """Where a result differs from the gold's, one line each; empty where they say the same.
 
     Args:
         expected: The gold's.
         found: The submission's.
-        order: The gold's outer ORDER BY (see :func:`~agent_gym.envs.sql_agent.syntax.order_keys`), or None where the
-            order is free.
+        ties: Where the gold orders, a number for each of its rows: those with the same one, which stand together, may
+            come in any order (see :func:`~agent_gym.envs.sql_agent.tasks.gold_order`).
     """
     width = len(expected.columns)
     if len(found.columns) != width:
@@ -157,13 +141,12 @@ def differences(expected: Result, found: Result, order: Sequence[str] | None = N
         return []
     best: tuple[list[Row], list[Row]] | None = None
     if expected.rows and len(found.rows) == len(expected.rows) and not found.more:
-        keys = _key_columns(order, expected.columns) if order is not None else None
         misplaced = False
         for number, places in enumerate(_orders(expected.rows, found.rows, width)):
             rows = [tuple(row[j] for j in places) for row in found.rows]
             left = _unmatched(expected.rows, rows)
             if not any(left):
-                if order is None or _in_order(expected.rows, rows, keys):
+                if ties is None or _in_order(expected.rows, rows, ties):
                     return []
                 misplaced = True
             elif best is None:

@@ -225,6 +225,7 @@ class Session:
     def __init__(self, database: Database, writable: bool) -> None:
         self.database, self.writable = database, writable
         self._mode, self._denied, self._reads = "free", "", False
+        self._named: frozenset[str] = frozenset()
         self._ticks, self._most, self._until = 0, 0, 0.0
         self._at: Delta = {}
         self._db = _open(database, writable)
@@ -285,9 +286,11 @@ class Session:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
             return True
         if action == sqlite3.SQLITE_READ:
-            self._reads |= str(first).lower() in self._own  # where rows are counted, it is spelled as in the query
-            if not second and first not in self._readable:  # rows are counted: this may name a query of a WITH clause
-                return not str(first).lower().startswith(HIDDEN)
+            name = str(first).lower()  # where rows are counted, it is spelled as in the query
+            if second or schema or name not in self._named:  # else it may be that of a query of a WITH clause
+                self._reads |= name in self._own
+            if not second and first not in self._readable:
+                return not name.startswith(HIDDEN)
             return schema != "temp" and first in self._readable
         if action == sqlite3.SQLITE_FUNCTION:
             return str(second).lower() in FUNCTIONS
@@ -397,7 +400,7 @@ class Session:
             QueryError: If it fails.
             InfraError: If the database itself cannot be read.
         """
-        words = _check(query)
+        words, self._named = _check(query)
         if not self._registered and re.search("json_", query, re.IGNORECASE):
             self._register()
         self._move(delta)
@@ -497,8 +500,9 @@ def _size(row: Row) -> int:
     return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
-def _check(query: str) -> tuple[str, ...]:
-    """The query's words, if it is none of those whose work no instruction count can bound.
+def _check(query: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The query's words and the names of its WITH clauses, if it is none of those whose work no instruction count can
+    bound.
 
     Raises:
         QueryError: Saying which bound.
@@ -510,12 +514,12 @@ def _check(query: str) -> tuple[str, ...]:
     words = tokens(query)
     if not words:
         raise QueryError("sql", "the query is empty")
-    tables, copies = compiled(query)
+    tables, copies, named = compiled(query)
     if copies > MOST_COPIES:
         raise QueryError("too_long", "the query uses its common table expressions inside each other too often")
     if tables > MOST_TABLES:
         raise QueryError("too_long", f"the query names {tables} tables; at most {MOST_TABLES} are allowed")
-    return words
+    return words, named
 
 
 def _open(database: Database, writable: bool) -> sqlite3.Connection:

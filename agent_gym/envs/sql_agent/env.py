@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv, asked_levels
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
-from agent_gym.envs.sql_agent.database import INSTRUCTIONS, QueryError, Result, cut, shown, spelled
+from agent_gym.envs.sql_agent.database import INSTRUCTIONS, MOST_SQL, Database, QueryError, Result, cut, shown, spelled
 from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
-from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, order_keys, tokens
-from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, load_tasks
+from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, tokens, writes
+from agent_gym.envs.sql_agent.tasks import SQLTask, changed, gold_order, gold_result, load_tasks
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.text import fenced
 from agent_gym.tools import Call, Tool, ToolError, dump, load
@@ -29,7 +30,7 @@ MOST_SHOWN = 8000
 MOST_CELL = 200
 MOST_SAMPLE = 20
 MOST_FAULTS = 20
-"""Rows that a verdict names."""
+"""Lines of a verdict's diagnostics."""
 
 
 def list_tables(world: World) -> str:
@@ -100,7 +101,7 @@ def _text(name: str) -> str:
 
 def _names(arguments: Mapping[str, Any]) -> frozenset[str]:
     """What the writer of a query must have known beside its literals, which are found without help: the names in it."""
-    query = str(arguments.get("query", ""))
+    query = _unfenced(str(arguments.get("query", "")))
     return identifiers(query) - {word.strip("'") for word in tokens(query) if word[0] == "'" or word[0].isdigit()}
 
 
@@ -134,7 +135,8 @@ class SQLEnv(ToolEnv):
 
     system_prompt = (
         "You work on a SQLite database. Use the tools to do what the user asks. For a question, submit the query that "
-        "answers it; it has to be right on other rows too. A message without a tool call is the final answer."
+        "answers it. Queries and changes have to be right on other rows too. A message without a tool call is the "
+        "final answer."
     )
 
     def __init__(
@@ -187,7 +189,7 @@ class SQLEnv(ToolEnv):
         if tool.fn in (run_sql, submit_sql):
             limits = {"most_rows": MOST_SHOWN_ROWS, "instructions": self.instructions}
             try:
-                result = self._world.run(arguments["query"], write=self.task.writes, **limits)
+                result = self._world.run(_unfenced(arguments["query"]), write=self.task.writes, **limits)
             except QueryError as error:  # it took its time all the same
                 message = dump({"error": error.kind, "message": str(error)})
                 return Outcome(message, error=error.kind, units=error.units)
@@ -202,14 +204,21 @@ class SQLEnv(ToolEnv):
     # ---- the verdict -------------------------------------------------------------------------------------------------
 
     def _observe(self, results: list[dict[str, Any]]) -> None:
-        """Keep what was said of a submission that failed. Such a message is short, so its JSON is whole."""
+        """Keep the statements that ran where a change is asked for, and what was said of a submission that failed. Such
+        a message is short, so its JSON is whole.
+        """
+        progress: _Progress = self._progress or _Progress()
         for result in results:
             if result["name"] == submit_sql.__name__ and result["error"] in QueryError.KINDS:
-                self._progress = (result["error"], load(result["content"])["message"])
-                return
+                progress = replace(progress, fault=(result["error"], load(result["content"])["message"]))
+            elif self.task.writes and result["name"] in (run_sql.__name__, submit_sql.__name__):
+                statement = _unfenced(result["arguments"].get("query", ""))
+                if result["error"] is None and writes(statement):
+                    progress = replace(progress, statements=(*progress.statements, statement))
+        self._progress = progress
 
     def _verify(self, answer: Any) -> Verdict:
-        """The state where a change was asked for; else the query, run on the visible database and the refills."""
+        """The state where a change was asked for, else the query; on the visible database and on the refills."""
         if self.task.writes:
             return self._verify_state()
         query, value = _read_answer(answer)
@@ -224,20 +233,23 @@ class SQLEnv(ToolEnv):
         task: SQLTask = self.task
         databases = (task.world.database, *task.refills)
         faults: list[str] = []
-        held, reason = 0, "wrong_answer"
+        held, silent, reason = 0, 0, "wrong_answer"
         for number, database in enumerate(databases):
-            golds = [(order_keys(gold), gold_result(database, gold, self.instructions)) for gold in task.golds]
-            most = max(len(gold.rows) for _, gold in golds)
+            golds = self._golds(database)
+            if not golds:
+                silent += 1
+                continue
+            most = max(len(gold.rows) for gold, _ in golds)
             try:
                 found = World(database).run(query, most_rows=most + 20, instructions=self.instructions)
             except ToolError as error:
                 reason = error.kind if error.kind in ("timeout", "memory") else "error"
                 faults.append(str(error))
                 break
-            if not found.reads and all(gold.reads for _, gold in golds):  # right by accident, if at all
+            if not found.reads and all(gold.reads for gold, _ in golds):  # right by accident, if at all
                 faults.append("the query reads no table")
                 break
-            wrong = [differences(gold, found, order) for order, gold in golds]
+            wrong = [differences(gold, found, ties) for gold, ties in golds]
             if [] in wrong:
                 held += 1
                 continue
@@ -245,7 +257,17 @@ class SQLEnv(ToolEnv):
             faults += [place + line for line in min(wrong, key=len)]
         if not faults:
             return Verdict("pass", "passed", 1.0)
-        return Verdict("fail", reason, held / len(databases), tuple(faults))
+        return Verdict("fail", reason, held / (len(databases) - silent), _cut_faults(faults))
+
+    def _golds(self, database: Database) -> list[tuple[Result, tuple[int, ...] | None]]:
+        """What the golds give; those that do not run on the further files of a data set say nothing there."""
+        found = []
+        for gold in self.task.golds:
+            try:
+                found.append(gold_order(database, gold, self.instructions))
+            except ToolError:
+                continue
+        return [one for one in found if not one[0].more]
 
     def _verify_value(self, value: str) -> Verdict:
         """A single value: text as it stands, or as JSON."""
@@ -259,31 +281,23 @@ class SQLEnv(ToolEnv):
         return Verdict("fail", "wrong_answer", 0.0, (f"expected {dump(shown(wanted))}, found {dump(cut(value, 200))}",))
 
     def _verify_state(self) -> Verdict:
-        """Every row that should have changed did, and no other."""
-        wanted, have = self.task.goal.delta, self._world.delta
-        faults, held = [], 0
-        for key in sorted({*wanted, *have}):
-            base = (wanted.get(key) or have[key])[0]
-            expected = wanted[key][1] if key in wanted else base
-            found = have[key][1] if key in have else base
-            if expected is found or (expected is not None and found is not None and same_rows(expected, found)):
-                held += key in wanted
-                continue
-            what = "not as asked" if key in wanted else "changed though nothing asked for it"
-            sides = [spelled(row) if row is not None else "no row" for row in (expected, found)]
-            faults.append(f"{key[0]} row {key[1]}: {what}: expected {sides[0]}, found {sides[1]}")
+        """Every row that should have changed did, and no other: here, and where the same statements ran elsewhere."""
+        task, progress = self.task, self._progress or _Progress()
+        faults, score = _state_faults(task.goals[0], self._world)
+        scores = [score]
+        for number, goal in enumerate(task.goals[1:], start=1):
+            there = changed(World(goal.database, True), progress.statements, self.instructions)
+            more, score = _state_faults(goal, there)
+            faults += [f"on other rows ({number} of {len(task.refills)}): {fault}" for fault in more]
+            scores.append(score)
         if not faults:
             return Verdict("pass", "passed", 1.0)
         reason = "wrong_state"
-        if self._progress is not None:
-            kind, message = self._progress
+        if progress.fault is not None:
+            kind, message = progress.fault
             reason = kind if kind in ("timeout", "memory") else "error"
             faults.insert(0, message)
-        clean = not any("nothing asked" in fault for fault in faults)
-        score = (held + clean) / (len(wanted) + 1)
-        if len(faults) > MOST_FAULTS:
-            faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
-        return Verdict("fail", reason, score, tuple(faults))
+        return Verdict("fail", reason, sum(scores) / len(scores), _cut_faults(faults))
 
     # ---- the gate ----------------------------------------------------------------------------------------------------
 
@@ -296,7 +310,7 @@ class SQLEnv(ToolEnv):
         return actions
 
     def cheats(self) -> list[list[str]]:
-        """Answer 1; claim; near misses; copy the visible result; write where one may not; change too much."""
+        """Answer 1; claim; near misses; the visible result in literals; write where one may not; change too much."""
         task: SQLTask = self.task
         found = [[self._submission("SELECT 1")], [self.parser.render("Done.", [])]]
         found += [[self._submission(query)] for query in task.wrong]
@@ -306,26 +320,78 @@ class SQLEnv(ToolEnv):
             drop = self.parser.render("", [Call("run_sql", {"query": f"DROP TABLE {table}"})])
             return [*found, [delete, *self.oracle()], [drop, self.parser.render("Done.", [])]]
         result = gold_result(task.world.database, task.golds[0], self.instructions)
-        if task.refills:
-            rows = ", ".join(f"({', '.join(map(_literal, row))})" for row in result.rows)
-            found.append([self._submission(f"VALUES {rows}")])
+        rows = [", ".join(map(_literal, row)) for row in result.rows]
+        cases = [f"VALUES ({'), ('.join(rows)})", " UNION ALL ".join(f"SELECT {row}" for row in rows)]
+        # under a table's name, which is then counted, and not read
+        cases.append(
+            f"WITH {table}(x) AS (SELECT 1) " + " UNION ALL ".join(f"SELECT {row} FROM {table}" for row in rows)
+        )
+        found += [[self._submission(query)] for query in cases if len(query) <= MOST_SQL]
         if not task.value:
             found.append([self.parser.render(dump([list(map(shown, row)) for row in result.rows[:100]]), [])])
         return [*found, [self._submission(f"DELETE FROM {table}")]]
+
+    def remarks(self) -> list[str]:
+        """What the gate's report should say of the current task though it breaks no gate."""
+        task: SQLTask = self.task
+        results = (
+            [] if task.writes else [gold_result(task.world.database, gold, self.instructions) for gold in task.golds]
+        )
+        if any(not any(value not in (None, 0) for row in result.rows for value in row) for result in results):
+            return ["the gold gives nothing but 0 and NULL, which many wrong queries give too"]
+        return []
 
     def _submission(self, query: str) -> str:
         return self.parser.render("", [Call("submit_sql", {"query": query})])
 
 
+@dataclass(frozen=True)
+class _Progress:
+    """What a verdict needs beside the state: the statements that ran, and what was said of a submission that failed."""
+
+    statements: tuple[str, ...] = ()
+    fault: tuple[str, str] | None = None
+
+
+def _state_faults(goal: World, world: World) -> tuple[list[str], float]:
+    """Where a world differs from its goal, and the share of the checks that held: one a row that had to change, and one
+    that no other did.
+    """
+    wanted, have = goal.delta, world.delta
+    faults, held, clean = [], 0, True
+    for key in sorted({*wanted, *have}):
+        base = (wanted.get(key) or have[key])[0]
+        expected = wanted[key][1] if key in wanted else base
+        found = have[key][1] if key in have else base
+        if expected is found or (expected is not None and found is not None and same_rows(expected, found)):
+            held += key in wanted
+            continue
+        clean = clean and key in wanted
+        what = "not as asked" if key in wanted else "changed though nothing asked for it"
+        sides = [spelled(row) if row is not None else "no row" for row in (expected, found)]
+        faults.append(f"{key[0]} row {key[1]}: {what}: expected {sides[0]}, found {sides[1]}")
+    return faults, (held + clean) / (len(wanted) + 1)
+
+
+def _cut_faults(faults: list[str]) -> tuple[str, ...]:
+    more = len(faults) - MOST_FAULTS
+    return (*faults[:MOST_FAULTS], *[f"and {more} more"] * (more > 0))
+
+
 def _read_answer(answer: Any) -> tuple[str | None, str | None]:
     """An answer as a query, or else as a value's text; neither where there is none."""
     if isinstance(answer, Mapping) and isinstance(answer.get("query"), str):
-        return answer["query"], None  # of submit_sql
+        return _unfenced(answer["query"]), None  # of submit_sql
     text = answer.strip() if isinstance(answer, str) else "" if answer is None else dump(answer)
-    text = fenced(text) if holds_fence(text) else text
+    text = _unfenced(text)
     if looks_like_query(text):
         return text, None
     return None, text or None
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the one fenced block of a text, or the text."""
+    return fenced(text) if holds_fence(text) else text
 
 
 def _literal(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -11,10 +12,10 @@ from zlib import crc32
 import numpy as np
 
 from agent_gym.envs.sql_agent.compare import differences
-from agent_gym.envs.sql_agent.database import Database, Row
+from agent_gym.envs.sql_agent.database import Database, Result, Row
+from agent_gym.envs.sql_agent.mutants import beside, mutants
 from agent_gym.envs.sql_agent.schemas import SCHEMAS, Column, Schema, singular
-from agent_gym.envs.sql_agent.syntax import order_keys
-from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result
+from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, in_order
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.tools import Call, ToolError
 
@@ -24,9 +25,14 @@ SPLITS = ("train", "test")
 LEVELS = (1, 2, 3, 4, 5)
 KINDS = ("query", "change")
 REFILLS = 2
+"""At least; as many more as tell further wrong neighbours of the gold from it."""
 MOST_DRAFTS = 400
-MOST_FILLS = 12
-"""Other rows drawn until the gold gives something on as many of them as there are refills."""
+MOST_FILLS = 60
+"""Other rows drawn for one draft."""
+ORDERS = 13
+"""Beside a task's salt, the seed of the order of its columns; those of its other rows are above it."""
+PATIENCE = 16
+"""Fillings drawn in a row that tell no further neighbour from the gold: those left say the same, or nearly always."""
 
 Ref = tuple[int, int]
 """A column: the numbers of its table and of itself."""
@@ -66,7 +72,9 @@ class _Names:
     """A schema with its words chosen: what the database is called, and what the request says.
 
     ``pools`` holds the values that a column draws from. They belong to the task: all of its databases draw from them.
-    ``orders`` has for each table the order of its columns, counted as the id, the references, the others.
+    ``orders`` has for each table the order of its columns, counted as the id, the references, the others. ``planted``
+    has values that must stand in a column for its condition to be told from its neighbours: those on the threshold, and
+    those beside it; in the columns ``balanced`` some have to be the average.
     """
 
     schema: Schema
@@ -77,6 +85,8 @@ class _Names:
     pools: dict[Ref, list[str]]
     first_ids: list[int]
     orders: list[list[int]] = field(default_factory=list)
+    planted: dict[Ref, list[Any]] = field(default_factory=dict)
+    balanced: list[Ref] = field(default_factory=list)
 
     def key(self, table: int, parent: int) -> str:
         """The column of ``table`` that refers to ``parent``."""
@@ -140,26 +150,77 @@ def _two(rng: np.random.Generator, words: Sequence[str]) -> tuple[str, str]:
     return words[int(order[0])], words[int(order[-1])]
 
 
-def _fill(names: _Names, seed: Sequence[int]) -> Database:
-    """The schema with rows drawn from a seed."""
+Rows = dict[str, list[Row]]
+"""By table."""
+
+
+def _fill(names: _Names, seed: Sequence[int], tight: bool = False) -> tuple[list[str], Rows]:
+    """The schema, and rows drawn from a seed.
+
+    Args:
+        names: The schema with its words.
+        seed: Of the rows.
+        tight: Whether equal values, groups of all sizes, rows that nothing refers to and rows on the thresholds are
+            frequent, as they are where a wrong query gives itself away.
+    """
     rng = np.random.default_rng(list(seed))
     ddl, rows, ids = [], {}, []
     for t, table in enumerate(names.schema.tables):
-        count = int(rng.integers(14, 25) if table.parents else rng.integers(8, 13))
+        least, most = (4, 25) if tight else (14, 25) if table.parents else (8, 13)
+        count = int(rng.integers(least, most))
         ids.append([names.first_ids[t] + n for n in range(count)])
         parts = ["id INTEGER PRIMARY KEY"]
         values: list[list[Any]] = [list(ids[t])]
         for parent in table.parents:
             parts.append(f"{names.key(t, parent)} INTEGER NOT NULL REFERENCES {names.tables[parent]}(id)")
-            values.append([ids[parent][int(n)] for n in rng.integers(0, len(ids[parent]), count)])
+            values.append(_drawn(rng, ids[parent], count, tight))
         for c, column in enumerate(table.columns):
             kind = {"int": "INTEGER", "money": "REAL"}.get(column.kind, "TEXT")
-            parts.append(f"{names.columns[t, c]} {kind}")
-            values.append(_values(rng, column, names.pools.get((t, c), []), count))
+            parts.append(f"{names.columns[t, c]} {kind}{'' if column.nullable else ' NOT NULL'}")
+            pool = names.pools.get((t, c), [])
+            if tight:
+                drawn = _tight(rng, replace(column, nullable=False), pool, names.planted.get((t, c), []), count)
+                balanced = (t, c) in names.balanced and rng.random() < 0.5
+                values.append(_balanced(drawn) if balanced else _some_missing(rng, column, drawn))
+            else:
+                values.append(_values(rng, column, pool, count))
+        if tight and rng.random() < 0.5:  # rows that are equal but for the id
+            for at, other in rng.integers(0, count, (count // 3, 2)).tolist():
+                for entries in values[1:]:
+                    entries[at] = entries[other]
         order = names.orders[t]
         ddl.append(f"CREATE TABLE {names.tables[t]} ({', '.join([parts[n] for n in order])})")
         rows[names.tables[t]] = list(zip(*[values[n] for n in order], strict=True))
-    return Database(ddl, rows)
+    return ddl, rows
+
+
+def _drawn(rng: np.random.Generator, options: Sequence[Any], count: int, skewed: bool) -> list[Any]:
+    """Some of the options, or mostly the first of them."""
+    if not skewed:
+        return [options[int(n)] for n in rng.integers(0, len(options), count)]
+    return [options[int(n)] for n in rng.random(count) ** rng.choice([1.0, 3.0]) * len(options)]
+
+
+def _balanced(values: list[Any]) -> list[Any]:
+    """The numbers with the second half as far below the first value as the first half is above it."""
+    middle, half = values[0], (len(values) - 1) // 2
+    return [middle, *values[1 : half + 1], *(2 * middle - value for value in values[1 : half + 1]),
+            *[middle] * (len(values) - 1 - 2 * half)]  # fmt: skip
+
+
+def _tight(rng: np.random.Generator, column: Column, pool: Sequence[str], planted: Sequence[Any], count: int) -> list:
+    """Values of which many are equal, and many planted."""
+    mixed = [a[:2] + b[2:] for a in pool[:4] for b in pool[:4]] if rng.random() < 0.5 else []
+    if pool or rng.random() < 0.5:
+        values = _drawn(rng, [*pool, *mixed] or _values(rng, column, (), 5), count, True)
+    else:
+        values = _values(rng, column, (), count)
+    if planted:
+        share = float(rng.choice([0.25, 0.5, 0.8]))
+        chosen = rng.integers(0, len(planted), count).tolist()
+        values = [planted[n] if put else value
+                  for value, n, put in zip(values, chosen, rng.random(count) < share, strict=True)]  # fmt: skip
+    return values
 
 
 def _values(rng: np.random.Generator, column: Column, pool: Sequence[str], count: int) -> list[Any]:
@@ -174,9 +235,13 @@ def _values(rng: np.random.Generator, column: Column, pool: Sequence[str], count
         values = [int(n) / 4 for n in rng.integers(column.low * 4, column.high * 4 + 1, count)]
     else:
         values = [_date(int(n)) for n in rng.integers(0, 1080, count)]
-    if column.nullable:
-        values = [None if missing else value for value, missing in zip(values, rng.random(count) < 0.25, strict=True)]
-    return values
+    return _some_missing(rng, column, values)
+
+
+def _some_missing(rng: np.random.Generator, column: Column, values: list[Any]) -> list[Any]:
+    if not column.nullable:
+        return values
+    return [None if missing else value for value, missing in zip(values, rng.random(len(values)) < 0.25, strict=True)]
 
 
 def _date(day: int) -> str:
@@ -231,8 +296,8 @@ class _Draft:
     form: tuple[str, ...]
     """What is asked, names and values left out: compositions are divided between the splits by it."""
     wrong: list[str] = field(default_factory=list)
-    distinct: str = ""
-    """A query whose rows must all differ, or the gold's order is not determined."""
+    longer: str = ""
+    """The gold with one row more, where it has a LIMIT: that row must not tie with the one before."""
     single: bool = False
     """Whether the answer may be asked for as a value."""
 
@@ -357,20 +422,27 @@ class _Writer:
             return f"{name} IS {'NOT ' * (kind == 'filled')}NULL", f"{says} is {'not ' * (kind == 'filled')}empty", kind
         if kind in ("eq", "ne"):
             value = self.pick(values)
+            self.names.planted[ref] = [value, value, value[:-1], value + value[-1]]
             said = value.capitalize() if ref == self.spelled else value
             sign, word = ("=", "is") if kind == "eq" else ("<>", "is not")
             return f"{name} {sign} '{value}'", f'{says} {word} "{said}"', kind
         if kind == "starts":
-            start = self.pick(values)[:2]
+            value = self.pick(values)
+            start = value[:2]
+            inside = f"X{start.lower()}"  # no word starts with this letter
+            others = (inside, inside + value[2:], f"{start[0]}y{value[2:]}")
+            self.names.planted[ref] = [value, f"{start}y", start, *others]
             return f"{name} LIKE '{start}%'", f'{says} starts with "{start}"', kind
         low, high = len(values) // 5, max(len(values) // 5 + 1, len(values) * 4 // 5)
         value = self.pick(values[low:high])
+        literal = f"'{value}'" if column.kind == "date" else str(value)
+        self.names.planted[ref] = [value, *(type(value)(one.strip("'")) for one in beside(literal))]
         sign = {"gt": ">", "lt": "<", "ge": ">=", "le": "<="}[kind]
         if column.kind == "date":
             word = {"gt": "after", "lt": "before", "ge": "on or after", "le": "on or before"}[kind]
-            return f"{name} {sign} '{value}'", f'{says} is {word} "{value}"', f"{kind}-date"
+            return f"{name} {sign} {literal}", f'{says} is {word} "{value}"', f"{kind}-date"
         word = {"gt": "above", "lt": "below", "ge": "at least", "le": "at most"}[kind]
-        return f"{name} {sign} {value}", f"{says} is {word} {value}", kind
+        return f"{name} {sign} {literal}", f"{says} is {word} {value}", kind
 
     def conditions(self, refs: Sequence[Ref]) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
         """Several conditions, all of which must hold: SQL, words with ``where``, kinds."""
@@ -425,7 +497,8 @@ def _project(w: _Writer) -> _Draft:
     form: tuple[str, ...] = ("plain",)
     descending = False
     if ordered:
-        ref = w.pick(w.refs("int", "money", "date", table=w.pick(w.path), nullable=False))
+        keys = w.refs("int", "money", "date", table=w.pick(w.path), nullable=False)
+        ref = w.pick([ref for ref in keys if ref not in asked])  # or the condition may say nothing
         key, descending = w.sql(ref), w.chance(0.5)
         limit = int(w.rng.integers(1, 4)) if w.chance(0.5) else 0
         tail = f", ordered by {w.says(ref)}{' descending' * descending}"
@@ -435,10 +508,10 @@ def _project(w: _Writer) -> _Draft:
     verb = "Show" if w.level == 1 else w.pick(["Show", "Give", "List"])
     the = "" if w.level == 1 else "the "
     request = f"{w.opening}{verb} {the}{_listed([w.says(ref) for ref in shown])}{w.place}{words}{tail}."
-    sorted_key = f"SELECT {key} FROM {w.source} WHERE {' AND '.join(where)}" if key else ""
+    longer = replace(select, limit=limit + 1).sql if limit else ""
     single = len(shown) == 1 and not ordered and w.names.column(shown[0]).kind == "name"
     form = ("project", str(len(shown)), *kinds, *form, str(len(w.path)))
-    return _Draft(select.sql, request, form, select.near_misses(), sorted_key, single)
+    return _Draft(select.sql, request, form, select.near_misses(), longer, single)
 
 
 def _aggregate(w: _Writer) -> _Draft:
@@ -475,11 +548,10 @@ def _group(w: _Writer) -> _Draft:
     ref = w.pick(numbers)
     what = "COUNT(*)" if function == "COUNT" else f"{function}({w.sql(ref)})"
     says = "number of rows" if function == "COUNT" else _of(w, function, ref)
-    where, words, kinds = w.conditions(_rest(w, {far}))
+    where, words, kinds = w.conditions(_rest(w, {far}, by))
     select = _Select((w.sql(by), what), w.source, where, group=w.sql(by))
     request = f"{w.opening}For each {w.says(by)}{w.place}, show it and the {says}{words}"
     form: tuple[str, ...] = ("group", function, *kinds, str(len(w.path)))
-    distinct = ""
     if w.chance(0.6):
         least = int(w.rng.integers(1, 4)) if w.joined or w.chance(0.5) else 2
         select = replace(select, having=f"COUNT(*) > {least}")
@@ -487,20 +559,18 @@ def _group(w: _Writer) -> _Draft:
         form += ("having",)
     if w.chance(0.5):
         down, limit = w.chance(0.5), int(w.rng.integers(0, 3))
-        distinct = (
-            f"SELECT {what} FROM {select.source}{' WHERE ' * bool(where)}{' AND '.join(where)} GROUP BY {w.sql(by)}"
-        )
         select = replace(select, order=what, descending=down, limit=limit)
         request += f", ordered by that number{' descending' * down}"
         request += f", only the first {limit}" if limit > 1 else ", only the first" if limit else ""
         form += ("down" if down else "up", "limit" if limit else "all")
-    return _Draft(select.sql, request + ".", form, select.near_misses(), distinct)
+    longer = replace(select, limit=select.limit + 1).sql if select.limit else ""
+    return _Draft(select.sql, request + ".", form, select.near_misses(), longer)
 
 
-def _rest(w: _Writer, used: set[int]) -> list[Ref]:
+def _rest(w: _Writer, used: set[int], by: Ref) -> list[Ref]:
     """Columns for the conditions of a grouped question: of each end that it does not mention yet."""
     if not w.joined:
-        return [w.pick(w.refs())] if w.chance(0.4) else []
+        return [w.pick([ref for ref in w.refs() if ref != by])] if w.chance(0.4) else []
     middle = {w._child(n) for n in range(1, len(w.path))}
     return [w.pick(w.refs(table=t)) for t in w.path if t not in middle and t not in used][:1]
 
@@ -539,6 +609,7 @@ def _above(w: _Writer) -> _Draft:
          ("=", "MAX", "the highest of all rows"), ("=", "MIN", "the lowest of all rows")]
     )  # fmt: skip
     nested = f"{w.sql(number)} {sign} (SELECT {function}({inner}) FROM {table})"
+    w.names.balanced.append(number)
     more = [w.pick([ref for ref in w.refs(table=w.path[0]) if ref not in (number, shown)])] if w.chance(0.4) else []
     where, extra, kinds = w.conditions(more if function == "AVG" else [])
     select = _Select((w.sql(shown),), w.source, (nested, *where))
@@ -730,9 +801,9 @@ def _attempt(rng: np.random.Generator, split: str, level: int, seed: int) -> SQL
         spelled = refs[int(rng.integers(len(refs)))]
         names.pools[spelled] = [word.upper() for word in names.pools[spelled]]
     salt = int(rng.integers(2**31))
-    order = np.random.default_rng([salt, MOST_FILLS + 1])  # the fills have the numbers up to that
+    order = np.random.default_rng([salt, ORDERS])
     names.orders = [order.permutation(1 + len(t.parents) + len(t.columns)).tolist() for t in names.schema.tables]
-    visible = _fill(names, (salt, 0))
+    visible = Database(*_fill(names, (salt, 0)))
     if sample and not (level > 2):  # the columns are named, only the value has to be looked up
         names.other_columns = {ref: f'"{name}"' for ref, name in names.columns.items()}
     writer = _Writer(rng, names, path, level, known, visible)
@@ -755,9 +826,9 @@ def _attempt(rng: np.random.Generator, split: str, level: int, seed: int) -> SQL
     task = SQLTask(
         f"{split}-{level}-{seed}", request, World(visible, writable=change), (draft.sql,), wrong=tuple(draft.wrong)
     )
+    task = replace(task, refills=_refills(names, salt, draft, visible, change))
     if change:
-        return _checked_change(replace(task, calls=(*looks, last)))
-    task = _checked_query(task, draft, lambda n: _fill(names, (salt, n)))
+        return replace(task, calls=(*looks, last))
     result = gold_result(visible, draft.sql)
     if draft.single and level > 1 and len(result.rows) == 1 and rng.random() < 0.5:
         last = Call("run_sql", {"query": draft.sql})
@@ -772,51 +843,105 @@ def _idle_join(w: _Writer, sql: str) -> bool:
     return joins > 0 and any(sql.count(name) <= joins * w.source.count(name) for name in names)
 
 
-def _checked_query(task: SQLTask, draft: _Draft, fill: Callable[[int], Database]) -> SQLTask:
-    """The task with its refills, if its gold says something on all databases, not the same, and no near miss passes."""
-    gold, visible = draft.sql, task.world.database
-    if not _telling(visible, gold):
+class _Trial:
+    """Rows under trial, in plain SQLite: what the generator writes needs neither bounds nor a log."""
+
+    def __init__(self, ddl: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> None:
+        self._db = sqlite3.connect(":memory:", isolation_level=None)
+        for statement in ddl:
+            self._db.execute(statement)
+        for table, entries in rows.items():
+            self._db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(entries[0]))})", entries)
+
+    def run(self, query: str) -> Result:
+        try:
+            cursor = self._db.execute(query)
+            return Result(tuple(entry[0] for entry in cursor.description), cursor.fetchall(), False, 0.0, {})
+        except sqlite3.Error as error:
+            raise ToolError("sql", str(error)) from None
+
+    def judge(self, draft: _Draft) -> Callable[[str], bool] | None:
+        """Whether another query gives something else here; None where the gold does not say anything."""
+        gold, ties = in_order(self.run, draft.sql)
+        if not _telling(gold):
+            return None
+        if draft.longer:
+            _, more = in_order(self.run, draft.longer)
+            if len(more or ()) > len(gold.rows) and more[-1] == more[-2]:  # type: ignore[index]
+                return None
+
+        def differs(other: str) -> bool:
+            try:
+                return bool(differences(gold, self.run(other), ties))
+            except ToolError:
+                return True
+
+        return differs
+
+    def judge_change(self, draft: _Draft) -> Callable[[str], bool] | None:
+        """Whether another statement changes something else here; None where the gold does not change anything."""
+        words = draft.sql.split()
+        rows = f"SELECT * FROM {words[1] if words[0] == 'UPDATE' else words[2]}"
+
+        def after(statement: str) -> list[Row] | None:
+            self._db.execute("BEGIN")
+            try:
+                self._db.execute(statement)
+                return self._db.execute(rows).fetchall()
+            except sqlite3.Error:
+                return None
+            finally:
+                self._db.execute("ROLLBACK")
+
+        goal = after(draft.sql)
+        if goal is None or goal == self._db.execute(rows).fetchall():
+            return None
+        return lambda other: after(other) != goal
+
+
+def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change: bool) -> tuple[Database, ...]:
+    """Other rows on which, and on the visible ones, the gold says something, and its near misses and neighbours
+    something else.
+    """
+
+    def judge(ddl: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> Callable[[str], bool] | None:
+        trial = _Trial(ddl, rows)
+        return trial.judge_change(draft) if change else trial.judge(draft)
+
+    differs = judge(visible.ddl, visible.rows)
+    if differs is None:
         raise _Again
-    refills: list[Database] = []
+    schema = names.schema.tables
+    columns = {
+        table: ["id", *(names.key(t, p) for p in schema[t].parents),
+                *(names.columns[t, c] for c in range(len(schema[t].columns)))]
+        for t, table in enumerate(names.tables)
+    }  # fmt: skip
+    nullable = {f"{names.tables[ref[0]]}.{name}" for ref, name in names.columns.items() if names.column(ref).nullable}
+    alive = [one for one in (*draft.wrong, *mutants(draft.sql, columns, nullable)) if not differs(one)]
+    found: list[tuple[list[str], Rows]] = []
+    spare: list[tuple[list[str], Rows]] = []
+    idle = 0
     for number in range(1, MOST_FILLS + 1):
-        database = fill(number)
-        if _telling(database, gold):
-            refills.append(database)
-        if len(refills) == REFILLS:
+        if (not alive and len(found) + len(spare) >= REFILLS) or idle >= PATIENCE:
             break
-    else:
+        ddl, rows = _fill(names, (salt, ORDERS + number), tight=True)
+        differs = judge(ddl, rows)
+        if differs is None:
+            continue
+        left = [one for one in alive if not differs(one)]
+        (found if len(left) < len(alive) else spare).append((ddl, rows))
+        idle = 0 if len(left) < len(alive) else idle + 1
+        alive = left
+    found += spare[: max(0, REFILLS - len(found))]
+    if len(found) < REFILLS or any(one in alive for one in draft.wrong):
         raise _Again
-    order = order_keys(gold)
-    first = gold_result(visible, gold)
-    if not any(differences(gold_result(database, gold), first, order) for database in refills):
-        raise _Again
-    databases = (visible, *refills)
-    for wrong in task.wrong:
-        if not any(differences(gold_result(d, gold), gold_result(d, wrong), order) for d in databases):
-            raise _Again
-    if draft.distinct:
-        for database in databases:
-            rows: list[Row] = gold_result(database, draft.distinct).rows
-            if len(set(rows)) < len(rows):
-                raise _Again
-    return replace(task, refills=tuple(refills))
+    return tuple(Database(ddl, rows) for ddl, rows in found)
 
 
-def _telling(database: Database, gold: str) -> bool:
+def _telling(result: Result) -> bool:
     """Whether a result is not empty, nor a lone zero, nor all missing values."""
-    result = gold_result(database, gold)
     return any(any(value not in (None, 0) for value in row) for row in result.rows)
-
-
-def _checked_change(task: SQLTask) -> SQLTask:
-    """The task, if its gold changes something and no near miss changes the same."""
-    goal = task.goal
-    if not goal.delta:
-        raise _Again
-    for wrong in task.wrong:
-        if task.world.apply(task.world.run(wrong, write=True).changes).hash == goal.hash:
-            raise _Again
-    return task
 
 
 @lru_cache(maxsize=1024)

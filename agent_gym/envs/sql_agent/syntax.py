@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
 __all__ = [
     "CLOCK",
+    "Ordered",
     "alternatives",
     "compiled",
     "holds_fence",
     "identifiers",
     "looks_like_query",
-    "order_keys",
+    "ordered",
     "reads_clock",
     "statements",
     "tokens",
+    "writes",
 ]
 
 CLOCK = ("current_date", "current_time", "current_timestamp", "date", "datetime", "julianday", "strftime", "time",
@@ -71,44 +74,137 @@ def identifiers(query: str) -> frozenset[str]:
     ) - {""}
 
 
-def _top_level(query: str) -> Iterator[tuple[int, str]]:
-    """Number and text of the tokens outside all parentheses."""
-    depth = 0
-    for at, word in enumerate(tokens(query)):
-        depth -= word == ")"
-        if depth == 0 and word not in "()":
-            yield at, word.lower()
-        depth += word == "("
+def _top_level(query: str) -> list[tuple[int, int, str]]:
+    """Start, end and text, in small letters, of the words outside all parentheses; a parenthesis is a word too."""
+    found, depth = [], 0
+    for match in _TOKEN.finditer(query):
+        if match[1]:
+            depth -= match[1] == ")"
+            if depth == 0:
+                found.append((match.start(), match.end(), match[1].lower()))
+            depth += match[1] == "("
+    return found
 
 
-def order_keys(query: str) -> tuple[str, ...] | None:
-    """The terms of the ORDER BY that stands outside all parentheses, or None where there is none.
+_SETS = ("union", "intersect", "except")
+_AFTER_ITEMS = ("from", "where", "group", "order", *_SETS)
+_DIRECTIONS = ("asc", "desc", "nulls", "first", "last")
 
-    A term that is a name (its table left out) or a number comes as such in lower case, any other as ``""``.
+
+@dataclass(frozen=True)
+class Ordered:
+    """What an outer ORDER BY sorts by.
+
+    Args:
+        columns: For each term the number of a column of the result, from 0, or -1 where it is none.
+        keyed: The query with its terms and their rank as further columns, in several spellings: the rank is NULL in
+            every second, and the later ones have what AS names in the place of the name. Empty where the terms cannot
+            be added.
     """
-    top = list(_top_level(query))
-    starts = [n for n, (_, word) in enumerate(top[:-1]) if word == "order" and top[n + 1][1] == "by"]
-    if not starts:
+
+    columns: tuple[int, ...]
+    keyed: tuple[str, ...] = ()
+
+
+def ordered(query: str, names: Sequence[str]) -> Ordered | None:
+    """The outer ORDER BY of a query, or None where there is none.
+
+    Args:
+        query: One statement that SQLite accepts.
+        names: Of the columns of its result.
+    """
+    top = _top_level(query)
+    words = [word for _, _, word in top]
+    at = next((n for n in range(len(top) - 2, -1, -1) if words[n] == "order" and words[n + 1] == "by"), None)
+    if at is None or "select" not in words:
         return None
-    first = top[starts[-1] + 1][0] + 1
-    ends = [at for at, word in top if at >= first and word in ("limit", ";")]
-    words = tokens(query)[first : ends[0] if ends else None]
-    terms: list[list[str]] = [[]]
-    depth = 0
-    for word in words:
-        depth += (word == "(") - (word == ")")
-        if word == "," and depth == 0:
-            terms.append([])
+    until = next((n for n in range(at, len(top)) if words[n] in ("limit", ";")), len(top))
+    terms = [_term(query, part) for part in _parts(top[at + 2 : until])]
+    start = words.index("select") + 1
+    start += words[start] in ("distinct", "all")
+    stop = next(n for n in range(start, at + 1) if words[n] in _AFTER_ITEMS and words[n - 1] != "distinct")
+    items = [_item(query, part) for part in _parts(top[start:stop])]
+    several = any(word in words[:at] for word in _SETS)
+    starred = any(expression.endswith("*") for expression, _ in items)  # then their numbers say nothing
+    lower = [name.lower() for name in names]
+    columns, expressions = [], []
+    for expression, _ in terms:
+        word = "" if expression[0] == "'" else _unquoted(expression).lower()
+        spelled = tokens(expression.lower())
+        written = [n for n, (_, alias) in enumerate(items) if alias and alias == word]
+        written += [n for n, (one, _) in enumerate(items) if tokens(one.lower()) == spelled]
+        if expression.isdecimal():
+            columns.append(int(expression) - 1)
+        elif written and not starred:
+            columns.append(written[0])
         else:
-            terms[-1].append(word)
-    return tuple(map(_name, terms))
+            columns.append(lower.index(word) if several and lower.count(word) == 1 else -1)
+        expressions.append(expression if starred or columns[-1] < 0 or several else items[columns[-1]][0])
+    if several or words[stop] != "from" or any(map(str.isdecimal, expressions)):
+        return Ordered(tuple(columns))
+    aliases = {alias: expression for expression, alias in reversed(items) if alias}
+    keyed = []
+    named: Mapping[str, str]
+    for named in ({}, aliases):
+        keys = [_replaced(one, named) for one in expressions]
+        sorting = ", ".join(f"{one} {way}" for one, (_, way) in zip(keys, terms, strict=True))
+        for rank in (f"dense_rank() OVER (ORDER BY {sorting})", "NULL"):
+            added = ", ".join(["", *keys, rank])
+            keyed.append(f"{query[: top[stop][0]]}{added} {query[top[stop][0] :]}")
+    return Ordered(tuple(columns), tuple(keyed))
 
 
-def _name(term: list[str]) -> str:
-    words = [word for word in term if word.lower() not in ("asc", "desc", "nulls", "first", "last")]
-    if len(words) == 3 and words[1] == ".":
-        words = words[2:]
-    return words[0].strip('"`[]').lower() if len(words) == 1 and words[0][0] not in "'" else ""
+def _parts(top: Sequence[tuple[int, int, str]]) -> list[list[tuple[int, int, str]]]:
+    """What commas separate."""
+    parts: list[list[tuple[int, int, str]]] = [[]]
+    for word in top:
+        if word[2] == ",":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def _term(query: str, part: list[tuple[int, int, str]]) -> tuple[str, str]:
+    """Expression and direction of a term of ORDER BY."""
+    end = len(part)
+    while end > 1 and part[end - 1][2] in _DIRECTIONS:
+        end -= 1
+    return query[part[0][0] : part[end - 1][1]], query[part[end - 1][1] : part[-1][1]].strip()
+
+
+def _item(query: str, part: list[tuple[int, int, str]]) -> tuple[str, str]:
+    """Expression of a column of the result, and the name that it is given, or nothing."""
+    if len(part) > 1 and _is_name(part[-1][2]):
+        before = part[-2][2]
+        if before == "as":
+            return query[part[0][0] : part[-3][1]], _unquoted(part[-1][2])
+        if before in (")", "end", "null") or (
+            before not in _KEYWORDS and (before[0].isalnum() or before[0] in "_'\"`[")
+        ):
+            return query[part[0][0] : part[-2][1]], _unquoted(part[-1][2])
+    return query[part[0][0] : part[-1][1]] if part else "", ""
+
+
+def _is_name(word: str) -> bool:
+    return word[0] in "'\"`[_" or (word[0].isalpha() and word not in _KEYWORDS) or ord(word[0]) > 127
+
+
+def _replaced(expression: str, aliases: Mapping[str, str]) -> str:
+    """The expression with the names that AS gave replaced by what they name; a name that is no column must not become a
+    text, as one between double quotes would.
+    """
+    found, end, before = "", 0, ""
+    matches = [match for match in _TOKEN.finditer(expression) if match[1]]
+    for match, after in zip(matches, [*(match[1] for match in matches[1:]), ""], strict=True):
+        name, word = _unquoted(match[1]), match[1]
+        if name.lower() in aliases and word[0] != "'" and before != "." and after not in (".", "("):
+            word = f"({aliases[name.lower()]})"
+        elif word[0] == '"':
+            word = "`" + name.replace("`", "``") + "`"
+        found += expression[end : match.start()] + word
+        end, before = match.end(), match[1]
+    return found + expression[end:]
 
 
 def reads_clock(query: str) -> bool:
@@ -119,6 +215,11 @@ def reads_clock(query: str) -> bool:
         or (word in CLOCK and words[at + 1 : at + 3] == ["(", ")"])
         for at, word in enumerate(words)
     )
+
+
+def writes(statement: str) -> bool:
+    """Whether a statement may change rows."""
+    return not {"insert", "update", "delete", "replace"}.isdisjoint(map(str.lower, tokens(statement)))
 
 
 def looks_like_query(text: str) -> bool:
@@ -135,12 +236,12 @@ def holds_fence(text: str) -> bool:
 _AFTER_FROM = frozenset("select where group having order limit union intersect except set values".split())
 
 
-def compiled(query: str) -> tuple[int, int]:
+def compiled(query: str) -> tuple[int, int, frozenset[str]]:
     """What SQLite faces when it compiles a query, where nothing counts its instructions.
 
     Returns:
-        The tables that its FROM clauses name, and a bound on the copies made of a common table expression: the product,
-        over all of them, of how often each is named in a FROM clause.
+        The tables that its FROM clauses name; a bound on the copies made of a common table expression: the product,
+        over all of them, of how often each is named in a FROM clause; and their names.
     """
     words = tokens(query)
     lower = [word.lower() for word in words]
@@ -169,7 +270,7 @@ def compiled(query: str) -> tuple[int, int]:
     copies = 1
     for name in named:
         copies = min(copies * max(1, uses[name]), 10**9)
-    return tables, copies
+    return tables, copies, frozenset(named)
 
 
 def _expression(lower: Sequence[str], at: int, closed: Mapping[int, int]) -> str | None:
