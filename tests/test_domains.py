@@ -539,7 +539,7 @@ def basket(**changes: Any) -> World:
         ({"prices": {"a": 1.0, "b": 2.0}}, {"prices": {"b": 2.0, "a": 1.0}}, {}),
         ({"prices": {"a": 1.0}}, {"prices": {"a": 1.5}}, {"baskets.B1.prices.a": (1.0, 1.5)}),
         ({"prices": {"a": 1.0}}, {"prices": {}}, {"baskets.B1.prices.a": (1.0, None)}),
-        ({"lines": []}, {"lines": [{"item": "A", "count": 1}]}, {"baskets.B1.lines": ([], [{"item": "A", "count": 1}])}),
+        ({"lines": []}, {"lines": [{"item": "A", "count": 1}]}, {"baskets.B1.lines": ([], [{"item": "A", "count": 1}])}),  # noqa: E501
         (
             {"lines": [{"item": "Cup", "count": 1}]},
             {"lines": [{"item": "Cup", "count": 3}]},
