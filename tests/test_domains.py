@@ -528,8 +528,11 @@ class Basket(Record):
     more: Any = None
 
 
+LAMP = {"item": "Lamp", "count": 1}
+
+
 def basket(**changes: Any) -> World:
-    given = {"id": "B1", "lines": [{"item": "Vase", "count": 2}, {"item": "Lamp", "count": 1}], **changes}
+    given = {"id": "B1", "lines": [{"item": "Vase", "count": 2}, LAMP], **changes}
     return World.of({"baskets": [Basket(**given)]})
 
 
@@ -539,7 +542,7 @@ def basket(**changes: Any) -> World:
         ({"prices": {"a": 1.0, "b": 2.0}}, {"prices": {"b": 2.0, "a": 1.0}}, {}),
         ({"prices": {"a": 1.0}}, {"prices": {"a": 1.5}}, {"baskets.B1.prices.a": (1.0, 1.5)}),
         ({"prices": {"a": 1.0}}, {"prices": {}}, {"baskets.B1.prices.a": (1.0, None)}),
-        ({"lines": []}, {"lines": [{"item": "A", "count": 1}]}, {"baskets.B1.lines": ([], [{"item": "A", "count": 1}])}),  # noqa: E501
+        ({"lines": []}, {"lines": [LAMP]}, {"baskets.B1.lines": ([], [LAMP])}),
         (
             {"lines": [{"item": "Cup", "count": 1}]},
             {"lines": [{"item": "Cup", "count": 3}]},

@@ -161,8 +161,8 @@ def test_truncate_before_the_read_takes_the_answer_with_it(env):
 
 
 def test_truncate_without_a_recorded_answer_submits_nothing(tasks):
-    env = RecordTrajectory(make(tasks=tasks, max_turns=3))
-    base = play(env, "cascade", [FIND, ORDERS, REFUNDED])
+    env = RecordTrajectory(make(tasks=tasks, max_turns=4))
+    base = play(env, "cascade", [FIND, ORDERS, ORDERS, REFUNDED])
     assert base.verdict["reason"] == "turn_limit"
     found = sole(env, base, Truncate(1))
     assert (found.reward, found.verdict, found.validity) == (0.0, None, ())
