@@ -564,7 +564,7 @@ def test_splits_share_no_program_and_tasks_do_not_run_out():
 def test_task_id_names_its_task():
     env = make()
     _, info = env.reset(seed=5)
-    _, other = make(split="test").reset(options={"task": info["task_id"]})
+    _, other = make().reset(options={"task": info["task_id"]})
     assert other["state_hash"] == info["state_hash"]
 
 

@@ -248,6 +248,8 @@ class E:
     def __lt__(self, other): return True
     __le__ = __gt__ = __ge__ = __lt__
     def __hash__(self): return hash(1)
+    def __sub__(self, other): return 0.0
+    __rsub__ = __sub__
 KEPT = []
 """
 SPOOFED = [
@@ -257,6 +259,7 @@ SPOOFED = [
     "assert 0 < f(1) < 2", "assert f(1) >= 1", "right = f(1) == 1; self.assertTrue(right)",
     "assert all(a == b for a, b in zip([f(1)], [1]))", "self.assertTrue(f(1) == 1)", "self.assertFalse(f(1) != 1)",
     "self.assertIs(f(1) == 1, True)", "self.assertLess(f(1), 2)", "self.assertEqual({f(1)}, {1})",
+    "assert abs(f(1) - 1) < 1e-9", "gap = 1 - f(1); self.assertTrue(-1e-9 < gap < 1e-9)",
     "self.assertIn(f(1), [1])", "self.assertIn(1, [f(1)])", "self.assertTrue(any(f(1) == n for n in range(3)))",
 ]  # fmt: skip
 
@@ -294,6 +297,7 @@ class V:
     def __eq__(self, other): return isinstance(other, V) and self.n == other.n
     def __lt__(self, other): return self.n < other.n
     def __hash__(self): return hash(self.n)
+    def __sub__(self, other): return V(self.n - other) if isinstance(other, int) else self.n - other.n
 class Bag:
     def __init__(self, *items): self.items = items
     def __contains__(self, item): return item in self.items
@@ -301,7 +305,9 @@ class Bag:
 """
     found = [
         "assert P(1, 2) == (1, 2)", "assert N.ONE == 1 and N.ONE < 2", "assert V(1) == V(1) != V(2)",
-        "assert V(1) < V(2) <= V(2)", "assert V(1) != 1 and not V(1) == 1", "assert V(1) in {V(1)} and V(1) in [V(1)]",
+        "assert V(1) < V(2) <= V(2)",
+        "assert V(3) - 1 == V(2) and V(3) - V(1) == 2 and 3.0 - 1 == 2",
+        "assert V(1) != 1 and not V(1) == 1", "assert V(1) in {V(1)} and V(1) in [V(1)]",
         "assert 3 in Bag(3) and 4 not in Bag(3)", "assert {1: 2}.keys() == {1}",
         "assert 'a' in 'abc' and 1 in range(3)",
         "assert collections.Counter('aab') == {'a': 2, 'b': 1}", "assert collections.OrderedDict(a=1) == {'a': 1}",

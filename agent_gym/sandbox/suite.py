@@ -77,6 +77,7 @@ STRICT = (
 ).split()
 
 EQUALITY, ORDER = ("__eq__", "__ne__"), ("__lt__", "__le__", "__gt__", "__ge__")
+DIFFERENCE = ("__sub__", "__rsub__")
 DELEGATES = (weakref.ProxyType, weakref.CallableProxyType, types.MappingProxyType, UserDict, UserList, UserString)
 """These ask what they hold."""
 CONTAINERS: tuple[Any, ...] = (list, tuple, deque, dict, set, frozenset, type({}.keys()))
@@ -159,12 +160,25 @@ def _chained(operators: Sequence[str], first: Any, *others: Callable[[], Any]) -
     return result
 
 
-COMPARED = {"__compared__": Compared, "__chained__": _chained}
+def _difference(first: Any, second: Any) -> Any:
+    """``first - second``, as in ``abs(f(1) - 1) < 1e-9``: a number that an object of the workspace gives for what lies
+    between it and plain data is worth nothing."""
+    found = first - second
+    if type(found) in PLAIN and _is_spoofed(first, second, DIFFERENCE):
+        raise AssertionError(f"{type(second).__name__} is taken from {type(first).__name__}")
+    return found
+
+
+COMPARED = {"__compared__": Compared, "__chained__": _chained, "__difference__": _difference}
 """What the rewritten files call, among the builtins, where a change is noticed."""
 
 
 class _Rewriter(ast.NodeTransformer):
-    """``a == b`` becomes ``__compared__(a) == __compared__(b)``."""
+    """``a == b`` becomes ``__compared__(a) == __compared__(b)``, and ``a - b`` becomes ``__difference__(a, b)``."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        return self._call("__difference__", node.left, node.right) if isinstance(node.op, ast.Sub) else node
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         self.generic_visit(node)
@@ -253,7 +267,8 @@ def _lies(kind: type, methods: tuple[str, ...]) -> bool:
     if kind in PLAIN:
         return False
     mro = type.__dict__["__mro__"].__get__(kind)
-    bringing = (next(base for base in mro if name in type.__dict__["__dict__"].__get__(base)) for name in methods)
+    spaces = {base: type.__dict__["__dict__"].__get__(base) for base in mro}
+    bringing = (next((base for base in mro if name in spaces[base]), object) for name in methods)
     return any(base in DELEGATES for base in mro) or any(map(_is_foreign, bringing))
 
 
