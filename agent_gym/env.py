@@ -264,6 +264,15 @@ class ToolEnv(gym.Env[str, str], ABC):
         """Sequences of actions that must not pass: claims without deeds, deeds on the wrong record ..."""
         return []
 
+    def gambles(self) -> list[tuple[str, list[list[str]]]]:
+        """Cheap strategies on the current task, of which none may pass often: what each does, and its equally likely
+        outcomes as actions."""
+        return []
+
+    def remarks(self) -> list[str]:
+        """What the gate's report should say of the current task although it breaks nothing."""
+        return []
+
     def _given_task(self, given: Mapping[str, Any], task_id: str | None) -> Any:
         """The named one of the tasks of a file, or one drawn from ``self.np_random``; ValueError for an unknown id."""
         ids = list(given)

@@ -14,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 
-import agent_gym  # noqa: F401  (registers the environments)
+from agent_gym import ToolEnv
 from agent_gym.tools import Call
 
 __all__ = ["blind_passes", "check_task", "gate_task", "main"]
@@ -103,7 +103,7 @@ def _values(answer: str) -> list[str]:
 def _guesses(env: gym.Env, task_id: str, seed: int) -> Iterator[str]:
     """What the cheap strategies of the environment pass too often with."""
     base: Any = env.unwrapped
-    for name, sides in base.gambles() if hasattr(base, "gambles") else ():
+    for name, sides in base.gambles():
         times = Counter(map(tuple, sides))
         passed = sum(n for side, n in times.items() if _play(env, task_id, seed, side).status == "pass")
         if passed >= GUESS_BOUND * len(sides):
@@ -127,7 +127,7 @@ def check_task(env: gym.Env, task_id: str, seed: int) -> tuple[list[str], list[s
         run = _tell(env, task_id, seed, answer)
         if run.status == "pass":
             faults.append(f"cheat: the answer stands in the request: {answer[:80]}")
-    remarks = list(base.remarks()) if hasattr(base, "remarks") else []
+    remarks = list(base.remarks())
     guesses = list(_guesses(env, task_id, seed))
     if _declared(task_id) is None:
         return faults, remarks + guesses
@@ -261,10 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\r{count} of {options.n} tasks, {len(broken)} broken", end="", file=sys.stderr)
     print(file=sys.stderr)
     blind = blind_passes(env, answers)
+    guessed = type(base).gambles is not ToolEnv.gambles
     env.close()
     gates = Counter(gate for faults in broken.values() for gate in {fault.split(":")[0] for fault in faults})
     print(f"{options.env_id} {options.env_kwargs}: {count} tasks, {count - len(broken)} sound, {len(broken)} broken")
-    for gate in ("oracle", "repeat", "necessity", "no-op", "cheat", *(["guess"] if hasattr(base, "gambles") else [])):
+    for gate in ("oracle", "repeat", "necessity", "no-op", "cheat", *(["guess"] if guessed else [])):
         print(f"  {gate:<10} {count - gates[gate]:>6} held {gates[gate]:>6} broken")
     too_blind = count >= BLIND_TASKS and len(blind) > BLIND_BOUND * count
     if answers:
