@@ -74,7 +74,7 @@ def _oracle_faults(env: gym.Env, task_id: str, seed: int) -> Iterator[str]:
 
 def _declared(task_id: str) -> int | None:
     """The number of necessary calls that an id declares."""
-    found = re.fullmatch(r"(?:train|test)-(\d+)-\d+", task_id)
+    found = re.fullmatch(r"(?:train|test)(?:-[a-z]+)?-(\d+)-\d+", task_id)
     return int(found[1]) if found else None
 
 
