@@ -1519,7 +1519,7 @@ def refill(path, *changes):
 def test_further_files_beside_a_database_are_refills(tmp_path, parent):
     folder = tmp_path / parent / "small"
     make_file(folder / "small.sqlite")
-    refill(folder / "small_2.sqlite", "UPDATE person SET age = 31 WHERE name = 'Ann'")
+    refill(folder / "small_2.sqlite", "UPDATE person SET age = 33 WHERE name = 'Ann'")
     refill(folder / "a.sqlite", "INSERT INTO person VALUES (6, 3, 'Fay', 30)")
     refill(folder / "empty.sqlite", "DELETE FROM person")
     refill(folder / "other.sqlite", "ALTER TABLE person RENAME COLUMN age TO years")  # the gold does not run there

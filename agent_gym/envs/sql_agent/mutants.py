@@ -99,8 +99,8 @@ def _mutants(words: list[str], tables: Mapping[str, Sequence[str]], nullable: Co
         elif word == "NULL" and before == "IS":
             yield swapped(at, "NOT", "NULL")
         elif word[0] == "'" and before == "LIKE":
-            start = word[1:-2]
-            yield from (swapped(at, f"'{pattern}'") for pattern in (f"%{start}%", f"%{start}", start, f"{start[0]}%"))
+            first = word[1:-2]
+            yield from (swapped(at, f"'{pattern}'") for pattern in (f"%{first}%", f"%{first}", first, f"{first[0]}%"))
         elif re.fullmatch(r"\d+(\.\d+)?|'\d{4}-\d\d-\d\d'", word) and before not in ("LIMIT",):
             yield from (swapped(at, other) for other in beside(word))
         elif "." in word or word in (name for names in columns.values() for name in names):
