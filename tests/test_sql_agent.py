@@ -31,6 +31,7 @@ from agent_gym.envs.sql_agent.database import (
     Result,
 )
 from agent_gym.envs.sql_agent.generate import LEVELS, compose, kind_of
+from agent_gym.envs.sql_agent.mutants import mutants
 from agent_gym.envs.sql_agent.schemas import SCHEMAS
 from agent_gym.envs.sql_agent.syntax import (
     alternatives,
@@ -1309,6 +1310,77 @@ def test_generated_tasks_are_sound(split, level):
         assert len(task.refills) >= 2
 
 
+NEIGHBOURS = [(" < ", " <= "), (" <= ", " < "), (" > ", " >= "), (" >= ", " > "), (r"AVG\(", "SUM("),
+              (r"SUM\(", "AVG("), (r"MAX\(", "MIN("), (" INTERSECT ", " UNION "),
+              (" UNION ", " UNION ALL "), (" EXCEPT ", " INTERSECT "),
+              (" DESC", ""), (r" ORDER BY \S+( DESC)?$", ""), (r" LIMIT \d+", ""), (r" HAVING COUNT\(\*\) > \d+", ""),
+              (" AND ", " OR "), ("^SELECT (?!DISTINCT|COUNT|SUM|AVG|MIN|MAX)", "SELECT DISTINCT "),
+              (r" ON \S+ = \S+", ""), (r"\(\*\) FROM", "(DISTINCT 1) FROM"), (" NOT IN ", " IN "),
+              (" WHERE .*$", "")]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_wrong_neighbours_of_the_gold_fail(split):
+    env, tried, passed = make(split=split), {}, []
+    for level in LEVELS:
+        for seed in range(24):
+            task = compose(split, level, seed)
+            for number, (part, instead) in enumerate(NEIGHBOURS):
+                wrong = re.sub(part, instead, task.golds[0], count=1)
+                often = "DISTINCT" in instead or " ON " in part  # which gives some rows more often, or less
+                if wrong == task.golds[0] or (often and re.search("GROUP|UNION|INTERSECT|EXCEPT", wrong)):
+                    continue
+                tried[number] = tried.get(number, 0) + 1
+                if play(env, submit(wrong), task=task.id)[1] == 1.0:
+                    passed.append((task.id, wrong))
+    assert len(tried) > 14
+    assert sum(tried.values()) > 150
+    assert len(passed) <= 0.01 * sum(tried.values()), passed
+
+
+def test_thresholds_and_ties_are_among_the_rows():
+    thresholds = ties = orders = 0
+    for level in (1, 2):
+        for seed in range(60):
+            task = compose("train", level, seed)
+            databases = (task.world.database, *task.refills)
+            for column, value in re.findall(r"(?:WHERE|AND) (\w+) [<>]=? (\d[\d.]*)", task.golds[0]):
+                table = re.search(r"(?:FROM|UPDATE) (\w+)", task.golds[0])[1]
+                query = f"SELECT 1 FROM {table} WHERE {column} = {value}"
+                assert all(World(database).run(query).rows for database in databases[:1])
+                assert any(World(database).run(query).rows for database in databases[1:])
+                thresholds += 1
+            if " ORDER BY " in task.golds[0]:
+                found = [in_order(World(database).run, task.golds[0])[1] for database in databases]
+                orders += 1
+                ties += any(len(set(one)) < len(one) for one in found)
+    assert thresholds > 10
+    assert 0 < orders < 3 * ties
+
+
+def test_what_a_neighbour_is():
+    found = mutants("SELECT a FROM t WHERE b < 5 AND c = 'Velo' ORDER BY d LIMIT 2", {"t": ["id", "a", "b"]}, set())
+    for wrong in (
+        "SELECT a FROM t WHERE b <= 5 AND c = 'Velo' ORDER BY d LIMIT 2",
+        "SELECT a FROM t WHERE b < 6 AND c = 'Velo' ORDER BY d LIMIT 2",
+        "SELECT a FROM t WHERE b < 5 OR c = 'Velo' ORDER BY d LIMIT 2",
+        "SELECT a FROM t WHERE c = 'Velo' ORDER BY d LIMIT 2",
+        "SELECT a FROM t WHERE b < 5 ORDER BY d LIMIT 2",
+        "SELECT a FROM t ORDER BY d LIMIT 2",
+        "SELECT a FROM t WHERE b < 5 AND c = 'Velo' LIMIT 2",
+        "SELECT a FROM t WHERE b < 5 AND c = 'Velo' ORDER BY d DESC LIMIT 2",
+        "SELECT a FROM t WHERE b < 5 AND c = 'Velo' ORDER BY d",
+        "SELECT a FROM t WHERE b < 5 AND c = 'Velo' ORDER BY d LIMIT 3",
+        "SELECT DISTINCT a FROM t WHERE b < 5 AND c = 'Velo' ORDER BY d LIMIT 2",
+        "SELECT b FROM t WHERE b < 5 AND c = 'Velo' ORDER BY d LIMIT 2",
+    ):
+        assert wrong in found
+    assert len(found) == len(set(found))
+    joined = mutants("SELECT COUNT(*) FROM t JOIN u ON t.u_id = u.id WHERE u.x IS NULL", {"t": ["id", "y"]}, {"t.y"})
+    for part in ("COUNT ( t.y )", "COUNT ( DISTINCT t.y )", "FROM u LEFT JOIN ( t ) ON", "JOIN u WHERE", "IS NOT NULL"):
+        assert any(part in one for one in joined), part
+
+
 def forms(split, levels=LEVELS, seeds=120):
     """What is asked, with names and values left out."""
     for level in levels:
@@ -1447,7 +1519,7 @@ def refill(path, *changes):
 def test_further_files_beside_a_database_are_refills(tmp_path, parent):
     folder = tmp_path / parent / "small"
     make_file(folder / "small.sqlite")
-    refill(folder / "small_2.sqlite", "UPDATE person SET age = 31 WHERE name = 'Ann'")
+    refill(folder / "small_2.sqlite", "UPDATE person SET age = 33 WHERE name = 'Ann'")
     refill(folder / "a.sqlite", "INSERT INTO person VALUES (6, 3, 'Fay', 30)")
     refill(folder / "empty.sqlite", "DELETE FROM person")
     refill(folder / "other.sqlite", "ALTER TABLE person RENAME COLUMN age TO years")  # the gold does not run there

@@ -198,7 +198,9 @@ def _drawn(rng: np.random.Generator, options: Sequence[Any], count: int, skewed:
     """Some of the options, or mostly the first of them."""
     if not skewed:
         return [options[int(n)] for n in rng.integers(0, len(options), count)]
-    return [options[int(n)] for n in rng.random(count) ** rng.choice([1.0, 3.0]) * len(options)]
+    places = rng.random(count)
+    places = places * places * places if rng.choice([1.0, 3.0]) > 1.0 else places
+    return [options[int(n)] for n in places * len(options)]
 
 
 def _balanced(values: list[Any]) -> list[Any]:

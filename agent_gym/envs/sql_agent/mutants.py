@@ -81,8 +81,11 @@ def _mutants(words: list[str], tables: Mapping[str, Sequence[str]], nullable: Co
                 yield from (swapped(at + 1, str(int(after) + step)) for step in (-1, 1))
             if word == "ON":
                 yield words[:at] + words[end:]
-                if not _earlier(words, at) & _tested(words, at):  # or the rows that it adds are left out again
-                    yield [*words[: at - 2], "RIGHT", *words[at - 2 :]]
+                start = max(n for n in range(at) if words[n] == "FROM") + 1
+                earlier = {words[n + 1] for n in range(start - 1, at - 2) if words[n] in ("FROM", "JOIN")}
+                if not earlier & _tested(words, at):  # or the rows that an outer join adds are left out again
+                    inner = ["(", *words[start : at - 2], ")"]
+                    yield [*words[:start], words[at - 1], "LEFT", "JOIN", *inner, *words[at:]]
         elif word in _SETS:
             yield from (swapped(at, other) for other in _SETS if other != word)
             if word == "EXCEPT":
@@ -96,8 +99,8 @@ def _mutants(words: list[str], tables: Mapping[str, Sequence[str]], nullable: Co
         elif word == "NULL" and before == "IS":
             yield swapped(at, "NOT", "NULL")
         elif word[0] == "'" and before == "LIKE":
-            start = word[1:-2]
-            yield from (swapped(at, f"'{pattern}'") for pattern in (f"%{start}%", f"%{start}", start, f"{start[0]}%"))
+            first = word[1:-2]
+            yield from (swapped(at, f"'{pattern}'") for pattern in (f"%{first}%", f"%{first}", first, f"{first[0]}%"))
         elif re.fullmatch(r"\d+(\.\d+)?|'\d{4}-\d\d-\d\d'", word) and before not in ("LIMIT",):
             yield from (swapped(at, other) for other in beside(word))
         elif "." in word or word in (name for names in columns.values() for name in names):
@@ -116,12 +119,6 @@ def _ends(words: Sequence[str], at: int, stops: Sequence[str]) -> int:
         if depth < 0 or (depth == 0 and words[end] in stops):
             return end
     return len(words)
-
-
-def _earlier(words: list[str], at: int) -> set[str]:
-    """The tables joined before the condition at ``at`` names one more."""
-    start = max(n for n in range(at) if words[n] == "FROM")
-    return {words[n + 1] for n in range(start, at - 2) if words[n] in ("FROM", "JOIN")}
 
 
 def _tested(words: list[str], at: int) -> set[str]:
