@@ -646,15 +646,19 @@ def test_nested_records_and_tools_by_schema(cases, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"item": {"name": "Cup", "count": 5}}, "argument 'case_id': is missing"),
-        ({"case_id": "x", "item": {"name": "Cup", "count": 5}}, "argument 'case_id': should match ^K[0-9]+$"),
-        ({"case_id": "K1", "item": {"name": "Cup"}}, "argument 'item.count': is missing"),
-        ({"case_id": "K1", "item": {"name": "Cup", "count": "5"}}, "argument 'item.count': should be of the type"),
-        ({"case_id": "K1", "item": {"name": "Cup", "count": True}}, "argument 'item.count': should be of the type"),
-        ({"case_id": "K1", "item": {"name": "Cup", "count": -1}}, "argument 'item.count': should be at least 0"),
-        ({"case_id": "K1", "item": {"name": "Cup", "count": 1, "x": 1}}, "argument 'item.x': is unknown"),
-        ({"case_id": "K1", "item": {"name": "Cup", "count": 1}, "how": "sub"}, "argument 'how': should be one of"),
-        ({"case_id": "K1", "item": {"name": "Cup", "count": 1}, "why": 1}, "argument 'why': is unknown; there"),
+        ({"item": {"name": "Cup", "count": 5}}, "'case_id' is a required property"),
+        ({"case_id": "x", "item": {"name": "Cup", "count": 5}}, "argument 'case_id': 'x' does not match"),
+        ({"case_id": "K1", "item": {"name": "Cup"}}, "argument 'item': 'count' is a required property"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": "5"}},
+         "argument 'item.count': '5' is not of type 'integer'"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": True}}, "argument 'item.count': True is not of type"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": -1}},
+         "argument 'item.count': -1 is less than the minimum of 0"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": 1, "x": 1}},
+         "argument 'item': Additional properties are not allowed ('x'"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": 1}, "how": "sub"}, "argument 'how': 'sub' is not one of"),
+        ({"case_id": "K1", "item": {"name": "Cup", "count": 1}, "why": 1},
+         "Additional properties are not allowed ('why'"),
     ],
 )  # fmt: skip
 def test_arguments_are_checked_by_the_schema(cases, tmp_path, arguments, says):
@@ -669,14 +673,14 @@ def test_arguments_are_checked_by_the_schema(cases, tmp_path, arguments, says):
     assert info["tool_results"][0]["error"] is None  # null leaves an optional argument out
 
 
-def test_a_schema_that_is_not_checked_whole_is_refused():
+def test_what_is_no_schema_is_refused():
     domain = Domain("refusing")
     for parameters, says in (
+        ({"type": "object", "properties": {"a": {"oneOf": []}}}, "parameters.properties.a.oneOf: []"),
         (
-            {"type": "object", "properties": {"a": {"oneOf": []}}},
-            "parameters.a: the keyword 'oneOf' is not checked here",
+            {"type": "object", "properties": {"a": {"type": "text"}}},
+            "parameters.properties.a.type: 'text' is not valid",
         ),
-        ({"type": "object", "properties": {"a": {"type": "text"}}}, "parameters.a: the type 'text' is none of string"),
         ({"type": "array"}, "needs a name and parameters of the type 'object'"),
     ):
         with pytest.raises(ValueError, match=re.escape(says)):
