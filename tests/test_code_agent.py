@@ -297,7 +297,7 @@ def test_a_program_that_does_not_end_is_a_timeout(tasks):
 SLEEPER = "import time\ndef clamp(x, low, high):\n    if x == {}: time.sleep(99)\n    return low\n"
 
 
-def test_a_run_that_times_out_costs_its_whole_time_and_ends_the_runs_of_its_turn(tasks):
+def test_a_run_that_times_out_costs_its_whole_time_and_ends_its_turn(tasks):
     env = make(tasks=tasks, time_limit=1)
     turn = "\n".join(
         [call("write_file", path="numbers_.py", text=SLEEPER.format(5)), call("run_tests"), call("run_test", number=2),
@@ -305,10 +305,11 @@ def test_a_run_that_times_out_costs_its_whole_time_and_ends_the_runs_of_its_turn
     )  # fmt: skip
     _, _, info = play(env, turn)
     results = [(result["content"], result["error"]) for result in info["tool_results"]]
-    assert results[1] == ("0 of 2 tests passed\nno answer within the time limit", None)
-    assert [error for _, error in results] == [None, None, "timeout", None, "timeout"]
+    assert results[1] == ("0 of 2 tests passed\nno answer within the time limit", "timeout")
+    assert [error for _, error in results] == [None, "timeout", "refused", "refused", "refused"]
     assert info["tool_results"][1]["latency_ms"] >= 1000.0
     assert info["tool_results"][4]["latency_ms"] < 200.0
+    env.step(call("write_file", path="numbers_.py", text=SLEEPER.format(6)))
     observation, _, _, _, again = env.step(call("run_tests"))
     assert (
         observation == "0 of 2 tests passed\nclamp(5, 0, 3): expected 3, found 0\nclamp(1, 0, 3): expected 1, found 0"

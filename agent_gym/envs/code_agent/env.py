@@ -130,7 +130,7 @@ TOOLS = {
         *(Tool(fn, context=True, reads_only=True, latency=LOOK) for fn in (list_files, read_file, read_lines, search)),
         *(Tool(fn, context=True, latency=CHANGE) for fn in (edit, edit_lines, write_file)),
         # a run after one that timed out is refused for the rest of the turn: equal calls do not give equal results
-        *(Tool(fn, context=True, reads_only=True, cacheable=False, latency=RUN) for fn in (run_tests, run_test)),
+        *(Tool(fn, context=True, reads_only=True, latency=RUN) for fn in (run_tests, run_test)),
     )
 }
 
@@ -200,7 +200,6 @@ class CodeAgentEnv(ToolEnv):
         self._verdicts: dict[tuple[str, str, str | int | None], Verdict] = {}
         self._measured: dict[str, Limits] = {}
         self._expected: dict[str, Cases] = {}
-        self._timed_out = False  # a test run of this turn
         self.limits = Limits(memory_mb=memory_mb, disk_mb=disk_mb, processes=PROCESSES)
         most = {
             name: int(max([getattr(self.limits, name), *(task.limits.get(name, 0) for task in given)]))
@@ -251,15 +250,14 @@ class CodeAgentEnv(ToolEnv):
             raise ToolError("not_found", "this task has no visible tests")
         if number is not None and not 1 <= number <= total:
             raise ToolError("not_found", f"there is no test {number}; there are 1 to {total}")
-        if self._timed_out:
-            raise ToolError("timeout", "a test run of this turn has timed out; run tests again in the next turn")
         verdict = self._judged(number)
         ran = total if number is None else 1
         passed = round(verdict.score * ran)
         lines = [f"{passed} of {ran} tests passed", *verdict.diagnostics]
-        self._timed_out = verdict.reason == "timeout"
+        if verdict.reason != "timeout":
+            return Outcome("\n".join(lines), units=ran)
         full = self._time_limit() * 1000.0 / (RUN.per_unit_ms * (1.0 - RUN.jitter))
-        return Outcome("\n".join(lines), units=full if self._timed_out else ran)
+        return Outcome("\n".join(lines), units=full, error="timeout")
 
     def _judged(self, number: str | int | None) -> Verdict:
         """The verdict of all visible tests (None), of one, or of the ``"hidden"`` ones, on the workspace as it is.
@@ -359,7 +357,6 @@ class CodeAgentEnv(ToolEnv):
     def step(self, action: Action) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """See :meth:`ToolEnv.step`. The last step's info also has ``verifier_info``: ``tests``, how many hidden ones
         there are, and ``fraction``, the share that passed; None without a verdict."""
-        self._timed_out = False
         *found, info = super().step(action)
         if "verdict" in info:
             fraction = None if info["verdict"]["status"] == "infra" else info["verdict"]["score"]
