@@ -10,7 +10,9 @@ Each episode is an oracle's, with noise of one or several kinds put into it:
 * aside: a needless call beside a needed one, in one turn;
 * detour: a change, and what takes it back.
 
-Two rates, by kind and in all: of the needed steps, those with u = 0; of the needless ones, those with u > 0.
+Two rates, by kind and in all: of the needed steps, those with u = 0; of the needless ones, those with u > 0. A step of
+the oracle's that is not missed in its own episode, without any noise, is counted apart (``unmissed``): nothing that it
+shows is copied later, as with a test run that only says that a fault is there.
 ``leave one out`` is ``counterfactuals`` with ``Delete``, ``elimination`` is ``eliminate``.
 """
 
@@ -34,6 +36,8 @@ from agent_gym.wrappers import RecordTrajectory
 BOUNDS = {"tool_calls": 4.0, "output_tokens": 200.0, "read_tokens": 400.0, "latency_ms": 400.0}
 ENVIRONMENTS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")
 METHODS = ("leave one out", "elimination")
+NOISE = ("repeat", "look", "error", "aside", "detour")
+KINDS = ("needed", "unmissed", *NOISE)
 
 Marked = tuple[str, list[str]]
 """An action, and for each of its calls (or its answer) what it is: ``needed``, or the kind of noise."""
@@ -44,7 +48,9 @@ def _written(env: ToolEnv, *calls: Call) -> str:
 
 
 def _looks(env: ToolEnv) -> list[Call]:
-    """Readings without arguments, but those that the oracle needs."""
+    """Readings that show nothing the oracle needs: without arguments and not its own, or a search without a hit."""
+    if "search" in env.tools:
+        return [Call("search", {"text": "no such text"})]
     needed = {call.name for action in env.oracle() for call in env.read(action).calls}
     return [Call(n) for n, tool in env.tools.items() if tool.reads_only and not tool.parameters and n not in needed]
 
@@ -63,14 +69,26 @@ def _detours(env: ToolEnv) -> list[list[Call]]:
     return []
 
 
-def noisy(env: ToolEnv, rng: random.Random) -> Iterator[Marked]:
+def _missed(env: gym.Env, seed: int) -> list[list[bool]]:
+    """Whether each call of each of the oracle's actions is missed in the oracle's own episode."""
+    env.reset(seed=seed)
+    for action in tool_env(env).oracle():
+        env.step(action)
+    episode = env.last  # type: ignore[attr-defined]
+    counts = [max(1, len(step.tool_results)) for step in episode.steps]
+    single = [Delete(t, call=n if of > 1 else None) for t, of in enumerate(counts) for n in range(of)]
+    credits = iter(one.success_credit > 0 for one in counterfactuals(env, episode, single))
+    return [[next(credits) for _ in range(of)] for of in counts]
+
+
+def noisy(env: ToolEnv, rng: random.Random, missed: list[list[bool]]) -> Iterator[Marked]:
     """The oracle's actions of the current task with noise among them."""
     looks, detours = _looks(env), _detours(env)
     if detours and rng.random() < 0.3:
         for call in rng.choice(detours):
             yield _written(env, call), ["detour"]
-    for action in env.oracle():
-        calls = env.read(action).calls
+    for action, needed in zip(env.oracle(), missed, strict=True):
+        calls, marks = env.read(action).calls, ["needed" if one else "unmissed" for one in needed]
         reads = bool(calls) and all(c.name in env.tools and env.tools[c.name].reads_only for c in calls)
         dice = rng.random()
         if looks and dice < 0.25:
@@ -78,9 +96,9 @@ def noisy(env: ToolEnv, rng: random.Random) -> Iterator[Marked]:
         elif dice < 0.35:
             yield _written(env, Call("no_such_tool", {"n": rng.randrange(9)})), ["error"]
         if reads and looks and "go_to" not in env.tools and rng.random() < 0.25:
-            yield _written(env, *calls, rng.choice(looks)), ["needed"] * len(calls) + ["aside"]
+            yield _written(env, *calls, rng.choice(looks)), [*marks, "aside"]
         else:
-            yield action, ["needed"] * max(1, len(calls))
+            yield action, marks
             if reads and rng.random() < 0.3:
                 yield action, ["repeat"] * len(calls)
 
@@ -94,9 +112,9 @@ def _units(plan: list[Marked]) -> dict[Any, str]:
 
 def credited(env: gym.Env, seed: int) -> tuple[dict[Any, str], dict[str, set[Any]], list[str]] | None:
     """One episode: what its units are, which have credit by each method, and its actions; None if it did not pass."""
-    base = tool_env(env)
+    base, missed = tool_env(env), _missed(env, seed)
     env.reset(seed=seed)
-    plan = list(noisy(base, random.Random(seed)))
+    plan = list(noisy(base, random.Random(seed), missed))
     env.reset(seed=seed)
     for at, (action, _) in enumerate(plan):
         _, _, terminated, truncated, _ = env.step(action)
@@ -123,11 +141,11 @@ def judged(units: dict[Any, str], with_credit: set[Any], actions: list[str]) -> 
     paired = {*twins, *twins.values()}
     for unit, mark in units.items():
         if unit not in paired:
-            found[mark, (unit in with_credit) == (mark == "needed")] += 1
+            found[mark, (unit in with_credit) == (mark in ("needed", "unmissed"))] += 1
     for repeat, first in twins.items():
         assert actions[repeat] == actions[first]
         credits = (repeat in with_credit) + (first in with_credit)
-        found["needed", credits > 0] += 1
+        found[units[first], credits > 0] += 1
         found["repeat", credits < 2] += 1
     return found
 
@@ -151,10 +169,7 @@ def measure(env_id: str, n: int, **kwargs: Any) -> dict[str, Any]:
         env.trajectories.clear()
     env.close()
     rows = {
-        method: {
-            kind: [counted[kind, False], counted[kind, True] + counted[kind, False]]
-            for kind in ("needed", "repeat", "look", "error", "aside", "detour")
-        }
+        method: {kind: [counted[kind, False], counted[kind, True] + counted[kind, False]] for kind in KINDS}
         for method, counted in counts.items()
     }
     return {"episodes": episodes, "failed": failed, "wrong of": rows, "seeds": dict(wrong)}
@@ -163,17 +178,15 @@ def measure(env_id: str, n: int, **kwargs: Any) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The rates as a table: wrong of all, and the share with its 95% interval for the two rates."""
     lines = [
-        "| environment | method | needed with u = 0 | needless with u > 0 | repeat | look | error | aside | detour |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| environment | method | needed with u = 0 | needless with u > 0 | {' | '.join(NOISE)} | unmissed, u = 0 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for env_id, result in results.items():
         for method in METHODS:
             rows = result["wrong of"][method]
-            needless = [
-                sum(part) for part in zip(*(row for kind, row in rows.items() if kind != "needed"), strict=True)
-            ]
-            cells = [_rate(rows["needed"]), _rate(needless)]
-            cells += [f"{wrong}/{of}" if of else "-" for kind, (wrong, of) in rows.items() if kind != "needed"]
+            needless = [sum(part) for part in zip(*(rows[kind] for kind in NOISE), strict=True)]
+            counts = [f"{rows[kind][0]}/{rows[kind][1]}" if rows[kind][1] else "-" for kind in (*NOISE, "unmissed")]
+            cells = [_rate(rows["needed"]), _rate(needless), *counts]
             lines.append(f"| {env_id} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
