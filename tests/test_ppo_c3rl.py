@@ -1143,7 +1143,7 @@ def test_variants_start_from_a_checkpoint(checkpoint, tmp_path, changes, recwarn
 def test_episodes_that_a_wrapper_cuts_are_dropped_and_counted(checkpoint, tmp_path):
     """They have no verdict: neither a failure nor a success."""
     settings = {**SMALL_RUN, "total_iterations": 1, "eval_episodes": 0, "device": "cpu", "run_dir": str(tmp_path)}
-    limited = json.dumps({**ENV, "max_episode_steps": 2})
+    limited = json.dumps({**ENV, "max_episode_steps": 3})
     (row,) = rows(run(arguments(init=checkpoint, env_kwargs=limited, **settings)))
     (path,) = tmp_path.glob("*/trajectories/iteration_000000.jsonl")
     kept = list(agent_gym.read_trajectories(path))
