@@ -438,12 +438,19 @@ class _Run:
             if i not in dropped:
                 self.follow(i)
             elif self._whole(step, dropped[i]):
+                self._forget(self.base.read(step.action).calls)
                 self.sight.removed.append(self.after[i])
             else:
                 self.follow(i, cast(Collection[int], dropped[i]))
 
     def _whole(self, step: Step, calls: Collection[int] | None) -> bool:
         return calls is None or len(set(calls)) >= len(step.tool_results)
+
+    def _forget(self, calls: Iterable[Call]) -> None:
+        """Calls are left out. What the agent wrote in them by itself it still knows, though their answers alone show it."""
+        for call in calls:
+            if self.sight.explains_call(call, self.base.tools.get(call.name)):
+                self.sight.kept.append(dump(call.arguments))
 
     def follow(self, i: int, without: Collection[int] = ()) -> None:
         """Issue step ``i`` as far as it can be, ``without`` some of its calls."""
@@ -453,6 +460,7 @@ class _Run:
         step, tools = self.trajectory.steps[i], self.base.tools
         turn = self.base.read(step.action)
         if turn.calls:
+            self._forget(turn.calls[n] for n in without)
             left = [
                 n for n, call in enumerate(turn.calls)
                 if n not in without and (not self.grounding or self.sight.explains_call(call, tools.get(call.name)))

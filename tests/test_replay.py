@@ -429,6 +429,10 @@ class Clue(ToolEnv):
         """Take something."""
         return Outcome(f"Taken: {len(what)}.")
 
+    def echo(world, text: str):
+        """Say something."""
+        return Outcome(f"You said '{text}'.")
+
     def select(world, names: str):
         """Name some wheels, in capital or small letters."""
         return Outcome("Selected.")
@@ -437,6 +441,7 @@ class Clue(ToolEnv):
         "turn": Tool(turn, context=True),
         "word": Tool(word, context=True, reads_only=True),
         "take": Tool(take, context=True, reads_only=True),
+        "echo": Tool(echo, context=True, reads_only=True),
         "select": Tool(select, context=True, reads_only=True, atoms=lambda a: frozenset(a["names"].split())),
     }
 
@@ -510,3 +515,15 @@ def test_words_of_a_composed_string_are_copies():
     env = RecordTrajectory(gym.make("Clue-v0"))
     base = play(env, "free", [WORD, call("take", what="red crank"), call("take", what="red wheel"), "Done."])
     assert sole(env, base, Delete(0)).validity == ("ungrounded", "executed", "executed")
+
+
+def test_the_echo_of_a_left_out_call_is_no_source():
+    """An answer that repeats the agent's own words does not make them a copy; words that it had from elsewhere are."""
+    env = RecordTrajectory(gym.make("Clue-v0"))
+    echo, again = call("echo", text="no such text"), call("take", what="no such luck")
+    assert sole(env, play(env, "free", [echo, again, "Done."]), Delete(0)).validity == ("executed", "executed")
+    both = turn(("echo", {"text": "no such text"}), ("take", {}))
+    one = sole(env, play(env, "free", [both, again, "Done."]), Delete(0, call=0))
+    assert one.validity == ("executed", "executed")
+    base = play(env, "free", [WORD, call("echo", text="V4821"), call("take", what="V4821"), "Done."])
+    assert sole(env, base, Delete(0, 2)).validity == ("ungrounded", "executed")
