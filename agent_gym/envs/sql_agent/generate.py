@@ -901,16 +901,33 @@ class _Trial:
         return lambda other: after(other) != goal
 
 
+def _copied(trial: _Trial, sql: str, change: bool) -> list[str]:
+    """What a statement says on some rows, whatever the rows: its result in literals, or its changes by their ids."""
+    if not change:
+        rows = trial.run(sql).rows
+        return ["VALUES " + ", ".join(f"({', '.join(map(_literal, row))})" for row in rows)]
+    start, _, where = sql.partition(" WHERE ")
+    if not where:
+        return []
+    table = start.split()[1 if start.startswith("UPDATE") else 2]
+    ids = [str(row[0]) for row in trial.run(f"SELECT id FROM {table} WHERE {where}").rows]
+    return [f"{start} WHERE id IN ({', '.join(ids)})"]
+
+
+def _literal(value: Any) -> str:
+    return "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+
+
 def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change: bool) -> tuple[Database, ...]:
-    """Other rows on which, and on the visible ones, the gold says something, and its near misses and neighbours
-    something else.
+    """Other rows on which, and on the visible ones, the gold says something, and its near misses and neighbours, and
+    what it says on the visible rows, something else.
     """
 
-    def judge(ddl: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> Callable[[str], bool] | None:
-        trial = _Trial(ddl, rows)
+    def judge(trial: _Trial) -> Callable[[str], bool] | None:
         return trial.judge_change(draft) if change else trial.judge(draft)
 
-    differs = judge(visible.ddl, visible.rows)
+    seen = _Trial(visible.ddl, visible.rows)
+    differs = judge(seen)
     if differs is None:
         raise _Again
     schema = names.schema.tables
@@ -920,7 +937,8 @@ def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change:
         for t, table in enumerate(names.tables)
     }  # fmt: skip
     nullable = {f"{names.tables[ref[0]]}.{name}" for ref, name in names.columns.items() if names.column(ref).nullable}
-    alive = [one for one in (*draft.wrong, *mutants(draft.sql, columns, nullable)) if not differs(one)]
+    wrong = [*draft.wrong, *_copied(seen, draft.sql, change)]
+    alive = [one for one in (*wrong, *mutants(draft.sql, columns, nullable)) if not differs(one)]
     found: list[tuple[list[str], Rows]] = []
     spare: list[tuple[list[str], Rows]] = []
     idle = 0
@@ -928,7 +946,7 @@ def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change:
         if (not alive and len(found) + len(spare) >= REFILLS) or idle >= PATIENCE:
             break
         ddl, rows = _fill(names, (salt, ORDERS + number), tight=True)
-        differs = judge(ddl, rows)
+        differs = judge(_Trial(ddl, rows))
         if differs is None:
             continue
         left = [one for one in alive if not differs(one)]
@@ -936,7 +954,7 @@ def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change:
         idle = 0 if len(left) < len(alive) else idle + 1
         alive = left
     found += spare[: max(0, REFILLS - len(found))]
-    if len(found) < REFILLS or any(one in alive for one in draft.wrong):
+    if len(found) < REFILLS or any(one in alive for one in wrong):
         raise _Again
     return tuple(Database(ddl, rows) for ddl, rows in found)
 
