@@ -323,7 +323,7 @@ def wilson(hits: int, of: int) -> list[float]:
         return [0.0, 1.0]
     z, share = 1.959964, hits / of
     middle, half = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return [round((middle + sign * half) / (1 + z * z / of), 5) for sign in (-1, 1)]
+    return [round(max(0.0, middle + sign * half) / (1 + z * z / of), 5) for sign in (-1, 1)]
 
 
 def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:

@@ -1197,6 +1197,10 @@ def test_the_statements_of_a_change_are_part_of_a_snapshot():
     env.step(run_sql(f"DELETE FROM {TABLE}"))
     restore(env, snap)
     assert env.step("Done.")[1] == 1.0
+    # nor has what was refused
+    for query in (None, ["DELETE"], {"DELETE": 1}, 5):
+        action = call("run_sql", query=query)
+        assert play(env, action, submit(compose("train", 1, CHANGE).golds[0]), task=TASK)[1] == 1.0
     # what ran out of budget has not happened, on no rows
     tight = make(budget={"tool_calls": 1})
     assert (

@@ -211,9 +211,9 @@ class SQLEnv(ToolEnv):
         for result in results:
             if result["name"] == submit_sql.__name__ and result["error"] in QueryError.KINDS:
                 progress = replace(progress, fault=(result["error"], load(result["content"])["message"]))
-            elif self.task.writes and result["name"] in (run_sql.__name__, submit_sql.__name__):
-                statement = _unfenced(result["arguments"].get("query", ""))
-                if result["error"] is None and writes(statement):
+            elif self.task.writes and result["name"] in (run_sql.__name__, submit_sql.__name__) and not result["error"]:
+                statement = _unfenced(result["arguments"]["query"])
+                if writes(statement):
                     progress = replace(progress, statements=(*progress.statements, statement))
         self._progress = progress
 

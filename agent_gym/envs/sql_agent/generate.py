@@ -179,7 +179,7 @@ def _fill(names: _Names, seed: Sequence[int], tight: bool = False) -> tuple[list
             parts.append(f"{names.columns[t, c]} {kind}{'' if column.nullable else ' NOT NULL'}")
             pool = names.pools.get((t, c), [])
             if tight:
-                drawn = _tight(rng, replace(column, nullable=False), pool, names.planted.get((t, c), []), count)
+                drawn = _tight(rng, column, pool, names.planted.get((t, c), []), count)
                 balanced = (t, c) in names.balanced and rng.random() < 0.5
                 values.append(_balanced(drawn) if balanced else _some_missing(rng, column, drawn))
             else:
@@ -199,7 +199,7 @@ def _drawn(rng: np.random.Generator, options: Sequence[Any], count: int, skewed:
     if not skewed:
         return [options[int(n)] for n in rng.integers(0, len(options), count)]
     places = rng.random(count)
-    places = places * places * places if rng.choice([1.0, 3.0]) > 1.0 else places
+    places = places * places * places if rng.integers(2) else places
     return [options[int(n)] for n in places * len(options)]
 
 
@@ -214,11 +214,11 @@ def _tight(rng: np.random.Generator, column: Column, pool: Sequence[str], plante
     """Values of which many are equal, and many planted."""
     mixed = [a[:2] + b[2:] for a in pool[:4] for b in pool[:4]] if rng.random() < 0.5 else []
     if pool or rng.random() < 0.5:
-        values = _drawn(rng, [*pool, *mixed] or _values(rng, column, (), 5), count, True)
+        values = _drawn(rng, [*pool, *mixed] or _present(rng, column, (), 5), count, True)
     else:
-        values = _values(rng, column, (), count)
+        values = _present(rng, column, (), count)
     if planted:
-        share = float(rng.choice([0.25, 0.5, 0.8]))
+        share = (0.25, 0.5, 0.8)[int(rng.integers(3))]
         chosen = rng.integers(0, len(planted), count).tolist()
         values = [planted[n] if put else value
                   for value, n, put in zip(values, chosen, rng.random(count) < share, strict=True)]  # fmt: skip
@@ -226,6 +226,11 @@ def _tight(rng: np.random.Generator, column: Column, pool: Sequence[str], plante
 
 
 def _values(rng: np.random.Generator, column: Column, pool: Sequence[str], count: int) -> list[Any]:
+    return _some_missing(rng, column, _present(rng, column, pool, count))
+
+
+def _present(rng: np.random.Generator, column: Column, pool: Sequence[str], count: int) -> list[Any]:
+    """Values of a column of which none is missing."""
     values: list[Any]
     if column.kind == "name":
         values = [pool[int(n)] for n in (rng.permutation(len(pool))[:count] if count <= len(pool) else [])]
@@ -237,7 +242,7 @@ def _values(rng: np.random.Generator, column: Column, pool: Sequence[str], count
         values = [int(n) / 4 for n in rng.integers(column.low * 4, column.high * 4 + 1, count)]
     else:
         values = [_date(int(n)) for n in rng.integers(0, 1080, count)]
-    return _some_missing(rng, column, values)
+    return values
 
 
 def _some_missing(rng: np.random.Generator, column: Column, values: list[Any]) -> list[Any]:
@@ -709,7 +714,7 @@ def _new_value(w: _Writer, ref: Ref) -> tuple[str, str]:
     if column.kind in ("name", "place", "kind"):
         value = w.pick(w.names.pools[ref])
     else:
-        value = _values(w.rng, replace(column, nullable=False), (), 1)[0]
+        value = _present(w.rng, column, (), 1)[0]
     text = isinstance(value, str)
     return (f"'{value}'", f'"{value}"') if text else (str(value), str(value))
 
@@ -901,16 +906,33 @@ class _Trial:
         return lambda other: after(other) != goal
 
 
+def _copied(trial: _Trial, sql: str, change: bool) -> list[str]:
+    """What a statement says on some rows, whatever the rows: its result in literals, or its changes by their ids."""
+    if not change:
+        rows = trial.run(sql).rows
+        return ["VALUES " + ", ".join(f"({', '.join(map(_literal, row))})" for row in rows)]
+    start, _, where = sql.partition(" WHERE ")
+    if not where:
+        return []
+    table = start.split()[1 if start.startswith("UPDATE") else 2]
+    ids = [str(row[0]) for row in trial.run(f"SELECT id FROM {table} WHERE {where}").rows]
+    return [f"{start} WHERE id IN ({', '.join(ids)})"]
+
+
+def _literal(value: Any) -> str:
+    return "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+
+
 def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change: bool) -> tuple[Database, ...]:
-    """Other rows on which, and on the visible ones, the gold says something, and its near misses and neighbours
-    something else.
+    """Other rows on which, and on the visible ones, the gold says something, and its near misses and neighbours, and
+    what it says on the visible rows, something else.
     """
 
-    def judge(ddl: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> Callable[[str], bool] | None:
-        trial = _Trial(ddl, rows)
+    def judge(trial: _Trial) -> Callable[[str], bool] | None:
         return trial.judge_change(draft) if change else trial.judge(draft)
 
-    differs = judge(visible.ddl, visible.rows)
+    seen = _Trial(visible.ddl, visible.rows)
+    differs = judge(seen)
     if differs is None:
         raise _Again
     schema = names.schema.tables
@@ -920,7 +942,8 @@ def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change:
         for t, table in enumerate(names.tables)
     }  # fmt: skip
     nullable = {f"{names.tables[ref[0]]}.{name}" for ref, name in names.columns.items() if names.column(ref).nullable}
-    alive = [one for one in (*draft.wrong, *mutants(draft.sql, columns, nullable)) if not differs(one)]
+    wrong = [*draft.wrong, *_copied(seen, draft.sql, change)]
+    alive = [one for one in (*wrong, *mutants(draft.sql, columns, nullable)) if not differs(one)]
     found: list[tuple[list[str], Rows]] = []
     spare: list[tuple[list[str], Rows]] = []
     idle = 0
@@ -928,7 +951,7 @@ def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change:
         if (not alive and len(found) + len(spare) >= REFILLS) or idle >= PATIENCE:
             break
         ddl, rows = _fill(names, (salt, ORDERS + number), tight=True)
-        differs = judge(ddl, rows)
+        differs = judge(_Trial(ddl, rows))
         if differs is None:
             continue
         left = [one for one in alive if not differs(one)]
@@ -936,7 +959,7 @@ def _refills(names: _Names, salt: int, draft: _Draft, visible: Database, change:
         idle = 0 if len(left) < len(alive) else idle + 1
         alive = left
     found += spare[: max(0, REFILLS - len(found))]
-    if len(found) < REFILLS or any(one in alive for one in draft.wrong):
+    if len(found) < REFILLS or any(one in alive for one in wrong):
         raise _Again
     return tuple(Database(ddl, rows) for ddl, rows in found)
 

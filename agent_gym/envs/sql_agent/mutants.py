@@ -48,11 +48,13 @@ def _mutants(words: list[str], tables: Mapping[str, Sequence[str]], nullable: Co
 
     where = words.index("WHERE") if "WHERE" in words else len(words)
     joining = {n for at, word in enumerate(words) if word == "ON" for n in range(at, _ends(words, at, _END["ON"]))}
+    several = not {*_SETS}.isdisjoint(words)
     columns = {table: [*names] for table, names in tables.items() if table in words}
     for at, word in enumerate(words):
         before = words[at - 1] if at else ""
         after = words[at + 1] if at + 1 < len(words) else ""
-        if word in _COMPARISONS and at not in joining and not (words[0] == "UPDATE" and at < where):
+        plain = at not in joining or several  # where a join is all that a part of a set has
+        if word in _COMPARISONS and plain and not (words[0] == "UPDATE" and at < where):
             extreme = {"MAX": ">=", "MIN": "<="}.get(words[at + 3] if after == "(" else "")  # which is the same as =
             yield from (swapped(at, sign) for sign in _COMPARISONS if sign not in (word, extreme))
         elif word in _AGGREGATES and after == "(":
@@ -65,7 +67,7 @@ def _mutants(words: list[str], tables: Mapping[str, Sequence[str]], nullable: Co
                 yield [*words[:at], "COUNT", "(", "*", ")", *words[at + 4 :]]
                 if word in ("SUM", "AVG"):
                     yield swapped(at + 1, "(", "DISTINCT")
-        elif word == "SELECT" and at == 0 and after not in _AGGREGATES and not {"GROUP", *_SETS} & {*words}:
+        elif word == "SELECT" and at == 0 and after not in _AGGREGATES and not several and "GROUP" not in words:
             yield swapped(at, "SELECT", "DISTINCT")
         elif word in _END:
             end = _ends(words, at, _END[word])
