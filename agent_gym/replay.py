@@ -447,7 +447,7 @@ class _Run:
         return calls is None or len(set(calls)) >= len(step.tool_results)
 
     def _forget(self, calls: Iterable[Call]) -> None:
-        """Calls are left out. What the agent wrote in them by itself it still knows, though their answers alone show it."""
+        """Calls are left out. What the agent wrote in them by itself it still knows, even if only they show it."""
         for call in calls:
             if self.sight.explains_call(call, self.base.tools.get(call.name)):
                 self.sight.kept.append(dump(call.arguments))
