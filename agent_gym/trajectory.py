@@ -111,8 +111,10 @@ class Trajectory:
             steps = tuple(Step(**step) for step in data.pop("steps"))
             group = data.pop("group", None)
             return cls(steps=steps, group=Group(**group) if group else None, **data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a trajectory: {type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise ValueError(f"not a trajectory: the key {error} is missing") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a trajectory: {error}") from error
 
 
 def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
