@@ -20,6 +20,7 @@ is a bootstrap over tasks, those of the kinds are Wilson's; both 95 %.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import random
@@ -317,6 +318,13 @@ def measure(env: Any, task_id: str, fills: int) -> dict[str, Any]:
     }
 
 
+def changed(gold: str, mutant: str) -> str:
+    """What is other in a mutant, in a few words."""
+    one, other = gold.replace("(", " ( ").split(), mutant.replace("(", " ( ").split()
+    parts = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    return "; ".join(f"{' '.join(one[a:b])} -> {' '.join(other[c:d])}" for tag, a, b, c, d in parts if tag != "equal")
+
+
 def wilson(hits: int, of: int) -> list[float]:
     """95 % interval of a share."""
     if of == 0:
@@ -377,7 +385,11 @@ def main() -> None:
                 file.flush()
     found = {"seed": options.seed, "fills": options.fills, "sqlite": sqlite3.sqlite_version}
     found |= summary([done[task_id] for task_id in ids], options.seed)
-    found["equivalents"] = [[row["task"], *one] for row in map(done.get, ids) for one in row["equivalent"]]  # type: ignore[index]
+    found["equivalents"] = {}
+    for task_id in ids:
+        gold, same = done[task_id]["gold"], done[task_id]["equivalent"]
+        if same:
+            found["equivalents"][task_id] = " | ".join([gold, *(changed(gold, one) for _, one in same)])
     out.write_text(json.dumps(found, indent=1) + "\n")
     for kind, one in found["kinds"].items():
         share = f"{one['passed']:>4} of {one['of']:>6} pass  [{one['interval'][0]:.4f}, {one['interval'][1]:.4f}]"
