@@ -81,7 +81,7 @@ def is_nan(interval):
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_table_of_nothing_but_infra(tmp_path):
-    budget = {"tool_calls": 2.0, "output_tokens": 48.0, "latency_ms": 200.0}
+    budget = {"tool_calls": 2.0, "output_tokens": 48.0, "read_tokens": math.inf, "latency_ms": 200.0}
     for name, trainer in TRAINERS.items():
         args = trainer.Args(device="cpu")
         if name != "grpo_pcgrad":
@@ -112,7 +112,7 @@ def test_a_round_of_nothing_but_infra_can_be_drawn(tmp_path):
     keys = [f"charts/{key}{end}" for key in ("pass_at_k", "pass_at_1", "in_budget_success")
             for end in ("", "_low", "_high")] + [f"cost/{k}" for k in CHANNELS]  # fmt: skip
     history = [{"iteration": 0, **dict.fromkeys(keys, math.nan)}, {"iteration": 1, **dict.fromkeys(keys, 0.5)}]
-    args = rft.Args(device="cpu", budget=rft.Budget(2.0, 48.0, 200.0))
+    args = rft.Args(device="cpu", budget=rft.Budget(2.0, 48.0, math.inf, 200.0))
     rft.draw_rounds(history, tmp_path / "rounds.png", args)
     assert (tmp_path / "rounds.png").stat().st_size > 1000
 
