@@ -58,7 +58,7 @@ def mutants(gold: str, columns: dict[str, list[str]]) -> list[tuple[str, str]]:
         gold: The statement.
         columns: Of each table.
     """
-    tree = sqlglot.parse_one(gold, dialect="sqlite")
+    tree: Any = sqlglot.parse_one(gold, dialect="sqlite")
     same = tree.sql(dialect="sqlite")
     found: dict[str, str] = {}
     for number in range(len(list(tree.walk()))):
@@ -256,7 +256,7 @@ def _told_apart(db: sqlite3.Connection, task: SQLTask, wrong: list[str]) -> set[
         except sqlite3.Error as error:
             raise ToolError("sql", str(error)) from None
 
-    tree = sqlglot.parse_one(gold, dialect="sqlite")
+    tree: Any = sqlglot.parse_one(gold, dialect="sqlite")
     if (limit := tree.args.get("limit")) is not None:
         count = int(limit.expression.name)
         _, ties = in_order(run, tree.copy().limit(count + 1).sql(dialect="sqlite"))
