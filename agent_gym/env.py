@@ -379,7 +379,7 @@ class ToolEnv(gym.Env[str, str], ABC):
                 continue
             results.append(result)
             shown.append(result)
-            tool = SUBMIT if call.name == "submit" else self._tools().get(call.name)
+            tool = self._tool(call.name)
             if tool is not None and tool.ends and result["error"] not in ("invalid", "refused"):
                 answered, answer = True, call.arguments.get("answer") if tool is SUBMIT else dict(call.arguments)
                 stop = "the final answer was given before it"
@@ -439,10 +439,7 @@ class ToolEnv(gym.Env[str, str], ABC):
                 f"the message holds a tool call in the format {name!r}, which is not the one read here; it did not run"
             )
             return Turn("", (Call("", error=error, written=words),), reasoning)
-        tools = self._tools()
-        typed = (
-            SUBMIT.typed(c) if c.name == "submit" else tools[c.name].typed(c) if c.name in tools else c for c in calls
-        )
+        typed = (tool.typed(call) if (tool := self._tool(call.name)) is not None else call for call in calls)
         return Turn(words, tuple(typed), reasoning)
 
     def write(self, turn: Turn) -> str:
@@ -453,10 +450,13 @@ class ToolEnv(gym.Env[str, str], ABC):
             thought += self.reasoning[1]  # type: ignore[index]
         return thought + self.parser.render(turn.text, calls)
 
+    def _tool(self, name: str) -> Tool | None:
+        """The tool of that name, ``submit`` among them."""
+        return SUBMIT if name == "submit" else self._tools().get(name)
+
     def _run(self, call: Call, refusal: str) -> dict[str, Any]:
         """Execute one call, through the cache where there is one, unless it has to be refused, and price it."""
-        tools, started = self._tools(), time.perf_counter() if self.latency == "wall" else 0.0
-        tool = SUBMIT if call.name == "submit" else tools.get(call.name)
+        tool, started = self._tool(call.name), time.perf_counter() if self.latency == "wall" else 0.0
         model = REFUSED
         spelling = call.name
         try:
@@ -465,7 +465,9 @@ class ToolEnv(gym.Env[str, str], ABC):
             if call.error is not None:
                 raise ToolError("invalid", call.error)
             if tool is None:
-                raise ToolError("unknown_tool", f"there is no tool {call.name!r}; there are {', '.join(sorted(tools))}")
+                raise ToolError(
+                    "unknown_tool", f"there is no tool {call.name!r}; there are {', '.join(sorted(self._tools()))}"
+                )
             arguments = tool.validate(call.arguments)
             model, spelling = tool.latency, canonical(call)
             outcome = Outcome("null") if tool is SUBMIT else self._cached(tool, arguments, spelling)

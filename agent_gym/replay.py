@@ -663,7 +663,7 @@ class _Eliminator:
             return False
         followed: dict[int, list[Unit]] = {}
         for unit in run.kept:
-            at, n = (unit, 0) if isinstance(unit, int) else unit
+            at, n = _order(unit)
             followed.setdefault(at, []).append(self.units[at][n])
         self.units = self.units[:start] + list(followed.values())
         self.trajectory = replace(
