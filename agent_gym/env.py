@@ -330,7 +330,8 @@ class ToolEnv(gym.Env[str, str], ABC):
         Args:
             action: Its text in the format of ``parser``, or an assistant message as a dict: ``content`` (text, read by
                 ``parser``, or a list of parts) and ``tool_calls``. A dict may give ``output_tokens``, the turn's own
-                count, which is charged instead of ``token_counter``'s.
+                count, which is charged instead of ``token_counter``'s, and ``"finish_reason": "length"``: the turn was
+                cut before its end, and is an invalid one, never the final answer.
 
         Returns:
             The tools' results (one a line), the reward (0 until the episode ends, NaN where there is no verdict),
@@ -417,6 +418,10 @@ class ToolEnv(gym.Env[str, str], ABC):
         if len(text) > limit:
             error = f"the message is {len(text)} characters long; at most {limit} are read"
             return Turn("", (Call("", error=error, written=text),))
+        if isinstance(action, Mapping) and action.get("finish_reason") == "length":
+            error = "the turn was cut before its end, at the most tokens that one may have; nothing in it ran"
+            cut = action.get("content") if not action.get("tool_calls") else text
+            return Turn("", (Call("", error=error, written=cut if isinstance(cut, str) else text),))
         reasoning = ""
         if isinstance(action, str):
             reasoning, text = set_apart(action, self.reasoning)

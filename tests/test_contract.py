@@ -289,6 +289,22 @@ def test_content_of_a_message():
         assert info["tool_results"][0]["error"] == "invalid"
 
 
+@pytest.mark.parametrize("text", ["The answer is", call("list_orders"), f"<think>hm{call('list_orders')}", ""])
+def test_a_turn_that_was_cut_is_invalid_and_costs(text):
+    env = make("APIAgent-v0", domains=["shop"])
+    env.reset(seed=1)
+    message = {"role": "assistant", "content": text, "finish_reason": "length"}
+    observation, reward, terminated, truncated, info = env.step(message)
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    assert "cut before its end" in observation
+    assert [r["error"] for r in info["tool_results"]] == ["invalid"]
+    assert info["cost"]["tool_calls"] == 1.0
+    assert info["cost"]["output_tokens"] == approximate_tokens(text)
+    *_, whole = env.step({**message, "content": call("list_orders"), "finish_reason": "stop"})
+    assert whole["tool_results"][0]["error"] is None
+    env.close()
+
+
 def test_ids_and_nulls_are_not_charged():
     env = make("APIAgent-v0", domains=["shop"], parser="openai")
     function = {"name": "list_orders", "arguments": "{}"}
