@@ -1,0 +1,209 @@
+"""Supervised learning from dialogues: the oracle's demonstrations, wasteful ones, and episodes of files."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from agent_gym.env import tool_env
+from agent_gym.lm.chat import Chat
+from agent_gym.lm.errors import Refused
+from agent_gym.lm.models import Model, micro_batches, token_logprobs
+from agent_gym.lm.ranks import Ranks
+from agent_gym.lm.rollout import answers
+from agent_gym.lm.seeds import stream
+from agent_gym.tools import Call
+
+__all__ = ["Dialogue", "WarmStart", "demonstrations", "encoded", "warm_start", "wasteful_actions"]
+
+Example = tuple[list[int], list[tuple[int, int]]]
+"""Ids of a dialogue, and where the model wrote: [begin, end) of each of its turns."""
+
+
+class Said(NamedTuple):
+    """One assistant turn: its text, its sampled ids where there are any, and the messages that answered it."""
+
+    action: str
+    ids: list[int] | None
+    answers: list[dict[str, Any]]
+
+
+@dataclass
+class Dialogue:
+    """An episode to learn from: the conversation before it, its tools, and its turns."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    turns: list[Said]
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """All that was said in it, but for the system's words."""
+        yield from (message["content"] for message in self.messages if message["role"] != "system")
+        for turn in self.turns:
+            yield turn.action
+            yield from (message["content"] for message in turn.answers)
+
+
+@dataclass
+class WarmStart:
+    updates: int | None = None
+    """supervised updates on demonstrations; unset, the tiny model's number for this environment, and 0 for another
+    model"""
+    batch_size: int = 16
+    """demonstrations an update"""
+    demonstrations: int | None = None
+    """demonstrations played; unset, the tiny model's number for this environment"""
+    lr: float = 3e-3
+    """peak learning rate of AdamW, with linear warm-up and cosine decay"""
+    other_tokens: float = 0.5
+    """weight of the tokens the model did not write (requests, results) in this loss: ids recur there, and copying
+    them is what has to be learnt"""
+    wasteful: float = 0.75
+    """share of demonstrations with needless calls, so that there is waste to learn away"""
+    waste: float = 0.35
+    """probability of a needless call before each step of a wasteful demonstration"""
+
+
+def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random) -> list[str]:
+    """The oracle's actions with needless reads before some of them: a tool that takes no arguments (the slow scans
+    are such, and what is never needed), or a read that was made before (a re-check).
+
+    Args:
+        env: Reset to the actions' task.
+        actions: What the oracle does.
+        waste: Probability of one more needless read before each action.
+        rng: Where the chance comes from.
+    """
+    base = tool_env(env)
+    reads = {name for name, tool in base.tools.items() if tool.reads_only}
+    idle = [base.parser.render("", [Call(name)]) for name in sorted(reads) if not base.tools[name].parameters]
+    played: list[str] = []
+    for action in actions:
+        while rng.random() < waste:
+            again = [a for a in played if all(call.name in reads for call in base.read(a).calls)]
+            if choices := again if again and (not idle or rng.random() < 0.5) else idle:
+                played.append(rng.choice(choices))
+        played.append(action)
+    return played
+
+
+def demonstrations(
+    env: gym.Env, seeds: Sequence[int], *, wasteful: float, waste: float, ranks: Ranks | None = None
+) -> list[Dialogue]:
+    """Play the oracle on the tasks that ``seeds`` draw.
+
+    Args:
+        env: Where it plays.
+        seeds: One a task.
+        wasteful: Share of demonstrations with needless calls.
+        waste: Probability of a needless call before each step of those.
+        ranks: Every process plays its share and has all of them in the end.
+
+    Returns:
+        Those that passed, in the order of the seeds.
+    """
+    mine = list(enumerate(seeds)) if ranks is None else ranks.share(list(enumerate(seeds)))
+    base, played = tool_env(env), []
+    for place, seed in tqdm(mine, "demonstrations", disable=ranks is not None and not ranks.first):
+        rng = random.Random(stream("demonstration", seed))
+        _, info = env.reset(seed=seed)
+        dialogue = Dialogue(info["messages"], info["tools"], [])
+        actions = base.oracle()
+        if rng.random() < wasteful:
+            actions = wasteful_actions(env, actions, waste, rng)
+        for action in actions:
+            observation, _, terminated, truncated, info = env.step(action)
+            dialogue.turns.append(Said(action, None, answers(observation, info["tool_results"])))
+            if terminated or truncated:
+                break
+        if info.get("verdict", {}).get("status") == "pass":
+            played.append((place, dialogue))
+    shares = [played] if ranks is None else ranks.gather(played)
+    return [dialogue for _, dialogue in sorted((one for share in shares for one in share), key=lambda one: one[0])]
+
+
+def encoded(chat: Chat, dialogue: Dialogue) -> Example:
+    """Ids of a dialogue and the spans the model has to learn: sampled ids as they were, or else the text and its
+    end."""
+    ids, spans = list(chat.prompt(dialogue.messages, dialogue.tools)), []
+    for number, turn in enumerate(dialogue.turns, start=1):
+        written = list(chat.spelled(turn.action) if turn.ids is None else turn.ids)
+        spans.append((len(ids), len(ids) + len(written)))
+        ids += written
+        if number < len(dialogue.turns):
+            ids += chat.reply(turn.answers, closed=written[-1] in chat.stops)
+    return ids, spans
+
+
+def warm_start(
+    model: Model, examples: Sequence[Example], warm: WarmStart, *, context: int, most_tokens: int, seed: int,
+    ranks: Ranks,
+) -> float:  # fmt: skip
+    """Supervised training, the same for any number of processes.
+
+    Args:
+        model: Trained in place.
+        examples: Encoded dialogues, the same in all processes; those longer than ``context`` are left out.
+        warm: How; its ``updates`` are set.
+        context: Tokens of an example, at most.
+        most_tokens: Padded tokens of one forward pass.
+        seed: Of the order of the examples.
+        ranks: Each batch is shared over them, and the gradients are summed.
+
+    Returns:
+        The mean loss of a model token over the last tenth of the updates; NaN without updates.
+
+    Raises:
+        Refused: If no example is short enough.
+    """
+    data = sorted((one for one in examples if len(one[0]) <= context), key=lambda one: len(one[0]))
+    if not data:
+        raise Refused(f"none of {len(examples)} demonstrations is within {context} tokens; raise --max-context")
+    parameters = model.trained()
+    optimizer = torch.optim.AdamW(parameters, lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    rng = random.Random(stream("warm start", seed))
+    size, updates = warm.batch_size, warm.updates or 0
+    losses: list[float] = []
+    queue: list[list[int]] = []
+    model.train()
+    bar = tqdm(range(updates), "warm start", disable=not ranks.first)
+    for update in bar:
+        progress = update / updates
+        if not queue:  # short dialogues first: copying is learnt there, at a fraction of the price
+            within = max(1, int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7)))
+            pool = sorted(rng.sample(range(within), min(within, 8 * size)))  # neighbours are of similar length,
+            queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
+            rng.shuffle(queue)
+        batch = [data[i] for i in queue.pop()]
+        for group in optimizer.param_groups:
+            group["lr"] = warm.lr * min(1.0, (update + 1) / 30) * (0.55 + 0.45 * math.cos(math.pi * progress))
+        total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
+        batch = ranks.share(batch)
+        for part in micro_batches([len(ids) for ids, _ in batch], most_tokens):
+            weights = []
+            for i in part:
+                weight = torch.full((len(batch[i][0]),), warm.other_tokens)
+                for begin, end in batch[i][1]:
+                    weight[begin:end] = 1.0
+                weights.append(weight[1:])
+            rows = [batch[i][0] for i in part]
+            logprobs = token_logprobs(model, rows, [[(1, len(row))] for row in rows]).logprobs
+            weight = torch.cat(weights).to(logprobs)
+            (-(logprobs * weight).sum() / count).backward()
+            total -= float(logprobs.detach()[weight == 1.0].sum()) / count
+        ranks.all_reduce_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+        bar.set_postfix(loss=f"{np.mean(losses[-20:]) * ranks.world:.3f}")
+    model.eval()
+    last = losses[-max(1, len(losses) // 10) :]
+    return float(ranks.sum(np.array([np.mean(last)]))[0]) if last else math.nan
