@@ -1,0 +1,397 @@
+"""Episodes: the model writes a turn, the environment answers in a thread, and nobody waits for the slowest."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+from tqdm import tqdm
+
+import agent_gym
+from agent_gym import Group, Snapshot, Step, Trajectory, Verdict, tool_env
+from agent_gym.lm.chat import Chat
+from agent_gym.lm.engine import Engine, Turn
+from agent_gym.lm.errors import Refused
+from agent_gym.lm.ranks import Ranks
+from agent_gym.lm.seeds import stream
+from agent_gym.replay import plain_kwargs
+
+__all__ = ["Branch", "Episode", "Limits", "answers", "environments", "evaluate", "play"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an episode may grow.
+
+    Args:
+        new_tokens: Tokens of one turn, its end included; a longer one is cut.
+        context: Tokens of the whole conversation.
+    """
+
+    new_tokens: int
+    context: int
+
+
+@dataclass(eq=False)
+class Episode:
+    """What was played: the tokens, where the model wrote them, and what the environment said.
+
+    Args:
+        index: Its place among the starts.
+        env_id: Gymnasium id.
+        env_kwargs: Keyword arguments of ``gym.make``, as far as JSON can hold them.
+        task_id: The task.
+        task_hash: The task's fingerprint.
+        task_type: What kind of task it is.
+        seed: Seed of the reset.
+        ids: The whole conversation. Of an answer that ended the episode nothing stands here.
+        cost_total: What it has cost, by channel.
+        observation: What the environment said last.
+        before: Steps of the episode it branched off, up to the branch.
+        spans: ``[begin, end)`` in ``ids`` of each turn of the model.
+        logprobs: Of the model's tokens under the sampling policy, all turns in one row.
+        steps: The turns that were played, one for each span.
+        snapshots: The environment's state before each of them.
+        reward: 1.0 or 0.0; None where there is no verdict.
+        verdict: ``Verdict.to_dict()``; the reason ``"context"`` says that it outgrew the limit.
+        cut: Turns that were cut for their length.
+    """
+
+    index: int
+    env_id: str
+    env_kwargs: dict[str, Any]
+    task_id: str
+    task_hash: str
+    task_type: str
+    seed: int
+    ids: list[int]
+    cost_total: dict[str, float]
+    observation: str
+    before: tuple[Step, ...] = ()
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    reward: float | None = None
+    verdict: dict[str, Any] | None = None
+    cut: int = 0
+
+    @property
+    def success(self) -> float:
+        """1.0 where the verifier passed it, else 0.0."""
+        return float(self.verdict is not None and self.verdict["status"] == "pass")
+
+    @property
+    def infra(self) -> bool:
+        """Whether it ended without a verdict: what runs it failed, or a wrapper cut it."""
+        return self.verdict is None or self.verdict["status"] == "infra"
+
+    def trajectory(self, group: Group | None = None) -> Trajectory:
+        """The episode as the suite's trajectory files hold it, from its first step on.
+
+        Args:
+            group: The cluster it belongs to.
+        """
+        return Trajectory(
+            self.task_id, self.env_id, self.env_kwargs, self.seed, (*self.before, *self.steps), self.reward,
+            self.verdict, self.cost_total, group, self.task_hash,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A start in the middle of an episode: what else could have come of it?
+
+    Args:
+        episode: The one it branches off.
+        t: The step, by its place in ``episode.steps``, that is written anew.
+    """
+
+    episode: Episode
+    t: int
+
+
+class _Row(NamedTuple):
+    """An episode that is being played."""
+
+    episode: Episode
+    env: gym.Env
+    done: bool
+
+
+def play(
+    engine: Engine,
+    chat: Chat,
+    envs: Sequence[gym.Env],
+    starts: Sequence[int | Branch],
+    limits: Limits,
+    *,
+    draws: Sequence[int],
+    workers: int = 8,
+    patience: float = 0.2,
+    on_done: Callable[[Episode], None] | None = None,
+) -> list[Episode]:
+    """Play an episode from each start to its end.
+
+    The environments are a pool: an episode takes a free one, so there are as many at a time as environments. A turn is
+    played in a thread as soon as it is written, while the engine goes on with the others. Equal starts that stand next
+    to each other are begun together, so that the engine can feed their prompt once.
+
+    Args:
+        engine: Writes the turns.
+        chat: Reads and writes ids.
+        envs: Made alike; see :func:`environments`.
+        starts: Task seeds, or branches off episodes that were played in environments like these.
+        limits: A prompt or an episode that outgrows the context fails with the reason ``"context"``.
+        draws: One sampling seed an episode; its turn ``t`` is sampled with ``stream(draw, t)``.
+        workers: Threads that environments step in.
+        patience: Seconds that the engine waits for environments. Answers that come within it are taken in together and
+            in the order of the starts, so that fast environments make a schedule that repeats itself.
+        on_done: Told of each episode as it ends.
+
+    Returns:
+        The episodes in the order of ``starts``.
+
+    Raises:
+        Exception: What an environment raised.
+    """
+    if len(draws) != len(starts):
+        raise ValueError(f"{len(draws)} draws for {len(starts)} starts: there must be one for each")
+    if starts and not envs:
+        raise ValueError("there is no environment to play in")
+    alike = [list(group) for _, group in groupby(range(len(starts)), key=lambda i: starts[i])]
+    waiting = deque(group[at : at + len(envs)] for group in alike for at in range(0, len(group), len(envs)))
+    free = deque(envs)
+    writing: dict[int, _Row] = {}
+    pending: dict[Future[list[_Row]], float] = {}  # when patience with it ends
+    held: set[int] = set()  # keys that the engine knows
+    ended: dict[int, Episode] = {}
+    pool = ThreadPoolExecutor(workers)
+
+    def hand(function: Callable[..., list[_Row]], *arguments: Any) -> None:
+        pending[pool.submit(function, *arguments)] = time.monotonic() + patience
+
+    def begin(count: int) -> None:
+        group = waiting.popleft()
+        if group[count:]:
+            waiting.appendleft(group[count:])
+        hand(_opened, chat, [free.popleft() for _ in group[:count]], group[:count], starts[group[0]], limits)
+
+    try:
+        while waiting or writing or pending:
+            while waiting and len(waiting[0]) <= len(free):
+                begin(len(waiting[0]))
+            if young := {one: until for one, until in pending.items() if until > time.monotonic()}:
+                wait(young, max(young.values()) - time.monotonic(), FIRST_EXCEPTION)
+            if not writing and not any(one.done() for one in pending):
+                if waiting and free:  # rather a part of a group than nothing
+                    begin(len(free))
+                    continue
+                wait(pending, return_when=FIRST_COMPLETED)
+            arrived = [one for one in pending if one.done()]
+            over = []
+            for row in sorted((row for one in arrived for row in one.result()), key=lambda row: row.episode.index):
+                episode, key = row.episode, row.episode.index
+                if row.done:
+                    ended[key] = episode
+                    over.append(key)
+                    free.append(row.env)
+                    if on_done is not None:
+                        on_done(episode)
+                    continue
+                writing[key] = row
+                held.add(key)
+                most = min(limits.new_tokens, limits.context - len(episode.ids))
+                engine.submit(key, episode.ids, most, stream(draws[key], len(episode.steps)))
+            for one in arrived:
+                del pending[one]
+            if gone := held.intersection(over):
+                engine.release(sorted(gone))
+                held -= gone
+            for turn in engine.step() if writing else ():
+                hand(_advanced, chat, writing.pop(turn.key), turn, limits)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if held:
+            engine.release(sorted(held))
+    return [ended[i] for i in range(len(starts))]
+
+
+def _opened(chat: Chat, envs: list[gym.Env], indices: list[int], start: int | Branch, limits: Limits) -> list[_Row]:
+    """Begin the same episode in each environment; its prompt is encoded once."""
+    rows, ids = [], None
+    for env, index in zip(envs, indices, strict=True):
+        base = tool_env(env)
+        if isinstance(start, Branch):
+            old, t = start.episode, start.t
+            agent_gym.restore(env, old.snapshots[t])
+            rows.append(
+                Episode(
+                    index, old.env_id, old.env_kwargs, old.task_id, old.task_hash, old.task_type, old.seed,
+                    old.ids[: old.spans[t][0]], base.cost_total, old.steps[t].observation,
+                    (*old.before, *old.steps[:t]),
+                )
+            )  # fmt: skip
+            continue
+        observation, info = env.reset(seed=start)
+        ids = chat.prompt(info["messages"], info["tools"]) if ids is None else ids
+        spec: Any = base.spec
+        kwargs = {**plain_kwargs(spec.kwargs), **({"budget": base.budget} if "budget" in spec.kwargs else {})}
+        rows.append(
+            Episode(
+                index, spec.id, kwargs, info["task_id"], info["task_hash"], info["task_type"], start,
+                list(ids), info["cost_total"], observation,
+            )
+        )  # fmt: skip
+    return [_Row(row, env, _overlong(row, limits)) for row, env in zip(rows, envs, strict=True)]
+
+
+def _advanced(chat: Chat, row: _Row, turn: Turn, limits: Limits) -> list[_Row]:
+    """Play the turn that was written and append what the environment answers."""
+    episode, env, _ = row
+    ids, logprobs = list(turn.ids), list(turn.logprobs)
+    text = chat.text(ids)
+    action: Any = text if turn.stopped else {"role": "assistant", "content": text, "finish_reason": "length"}
+    episode.cut += not turn.stopped
+    episode.spans.append((len(episode.ids), len(episode.ids) + len(ids)))
+    episode.ids += ids
+    episode.logprobs += logprobs
+    episode.snapshots.append(agent_gym.snapshot(env))
+    observation, reward, terminated, truncated, info = env.step(action)
+    results = info["tool_results"]
+    episode.steps.append(
+        Step(
+            episode.observation, action, info["cost"], results, info["state_hash"], terminated, truncated, ids, logprobs
+        )
+    )
+    episode.observation, episode.cost_total = observation, info["cost_total"]
+    if terminated or truncated:
+        episode.verdict = info.get("verdict")
+        episode.reward = None if episode.infra else float(reward)
+        return [_Row(episode, env, True)]
+    episode.ids += chat.reply(answers(observation, results), turn.stopped)
+    return [_Row(episode, env, _overlong(episode, limits))]
+
+
+def _overlong(episode: Episode, limits: Limits) -> bool:
+    """Whether there is no room for another token; the episode has then failed."""
+    if len(episode.ids) < limits.context:
+        return False
+    episode.reward, episode.verdict = 0.0, Verdict("fail", "context", 0.0).to_dict()
+    return True
+
+
+def answers(observation: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """An environment's answer to a turn as messages of a conversation. Put together again, a line each, they are the
+    observation: nothing is lost, nothing stands twice.
+
+    Args:
+        observation: What ``step`` returned.
+        results: ``info["tool_results"]``.
+
+    Returns:
+        A message of the role ``tool`` for each result that arrived, then one of the user with what else was said.
+    """
+    messages, rest = [], observation
+    for result in results:
+        if result["error"] == "not_run":
+            continue
+        content = result["content"]
+        if not (rest == content or rest.startswith(f"{content}\n")):  # the observation was cut: its end is here
+            content = rest
+        messages.append({"role": "tool", "name": result["name"], "content": content})
+        if content == rest:
+            return messages
+        rest = rest[len(content) + 1 :]
+    return [*messages, {"role": "user", "content": rest}]
+
+
+def environments(
+    env_id: str,
+    count: int,
+    *,
+    chat: Chat,
+    split: str,
+    bounds: Mapping[str, float],
+    on_budget: str = "record",
+    **kwargs: Any,
+) -> list[gym.Env]:
+    """Environments for a model: they read its format and count its tokens.
+
+    Args:
+        env_id: Gymnasium id.
+        count: How many.
+        chat: Gives the parser and the token counter.
+        split: ``"train"`` or ``"test"``.
+        bounds: Budget by channel; an infinite one is none.
+        on_budget: ``"record"`` or ``"truncate"``.
+        **kwargs: Further arguments of the environment.
+
+    Raises:
+        Refused: If it cannot be made.
+    """
+    named = next((name for name, parser in agent_gym.PARSERS.items() if parser is chat.parser), chat.parser)
+    budget = {channel: bound for channel, bound in bounds.items() if math.isfinite(bound)}
+    given = {"parser": named, "split": split, "budget": budget, "on_budget": on_budget, **kwargs}
+    try:
+        envs = [gym.make(env_id, disable_env_checker=True, **given) for _ in range(count)]
+    except (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise Refused(f"cannot make {env_id}: {error}") from error
+    for env in envs:
+        tool_env(env).token_counter = chat.count  # not an argument: wrappers copy those deeply, tokenizer and all
+    return envs
+
+
+def evaluate(
+    engine: Engine,
+    chat: Chat,
+    envs: Sequence[gym.Env],
+    seeds: Sequence[int],
+    limits: Limits,
+    ranks: Ranks,
+    *,
+    draw: int,
+    samples: int = 1,
+    workers: int = 8,
+    title: str = "test",
+) -> list[Trajectory]:
+    """Play a set of tasks, shared out to the processes.
+
+    Args:
+        engine: Writes the turns.
+        chat: Reads and writes ids.
+        envs: This process's own.
+        seeds: Of the tasks.
+        limits: See :func:`play`.
+        ranks: The processes.
+        draw: Seeds the sampling: sample ``k`` of task ``i`` is drawn with ``stream(draw, i, k)``, whatever the number
+            of processes.
+        samples: Episodes a task.
+        workers: Threads of each process.
+        title: Of the progress bar.
+
+    Returns:
+        All episodes, task by task, the samples of a task next to each other: the same list in every process.
+    """
+    own = [(i, k) for i in ranks.share(range(len(seeds))) for k in range(samples)]
+    with tqdm(total=len(own), desc=title, leave=False, disable=not ranks.first) as bar:
+        episodes = play(
+            engine,
+            chat,
+            envs,
+            [seeds[i] for i, _ in own],
+            limits,
+            draws=[stream(draw, i, k) for i, k in own],
+            workers=workers,
+            on_done=lambda episode: bar.update() and None,
+        )
+    played = [(*place, episode.trajectory()) for place, episode in zip(own, episodes, strict=True)]
+    every = [one for part in ranks.gather(played) for one in part]
+    return [trajectory for *_, trajectory in sorted(every, key=lambda one: one[:2])]
