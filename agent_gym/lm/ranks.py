@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import Refused
+from agent_gym.lm.errors import Refused
 
 __all__ = ["Ranks"]
 

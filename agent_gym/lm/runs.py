@@ -20,8 +20,8 @@ import torch
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import Refused
-from .ranks import Ranks
+from agent_gym.lm.errors import Refused
+from agent_gym.lm.ranks import Ranks
 
 __all__ = ["Run", "arguments", "command", "dumps", "read_lines", "write"]
 
