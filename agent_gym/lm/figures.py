@@ -75,6 +75,10 @@ def _of_five(values: Sequence[float]) -> list[float]:
     return [float(np.mean(values[max(0, i - 4) : i + 1])) for i in range(len(values))]
 
 
+def _curve(axis: Any, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+    axis.plot(x, y, marker="o" if len(x) == 1 else None, **style)  # one iteration alone has no line
+
+
 def _whole(axis: Any) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True)
 
@@ -88,13 +92,14 @@ def _bar(axis: Any, x: float, interval: tuple[float, float, float], **style: Any
     axis.bar(x, mean, yerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], capsize=3, **style)
 
 
-def _heat(axis: Any, colours: np.ndarray, texts: np.ndarray, palette: str) -> Any:
-    """A map of numbers from -1 to 1, each with its text; grey where there is none."""
+def _heat(axis: Any, colours: np.ndarray, palette: str, texts: Sequence[Sequence[str]] = ()) -> Any:
+    """A map of numbers from -1 to 1, grey where there is none, with texts in its fields."""
     axis.set_facecolor("lightgrey")
     image = axis.imshow(colours, cmap=palette, vmin=-1.0, vmax=1.0, aspect="auto", interpolation="none")
-    for (i, j), text in np.ndenumerate(texts):
-        shade = "white" if abs(colours[i, j]) > 0.6 else "black"
-        axis.text(j, i, text, ha="center", va="center", fontsize=8, color=shade)
+    for i, row in enumerate(texts):
+        for j, text in enumerate(row):
+            shade = "white" if abs(colours[i, j]) > 0.6 else "black"
+            axis.text(j, i, text, ha="center", va="center", fontsize=8, color=shade)
     return image
 
 
@@ -106,7 +111,7 @@ def draw_dual(rows: Sequence[Row], path: Path) -> None:
     figure = _figure(8, 7)
     top, bottom = figure.subplots(2, 1, sharex=True)
     for channel in CHANNELS:
-        top.plot(*_points(rows, f"lambda/{channel}"), label=channel.replace("_", " "))
+        _curve(top, *_points(rows, f"lambda/{channel}"), label=channel.replace("_", " "))
     top.set_ylabel("multiplier $\\lambda_k$")
     top.legend(title="cost channel")
     for key, label, colour in (
@@ -114,7 +119,7 @@ def draw_dual(rows: Sequence[Row], path: Path) -> None:
         ("charts/in_budget_success", "in-budget success", "tab:blue"),
         ("violation/any", "violation of any budget", "tab:red"),
     ):
-        bottom.plot(*_points(rows, key), color=colour, label=label)
+        _curve(bottom, *_points(rows, key), color=colour, label=label)
     bottom.set(xlabel="iteration", ylabel="share of training episodes", ylim=(-0.02, 1.02))
     _whole(bottom)
     bottom.legend()
@@ -141,7 +146,7 @@ def draw_credits(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
         scale = [1.0, *(np.nanmax(np.abs(raw[:, k]), initial=1e-9) for k in range(1, raw.shape[1]))]
         texts = [["not measured" if math.isnan(x) else f"{x:.0f}" if k else f"{x:+.1f}" for k, x in enumerate(row)]
                  for row in raw]  # fmt: skip
-        _heat(axis, raw / scale, np.array(texts), "RdBu_r")
+        _heat(axis, raw / scale, "RdBu_r", texts)
         labels = [f"{t}  {''.join(c if c.isprintable() else '?' for c in x)}" for t, x in enumerate(m["steps"])]
         axis.set_yticks(range(len(raw)), labels, fontsize=8, parse_math=False)  # a model may well write "$x_{$"
         axis.set_xticks(range(len(columns)), columns, fontsize=8)
@@ -153,6 +158,8 @@ def draw_credits(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
 def draw_conflict(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
     """The cosine of every two groups' gradients (``cosine/i_j``) over the iterations, and its mean over them.
 
+    One group alone, no picture.
+
     Args:
         rows: The iterations.
         names: The groups, by number.
@@ -160,10 +167,12 @@ def draw_conflict(rows: Sequence[Row], names: Sequence[str], path: Path) -> None
     """
     count = len(names)
     pairs = [(i, j) for i in range(count) for j in range(i)]
-    over = np.array([[row.get(f"cosine/{i}_{j}", math.nan) for row in rows] for i, j in pairs]).reshape(len(pairs), -1)
+    if not pairs:
+        return
+    over = np.array([[row.get(f"cosine/{i}_{j}", math.nan) for row in rows] for i, j in pairs])
     figure = _figure(13, 1.6 + max(2.6, 0.3 * len(pairs)))
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [3, 1.4]})
-    image = _heat(left, over, np.array([[]]), "RdBu")
+    image = _heat(left, over, "RdBu")
     image.set_extent((rows[0]["iteration"] - 0.5, rows[-1]["iteration"] + 0.5, len(pairs) - 0.5, -0.5))
     _whole(left)
     left.set_yticks(range(len(pairs)), [f"{j} and {i}" for i, j in pairs], fontsize=8)
@@ -172,8 +181,8 @@ def draw_conflict(rows: Sequence[Row], names: Sequence[str], path: Path) -> None
     for (i, j), cosines in zip(pairs, over, strict=True):
         if not np.isnan(cosines).all():
             mean[i, j] = mean[j, i] = np.nanmean(cosines)
-    texts = np.array([["" if math.isnan(x) else f"{x:.2f}" for x in row] for row in mean])
-    image = _heat(right, mean, texts, "RdBu")
+    texts = [["" if math.isnan(x) else f"{x:.2f}" for x in row] for row in mean]
+    image = _heat(right, mean, "RdBu", texts)
     right.set_xticks(range(count), range(count), fontsize=8)
     labels = [f"{i}: {_short(name, 28)}" for i, name in enumerate(names)]
     right.set_yticks(range(count), labels, fontsize=8, parse_math=False)
@@ -198,11 +207,12 @@ def draw_passk(tested: Sequence[Row], rows: Sequence[Row], path: Path) -> None:
         axis.plot(x, y, marker="o", color=(0.1, 0.3, 0.7, shade), label=f"pass@{k}, test tasks")
     x, rate = _points(rows, "conflict/rate")
     if rate:
-        axis.plot(x, rate, color="tab:red", alpha=0.35, linewidth=1, label="conflict rate of an update")
-        axis.plot(x, _of_five(rate), color="tab:red", label="mean of five updates")
+        _curve(axis, x, rate, color="tab:red", alpha=0.35, linewidth=1, label="conflict rate of an update")
+        _curve(axis, x, _of_five(rate), color="tab:red", label="mean of five updates")
     _whole(axis)
     axis.set(xlabel="updates", ylabel="share", ylim=(-0.02, 1.02))
-    axis.legend(fontsize=8)
+    if ks or rate:
+        axis.legend(fontsize=8)
     _save(figure, path)
 
 
@@ -220,7 +230,9 @@ def draw_diversity(tables: Mapping[str, Table], path: Path) -> None:
         for at, one in enumerate(tables.values()):
             interval = one.get(name, (0.0, 0.0, 0.0))
             _bar(axis, at, interval, color=f"C{at}")
-            axis.text(at, 0, f"{interval[0]:.2f}", ha="center", va="bottom", fontsize=9, color="white")
+            text = f"{interval[0]:.2f}" if name in one else "none"
+            axis.annotate(text, (at, interval[2]), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+        axis.margins(y=0.12)
         axis.set_xticks(range(len(tables)), tables)
         axis.set_title(name.replace(" a task", "\na task").replace(" of a", "\nof a"), fontsize=9)
     _save(figure, path)
@@ -239,8 +251,7 @@ def draw_groups(rows: Sequence[Row], names: Sequence[str], tables: Mapping[str, 
     left, right = figure.subplots(1, 2, sharey=True)
     for i in range(len(names)):
         x, y = _points(rows, f"group/{i}_success")
-        if y:
-            left.plot(x, _of_five(y), color=f"C{i}", label=str(i))
+        _curve(left, x, _of_five(y), color=f"C{i}", label=str(i))
     left.set(xlabel="iteration", ylabel="success", title="training episodes, mean of five iterations", ylim=(0, 1.02))
     _whole(left)
     left.legend(title="group", fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
