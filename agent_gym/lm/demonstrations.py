@@ -1,9 +1,10 @@
 """Supervised learning from dialogues: the oracle's demonstrations, wasteful ones, and episodes of files."""
 
+import json
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,15 +13,20 @@ import torch
 from tqdm import tqdm
 
 from agent_gym.env import tool_env
+from agent_gym.formats import PARSERS, Parser
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.models import Model, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import answers
 from agent_gym.lm.seeds import stream
-from agent_gym.tools import Call
+from agent_gym.tools import Call, load
+from agent_gym.trajectory import Trajectory
 
-__all__ = ["Dialogue", "WarmStart", "demonstrations", "encoded", "warm_start", "wasteful_actions"]
+__all__ = [
+    "Dialogue", "Said", "WarmStart", "demonstrations", "dialogue_of", "encoded", "sampled_here", "spelled",
+    "warm_start", "wasteful_actions",
+]  # fmt: skip
 
 Example = tuple[list[int], list[tuple[int, int]]]
 """Ids of a dialogue, and where the model wrote: [begin, end) of each of its turns."""
@@ -44,7 +50,7 @@ class Dialogue:
 
     @property
     def texts(self) -> Iterator[str]:
-        """All that was said in it, but for the system's words."""
+        """All that was said in it, except for the system's words."""
         yield from (message["content"] for message in self.messages if message["role"] != "system")
         for turn in self.turns:
             yield turn.action
@@ -129,16 +135,77 @@ def demonstrations(
     return [dialogue for _, dialogue in sorted((one for share in shares for one in share), key=lambda one: one[0])]
 
 
+def dialogue_of(trajectory: Trajectory, env: gym.Env, where: str = "trajectory") -> Dialogue:
+    """An episode of a trajectory file. The file does not hold what the model saw before it, but its task's reset gives
+    it again. A turn that was played as a message becomes text in the environment's format, as a model will write it.
+
+    Args:
+        trajectory: The episode.
+        env: Made with its ``env_kwargs``, and the parser of whoever is to learn from it.
+        where: Where it stands, for the messages.
+
+    Raises:
+        Refused: If it is of another environment, of the test split, or made by another version.
+    """
+    base: Any = tool_env(env)
+    if trajectory.env_id != base.spec.id:
+        raise Refused(f"{where}: an episode of {trajectory.env_id}, not of --env-id {base.spec.id}")
+    if trajectory.env_kwargs.get("split") == "test":
+        raise Refused(
+            f"{where}: an episode of the test split, which is kept for the tests; choose episodes of split train"
+        )
+    task = trajectory.task_id
+    try:
+        observation, info = env.reset(seed=trajectory.seed, options={"task": task})
+    except ValueError as error:
+        raise Refused(f"{where}: its task {task!r} cannot be opened: {error}") from error
+    if trajectory.steps and trajectory.steps[0].observation != observation:
+        raise Refused(f"{where}: task {task!r} does not begin as the file says; another version made it")
+    if trajectory.task_hash not in (None, info["task_hash"]):
+        raise Refused(f"{where}: task {task!r} has other content than the file's; another version made it")
+    seen = [step.observation for step in trajectory.steps[1:]] + [""]
+    turns = [
+        Said(
+            step.action if isinstance(step.action, str) else spelled(step.action, base.parser),
+            step.action_ids,
+            answers(after, step.tool_results),
+        )
+        for step, after in zip(trajectory.steps, seen, strict=False)
+    ]
+    return Dialogue(info["messages"], info["tools"], turns)
+
+
+def spelled(message: Mapping[str, Any], parser: Parser) -> str:
+    """A message as text in a parser's format. A call whose arguments are not valid stays so; words that were cut before
+    their end stay as they are."""
+    if message.get("finish_reason") == "length" and not message.get("tool_calls"):
+        return str(message.get("content") or "")
+    turn = PARSERS["openai"].parse(json.dumps(message))
+    if not turn.calls:
+        return turn.text
+    calls = [
+        replace(call, arguments=load(call.written).get("arguments")) if call.error and call.name else call
+        for call in turn.calls
+    ]
+    return parser.render(turn.text, calls)
+
+
+def sampled_here(chat: Chat, turn: Said) -> bool:
+    """Whether the turn's ids are of this tokenizer: decoded, they are its text."""
+    ids = turn.ids
+    return bool(ids) and max(ids) < len(chat.tokenizer) and chat.text(ids) == turn.action
+
+
 def encoded(chat: Chat, dialogue: Dialogue) -> Example:
-    """Ids of a dialogue and the spans the model has to learn: sampled ids as they were, or else the text and its
-    end."""
+    """Ids of a dialogue and the spans the model has to learn: sampled ids as they were, if they are of this tokenizer,
+    or else the text and its end."""
     ids, spans = list(chat.prompt(dialogue.messages, dialogue.tools)), []
     for number, turn in enumerate(dialogue.turns, start=1):
-        written = list(chat.spelled(turn.action) if turn.ids is None else turn.ids)
+        written = list(turn.ids or ()) if sampled_here(chat, turn) else list(chat.spelled(turn.action))
         spans.append((len(ids), len(ids) + len(written)))
         ids += written
         if number < len(dialogue.turns):
-            ids += chat.reply(turn.answers, closed=written[-1] in chat.stops)
+            ids += chat.reply(turn.answers, written[-1] in chat.stops)
     return ids, spans
 
 
@@ -172,7 +239,6 @@ def warm_start(
     size, updates = warm.batch_size, warm.updates or 0
     losses: list[float] = []
     queue: list[list[int]] = []
-    model.train()
     bar = tqdm(range(updates), "warm start", disable=not ranks.first)
     for update in bar:
         progress = update / updates
@@ -187,23 +253,22 @@ def warm_start(
         total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
         batch = ranks.share(batch)
         for part in micro_batches([len(ids) for ids, _ in batch], most_tokens):
-            weights = []
-            for i in part:
-                weight = torch.full((len(batch[i][0]),), warm.other_tokens)
-                for begin, end in batch[i][1]:
-                    weight[begin:end] = 1.0
-                weights.append(weight[1:])
             rows = [batch[i][0] for i in part]
+            own = torch.zeros(sum(len(row) - 1 for row in rows), dtype=torch.bool)
+            at = -1  # of a row's first token, which nothing foretells
+            for i in part:
+                for begin, end in batch[i][1]:
+                    own[at + begin : at + end] = True
+                at += len(batch[i][0]) - 1
             logprobs = token_logprobs(model, rows, [[(1, len(row))] for row in rows]).logprobs
-            weight = torch.cat(weights).to(logprobs)
-            (-(logprobs * weight).sum() / count).backward()
-            total -= float(logprobs.detach()[weight == 1.0].sum()) / count
+            own = own.to(logprobs.device)
+            (-(logprobs * torch.where(own, 1.0, warm.other_tokens)).sum() / count).backward()
+            total -= float(logprobs.detach()[own].sum()) / count
         ranks.all_reduce_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
         bar.set_postfix(loss=f"{np.mean(losses[-20:]) * ranks.world:.3f}")
-    model.eval()
     last = losses[-max(1, len(losses) // 10) :]
     return float(ranks.sum(np.array([np.mean(last)]))[0]) if last else math.nan
