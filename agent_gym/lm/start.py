@@ -1,0 +1,82 @@
+"""The policy that a run begins with: a checkpoint, a pretrained model, or the small one, warm-started."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from agent_gym.lm import tiny
+from agent_gym.lm.chat import Chat
+from agent_gym.lm.demonstrations import Dialogue, demonstrations, encoded, warm_start
+from agent_gym.lm.models import Model, load
+from agent_gym.lm.ranks import Ranks
+from agent_gym.lm.rollout import environments
+from agent_gym.lm.runs import Run
+from agent_gym.lm.seeds import stream
+
+__all__ = ["starting_policy"]
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def starting_policy(
+    args: Any, run: Run, ranks: Ranks, kinds: Sequence[tuple[str, dict[str, Any]]]
+) -> tuple[Model, Chat]:
+    """Load or make the policy, the same on every rank, and keep it in checkpoints/start of the run.
+
+    A run that is resumed starts from there, whatever became of ``init``.
+
+    Args:
+        args: The trainer's arguments: ``model``, ``init``, ``lora_rank``, ``load_in_4bit``, ``dtype``,
+            ``checkpointing``, ``thinking``, ``warm``, ``seed``, ``max_context`` and ``micro_batch_tokens``.
+        run: Where it is kept.
+        ranks: The demonstrations and the warm start are shared over them.
+        kinds: Ids and keyword arguments of the environments whose demonstrations a warm start learns from.
+
+    Returns:
+        The policy and its chat.
+    """
+    options: dict[str, Any] = {
+        "four_bit": args.load_in_4bit, "device": ranks.device, "dtype": DTYPES[args.dtype],
+        "checkpointing": args.checkpointing,
+    }  # fmt: skip
+    kept = run.folder / "checkpoints" / "start"
+    begun = kept.exists()
+    dialogues: list[Dialogue] = []
+    if begun or args.init or args.model != "tiny":
+        adapters = 0 if args.model == "tiny" else args.lora_rank
+        model = load(str(kept) if begun else args.init or args.model, adapters=adapters, **options)
+        chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops)
+        updates = 0 if begun or args.init else args.warm.updates or 0
+        if updates:
+            dialogues = _demonstrations(chat, args, ranks, kinds)
+    else:
+        chosen = [tiny.preset(env_id) for env_id, _ in kinds]
+        updates = max(one.updates for one in chosen) if args.warm.updates is None else args.warm.updates
+        dialogues = _demonstrations(None, args, ranks, kinds)
+        model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), args.seed).to(ranks.device)
+        chat = Chat(model.tokenizer, stops=model.stops)
+    if updates:
+        loss = warm_start(
+            model, [encoded(chat, dialogue) for dialogue in dialogues], replace(args.warm, updates=updates),
+            context=args.max_context, most_tokens=args.micro_batch_tokens, seed=args.seed, ranks=ranks,
+        )  # fmt: skip
+        if loss > 0.3 and ranks.first:
+            print(f"warm start: the loss is still {loss:.2f} a token, which leaves little to improve (--warm.updates)")
+    if not begun:
+        run.save("start", model, {})
+    return model, chat
+
+
+def _demonstrations(chat: Chat | None, args: Any, ranks: Ranks, kinds: Sequence[tuple[str, dict[str, Any]]]) -> Any:
+    """The oracle's, of each environment an equal share."""
+    count = args.warm.demonstrations
+    if count is None:
+        count = max(tiny.preset(env_id).demonstrations for env_id, _ in kinds)
+    found: list[Dialogue] = []
+    for number, (env_id, kwargs) in enumerate(kinds):
+        (env,) = environments(env_id, 1, chat=chat, split="train", bounds={}, **kwargs)
+        seeds = [stream("demonstration", args.seed, i) for i in range(number, count, len(kinds))]
+        found += demonstrations(env, seeds, wasteful=args.warm.wasteful, waste=args.warm.waste, ranks=ranks)
+    return found
