@@ -317,7 +317,7 @@ def environments(
     env_id: str,
     count: int,
     *,
-    chat: Chat,
+    chat: Chat | None,
     split: str,
     bounds: Mapping[str, float],
     on_budget: str = "record",
@@ -328,7 +328,7 @@ def environments(
     Args:
         env_id: Gymnasium id.
         count: How many.
-        chat: Gives the parser and the token counter.
+        chat: Gives the parser and the token counter; None where there is no model yet: the environment's own.
         split: ``"train"`` or ``"test"``.
         bounds: Budget by channel; an infinite one is none.
         on_budget: ``"record"`` or ``"truncate"``.
@@ -337,14 +337,16 @@ def environments(
     Raises:
         Refused: If it cannot be made.
     """
-    named = next((name for name, parser in agent_gym.PARSERS.items() if parser is chat.parser), chat.parser)
     budget = {channel: bound for channel, bound in bounds.items() if math.isfinite(bound)}
-    given = {"parser": named, "split": split, "budget": budget, "on_budget": on_budget, **kwargs}
+    given: dict[str, Any] = {"split": split, "budget": budget, "on_budget": on_budget, **kwargs}
+    if chat is not None:
+        named = (name for name, parser in agent_gym.PARSERS.items() if parser is chat.parser)
+        given["parser"] = next(named, chat.parser)
     try:
         envs = [gym.make(env_id, disable_env_checker=True, **given) for _ in range(count)]
     except (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise Refused(f"cannot make {env_id}: {error}") from error
-    for env in envs:
+    for env in envs if chat is not None else ():
         tool_env(env).token_counter = chat.count  # not an argument: wrappers copy those deeply, tokenizer and all
     return envs
 
