@@ -41,7 +41,7 @@ from agent_gym.lm.figures import draw_credits, draw_dual, table
 from agent_gym.lm.models import Model, micro_batches, parameters_of, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, play
-from agent_gym.lm.runs import Run, command, peak_memory
+from agent_gym.lm.runs import Run, command, peak_memory, read_lines
 from agent_gym.lm.seeds import stream
 from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
@@ -728,7 +728,7 @@ def train(args: Args) -> None:
         if critic:
             critic.heads.load_state_dict(state["critic"])
             critic.optimizer.load_state_dict(state["critic_optimizer"])
-        maps = [row for row in run.lines("credits.jsonl") if row["iteration"] < first]
+        maps = [row for row in read_lines(run.path("credits.jsonl")) if row["iteration"] < first]
     run.keep(first)
     ranks.check_equal(model.trained())
 
@@ -818,7 +818,7 @@ def train(args: Args) -> None:
             longest = sorted(range(len(episodes)), key=lambda i: (-episodes[i].success, -len(episodes[i].steps)))
             shown = list({episodes[i].task_id: i for i in reversed(longest)}.values())[::-1][:3]
             maps += [credit_map(episodes[i], credits[i], iteration) for i in shown]
-            run.write_lines("credits.jsonl", maps)
+            run.lines("credits.jsonl", maps)
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} in-budget {row['charts/in_budget_success']:.2f} "
             f"calls {mean_cost[0]:.1f} tokens {mean_cost[1]:.0f} read {mean_cost[2]:.0f} ms {mean_cost[3]:.0f} "

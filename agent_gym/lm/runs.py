@@ -5,11 +5,12 @@ A trainer ends with ``command(Args, train, __doc__, "name")``. Files are written
 
 import json
 import math
+import resource
 import shutil
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.ranks import Ranks
 
-__all__ = ["Run", "arguments", "command", "dumps", "read_lines", "write"]
+__all__ = ["Run", "arguments", "command", "dumps", "peak_memory", "read_lines", "write"]
 
 A = TypeVar("A")
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -60,6 +61,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process has held at most: on a GPU of its memory, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class Run:
@@ -173,6 +182,19 @@ class Run:
         """Write a file of the folder as JSON."""
         self.text(name, dumps(data, indent=1))
 
+    def path(self, name: str) -> Path:
+        """Where a file of the folder stands, or would."""
+        return self.folder / name
+
+    def lines(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Write a file of the folder as JSON lines; :func:`read_lines` reads it."""
+        self.text(name, "".join(dumps(row) + "\n" for row in rows))
+
+    def trajectories(self, name: str, trajectories: Iterable[Trajectory]) -> None:
+        """Write trajectories/``name``.jsonl."""
+        if self.ranks.first:
+            write_trajectories(self.folder / "trajectories" / f"{name}.jsonl", trajectories)
+
     # ---- checkpoints ----
 
     def save(self, name: str, model: Any, state: dict[str, Any], keep: int = 1) -> None:
@@ -229,8 +251,8 @@ class Run:
             raise Refused(f"{path}/state.pt cannot be read: it is cut off, or no trainer's state") from None
         if world != self.ranks.world and self.ranks.first:
             print(
-                f"{path} was written by {world} processes and goes on with {self.ranks.world}: "
-                "the tasks and samples will differ from those of the undisturbed run",
+                f"{path} was written by {world} processes and goes on with {self.ranks.world}: tasks and draws stay what "
+                "they are, but sums are rounded in another order",
                 file=sys.stderr,
             )
         return state
