@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -51,10 +51,9 @@ class Episode:
         task_hash: The task's fingerprint.
         task_type: What kind of task it is.
         seed: Seed of the reset.
-        ids: The whole conversation. Of an answer that ended the episode nothing stands here.
+        ids: The whole conversation, up to the model's last turn.
         cost_total: What it has cost, by channel.
         observation: What the environment said last.
-        before: Steps of the episode it branched off, up to the branch.
         spans: ``[begin, end)`` in ``ids`` of each turn of the model.
         logprobs: Of the model's tokens under the sampling policy, all turns in one row.
         steps: The turns that were played, one for each span.
@@ -74,7 +73,6 @@ class Episode:
     ids: list[int]
     cost_total: dict[str, float]
     observation: str
-    before: tuple[Step, ...] = ()
     spans: list[tuple[int, int]] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -94,24 +92,25 @@ class Episode:
         return self.verdict is None or self.verdict["status"] == "infra"
 
     def trajectory(self, group: Group | None = None) -> Trajectory:
-        """The episode as the suite's trajectory files hold it, from its first step on.
+        """The episode as the suite's trajectory files hold it.
 
         Args:
             group: The cluster it belongs to.
         """
         return Trajectory(
-            self.task_id, self.env_id, self.env_kwargs, self.seed, (*self.before, *self.steps), self.reward,
-            self.verdict, self.cost_total, group, self.task_hash,
+            self.task_id, self.env_id, self.env_kwargs, self.seed, tuple(self.steps), self.reward, self.verdict,
+            self.cost_total, group, self.task_hash,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A start in the middle of an episode: what else could have come of it?
+    """A start in the middle of an episode. What is played from there is a whole episode, whose first ``t`` turns, with
+    their ids, spans and log-probabilities, are those of the other one.
 
     Args:
         episode: The one it branches off.
-        t: The step, by its place in ``episode.steps``, that is written anew.
+        t: The first step that is written anew.
     """
 
     episode: Episode
@@ -142,7 +141,7 @@ def play(
 
     The environments are a pool: an episode takes a free one, so there are as many at a time as environments. A turn is
     played in a thread as soon as it is written, while the engine goes on with the others. Equal starts that stand next
-    to each other are begun together, so that the engine can feed their prompt once.
+    to each other begin together, when there is room for all of them, so that the engine can feed their prompt once.
 
     Args:
         engine: Writes the turns.
@@ -152,7 +151,7 @@ def play(
         limits: A prompt or an episode that outgrows the context fails with the reason ``"context"``.
         draws: One sampling seed an episode; its turn ``t`` is sampled with ``stream(draw, t)``.
         workers: Threads that environments step in.
-        patience: Seconds that the engine waits for environments. Answers that come within it are taken in together and
+        patience: The engine waits for an answer that takes no longer than so many seconds. It takes in what has come
             in the order of the starts, so that fast environments make a schedule that repeats itself.
         on_done: Told of each episode as it ends.
 
@@ -176,7 +175,8 @@ def play(
     pool = ThreadPoolExecutor(workers)
 
     def hand(function: Callable[..., list[_Row]], *arguments: Any) -> None:
-        pending[pool.submit(function, *arguments)] = time.monotonic() + patience
+        queue = 1 + len(pending) // workers
+        pending[pool.submit(function, *arguments)] = time.monotonic() + patience * queue
 
     def begin(count: int) -> None:
         group = waiting.popleft()
@@ -226,31 +226,29 @@ def play(
 
 def _opened(chat: Chat, envs: list[gym.Env], indices: list[int], start: int | Branch, limits: Limits) -> list[_Row]:
     """Begin the same episode in each environment; its prompt is encoded once."""
-    rows, ids = [], None
+    rows, prompt = [], None
     for env, index in zip(envs, indices, strict=True):
-        base = tool_env(env)
+        base: Any = tool_env(env)
         if isinstance(start, Branch):
             old, t = start.episode, start.t
             agent_gym.restore(env, old.snapshots[t])
-            rows.append(
-                Episode(
-                    index, old.env_id, old.env_kwargs, old.task_id, old.task_hash, old.task_type, old.seed,
-                    old.ids[: old.spans[t][0]], base.cost_total, old.steps[t].observation,
-                    (*old.before, *old.steps[:t]),
-                )
+            kept = sum(end - begin for begin, end in old.spans[:t])
+            episode = replace(
+                old, index=index, ids=old.ids[: old.spans[t][0]], cost_total=base.cost_total,
+                observation=old.steps[t].observation, spans=old.spans[:t], logprobs=old.logprobs[:kept],
+                steps=old.steps[:t], snapshots=old.snapshots[:t], reward=None, verdict=None,
+                cut=sum(isinstance(step.action, Mapping) for step in old.steps[:t]),
             )  # fmt: skip
-            continue
-        observation, info = env.reset(seed=start)
-        ids = chat.prompt(info["messages"], info["tools"]) if ids is None else ids
-        spec: Any = base.spec
-        kwargs = {**plain_kwargs(spec.kwargs), **({"budget": base.budget} if "budget" in spec.kwargs else {})}
-        rows.append(
-            Episode(
-                index, spec.id, kwargs, info["task_id"], info["task_hash"], info["task_type"], start,
-                list(ids), info["cost_total"], observation,
-            )
-        )  # fmt: skip
-    return [_Row(row, env, _overlong(row, limits)) for row, env in zip(rows, envs, strict=True)]
+        else:
+            observation, info = env.reset(seed=start)
+            prompt = chat.prompt(info["messages"], info["tools"]) if prompt is None else prompt
+            kwargs = plain_kwargs(base.spec.kwargs) | ({"budget": base.budget} if "budget" in base.spec.kwargs else {})
+            episode = Episode(
+                index, base.spec.id, kwargs, info["task_id"], info["task_hash"], info["task_type"], start,
+                list(prompt), info["cost_total"], observation,
+            )  # fmt: skip
+        rows.append(_Row(episode, env, _overlong(episode, limits)))
+    return rows
 
 
 def _advanced(chat: Chat, row: _Row, turn: Turn, limits: Limits) -> list[_Row]:
@@ -385,15 +383,9 @@ def evaluate(
     own = [(i, k) for i in ranks.share(range(len(seeds))) for k in range(samples)]
     with tqdm(total=len(own), desc=title, leave=False, disable=not ranks.first) as bar:
         episodes = play(
-            engine,
-            chat,
-            envs,
-            [seeds[i] for i, _ in own],
-            limits,
-            draws=[stream(draw, i, k) for i, k in own],
-            workers=workers,
-            on_done=lambda episode: bar.update() and None,
-        )
+            engine, chat, envs, [seeds[i] for i, _ in own], limits, draws=[stream(draw, i, k) for i, k in own],
+            workers=workers, on_done=lambda _: bar.update() and None,
+        )  # fmt: skip
     played = [(*place, episode.trajectory()) for place, episode in zip(own, episodes, strict=True)]
     every = [one for part in ranks.gather(played) for one in part]
     return [trajectory for *_, trajectory in sorted(every, key=lambda one: one[:2])]
