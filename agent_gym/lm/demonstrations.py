@@ -192,8 +192,7 @@ def spelled(message: Mapping[str, Any], parser: Parser) -> str:
 
 def sampled_here(chat: Chat, turn: Said) -> bool:
     """Whether the turn's ids are of this tokenizer: decoded, they are its text."""
-    ids = turn.ids
-    return bool(ids) and max(ids) < len(chat.tokenizer) and chat.text(ids) == turn.action
+    return bool(turn.ids) and max(turn.ids or ()) < len(chat.tokenizer) and chat.text(turn.ids or ()) == turn.action
 
 
 def encoded(chat: Chat, dialogue: Dialogue) -> Example:
@@ -247,11 +246,11 @@ def warm_start(
             pool = sorted(rng.sample(range(within), min(within, 8 * size)))  # neighbours are of similar length,
             queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
             rng.shuffle(queue)
-        batch = [data[i] for i in queue.pop()]
+        drawn = [data[i] for i in queue.pop()]
         for group in optimizer.param_groups:
             group["lr"] = warm.lr * min(1.0, (update + 1) / 30) * (0.55 + 0.45 * math.cos(math.pi * progress))
-        total, count = 0.0, sum(end - begin for _, spans in batch for begin, end in spans)
-        batch = ranks.share(batch)
+        total, count = 0.0, sum(end - begin for _, spans in drawn for begin, end in spans)
+        batch = ranks.share(drawn)
         for part in micro_batches([len(ids) for ids, _ in batch], most_tokens):
             rows = [batch[i][0] for i in part]
             own = torch.zeros(sum(len(row) - 1 for row in rows), dtype=torch.bool)

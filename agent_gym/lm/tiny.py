@@ -59,7 +59,6 @@ def preset(env_id: str) -> Preset:
 
 TEMPLATE = (  # no room for tool schemas: the small model knows the tools from the demonstrations
     "{% for m in messages %}{% if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
     "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
