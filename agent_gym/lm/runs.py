@@ -21,6 +21,7 @@ import torch
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from agent_gym import Trajectory, write_trajectories
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.ranks import Ranks
 
@@ -251,8 +252,8 @@ class Run:
             raise Refused(f"{path}/state.pt cannot be read: it is cut off, or no trainer's state") from None
         if world != self.ranks.world and self.ranks.first:
             print(
-                f"{path} was written by {world} processes and goes on with {self.ranks.world}: tasks and draws stay what "
-                "they are, but sums are rounded in another order",
+                f"{path} was written by {world} processes and goes on with {self.ranks.world}: tasks and draws stay "
+                "what they are, but sums are rounded in another order",
                 file=sys.stderr,
             )
         return state
