@@ -5,11 +5,11 @@ whether it has a system and a tool role, what ends a turn. Content (requests, re
 from the template's own words, so that no content is ever read as a control token.
 """
 
-import copy
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import product
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -91,6 +91,8 @@ class Chat:
             self._options |= {self._switch(): thinking}
         self.stops: frozenset[int] = frozenset({tokenizer.eos_token_id, *stops} - {None})
         self._words = self._need_words()
+        self.eos: int = self._ids[self._words.end]
+        self.stops |= {self.eos}
         self._takes_system = _NEXT in (self._try([{"role": "system", "content": _NEXT}, _ASK]) or "")
         self._shows_tools = self._try([_ASK], tools=[_TOOL]) != self._try([_ASK])
         self.parser, turn = self._format()
@@ -99,8 +101,7 @@ class Chat:
         self._calls = called or self._words
         after = [_ASK, self._calls.turn, self._tool_message(".", 0), {"role": "user", "content": _NEXT}]
         self._takes_both = _NEXT in (self._try(after) or "")
-        self.eos: int = self._ids[self._words.end]
-        self.stops |= {self.eos, self._ids[self._calls.end]}
+        self.stops |= {self._ids[self._calls.end]}
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._markers = self._format_markers()
 
@@ -273,38 +274,36 @@ class Chat:
             return None
         at, end = own[-1] if own else known[0]
         lead, tail = followed[start:begin], after[:at]
+        opened = f"{_THOUGHT[1]}\n\n" if prompt.rstrip().endswith(_THOUGHT[0]) else ""  # the turn closes it first
         if turn is not _SAY:
-            lead, tail = _shared(self._words.lead, followed[start:]), ""
-        elif prompt.rstrip().endswith(_THOUGHT[0]):  # it has opened the reasoning, which the turn closes first
-            lead = f"{_THOUGHT[1]}\n\n{lead}"
+            lead, tail = _shared(self._words.lead.removeprefix(opened), followed[start:]), ""
+        lead = opened + lead
         return _Frame(turn, followed[start : begin + len(_TURN) + at], lead, tail, at, end)
 
     def _format(self) -> tuple[Parser, Message]:
         """The parser of the calls that the template teaches, and a turn with such a call."""
         if not self._shows_tools:
             return PARSERS["hermes"], _SAY
-        prompt = self._render([_ASK], tools=[_TOOL])
-        for content in ("", None):
-            for arguments in (dict(_PROBE.arguments), json.dumps(_PROBE.arguments)):
-                function = {"name": _PROBE.name, "arguments": arguments}
-                call = {"id": _CALL_ID.format(0), "type": "function", "function": function}
-                turn = {"role": "assistant", "content": content, "tool_calls": [call]}
-                text = self._try([_ASK, turn], tools=[_TOOL], opens=False) or ""
-                written = text[len(_shared(prompt, text)) :]
-                ends = [
-                    at
-                    for at, word in self._controls(written)
-                    if self._ids[word] in self.stops or word == self._words.end
-                ]
-                said = set_apart(written[: min(ends, default=None)], _THOUGHT)[1]
-                for parser in PARSERS.values():
-                    calls = parser.parse(said).calls
-                    if len(calls) == 1 and (calls[0].name, calls[0].arguments) == (_PROBE.name, _PROBE.arguments):
-                        return parser, turn
-        taught = prompt[len(_shared(prompt, self._render([_ASK]))) :]
-        for parser in PARSERS.values():  # calls are written as words, in the form that the template describes
-            if parser.parse(taught).calls:
-                return parser, _SAY
+        prompt, written = self._render([_ASK], tools=[_TOOL]), ""
+        for content, arguments in product(("", None), (dict(_PROBE.arguments), json.dumps(_PROBE.arguments))):
+            function = {"name": _PROBE.name, "arguments": arguments}
+            call = {"id": _CALL_ID.format(0), "type": "function", "function": function}
+            turn = {"role": "assistant", "content": content, "tool_calls": [call]}
+            text = self._try([_ASK, turn], tools=[_TOOL], opens=False) or ""
+            written = text[len(_shared(prompt, text)) :]
+            end = next((at for at, word in self._controls(written) if self._ids[word] in self.stops), None)
+            for parser in PARSERS.values():
+                calls = parser.parse(set_apart(written[:end], _THOUGHT)[1]).calls
+                if len(calls) == 1 and (calls[0].name, calls[0].arguments) == (_PROBE.name, _PROBE.arguments):
+                    return parser, turn
+            if _PROBE.name in written:
+                break
+        else:  # a call is words to the template, in the form that it describes
+            taught = prompt[len(_shared(prompt, self._render([_ASK]))) :]
+            taught = re.sub(r"<[\w-]*name>", '"name"', re.sub(r"<[\w-]*(?:args|arguments)[\w-]*>", "{}", taught))
+            for parser in PARSERS.values():
+                if any(not call.error for call in parser.parse(taught).calls):
+                    return parser, _SAY
         raise Refused(
             "the chat template teaches a format of tool calls that no parser reads; "
             "register one for it with agent_gym.register_parser"
@@ -346,19 +345,28 @@ def _escaped(mark: str) -> str:
 
 
 def _backends(tokenizer: Any) -> tuple[Tokenizer, Tokenizer]:
-    """The tokenizer for a text's beginning, and the one for what stands within a text: it puts no blank before it."""
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
+    """The tokenizer for a text's beginning, and the one for what stands within a text: it puts no blank before it.
+
+    In both, an added token is its own text alone: a normalizer could make one of text that merely looks like it.
+    """
+    outer = getattr(tokenizer, "backend_tokenizer", None)
+    if outer is None:
         raise Refused(f"the tokenizer ({type(tokenizer).__name__}) has no fast version, a file tokenizer.json")
-    outer = copy.deepcopy(tokenizer.backend_tokenizer)
     outer.no_truncation()
     outer.no_padding()
-    outer.encode_special_tokens = False
-    parts = json.loads(outer.to_str())
-    made = {
-        key: _unprefixed(part) if key in ("normalizer", "pre_tokenizer", "decoder") else part
-        for key, part in parts.items()
-    }
-    return outer, outer if made == parts else Tokenizer.from_str(json.dumps(made))
+    if outer.normalizer and any(token.normalized for token in tokenizer.added_tokens_decoder.values()):
+        parts = json.loads(outer.to_str())
+        for token in parts["added_tokens"]:
+            token["normalized"] = False
+        outer = Tokenizer.from_str(json.dumps(parts))
+    kinds = ("normalizer", "pre_tokenizer", "decoder")
+    found = {kind: json.loads(part.__getstate__()) for kind in kinds if (part := getattr(outer, kind)) is not None}
+    if found.get("decoder", {}).get("type") == "ByteLevel":  # it takes nothing away, whatever it says
+        del found["decoder"]
+    changed = {kind: _unprefixed(part) for kind, part in found.items()}
+    if changed == found:  # large vocabularies take seconds to copy
+        return outer, outer
+    return outer, Tokenizer.from_str(json.dumps({**json.loads(outer.to_str()), **changed}))
 
 
 def _unprefixed(part: Any) -> Any:
@@ -370,7 +378,6 @@ def _unprefixed(part: Any) -> Any:
     kind = part.get("type")
     if kind == "Prepend" or (kind == "Strip" and "content" in part):
         return None
-    changes: dict[str, Any] = {"prepend_scheme": "never"} if kind == "Metaspace" else {}
-    if kind == "ByteLevel":
-        changes = {"add_prefix_space": False}
-    return {key: _unprefixed(value) for key, value in part.items()} | changes
+    scheme = {"prepend_scheme": "never"} if kind == "Metaspace" else {}
+    blank = {"add_prefix_space": False} if kind == "ByteLevel" else {}
+    return {key: _unprefixed(value) for key, value in part.items()} | scheme | blank
