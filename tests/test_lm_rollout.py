@@ -5,12 +5,15 @@ import traceback
 from dataclasses import dataclass, replace
 
 import gymnasium as gym
+import numpy as np
 import pytest
+from small_lm import chat_of, small_model
 
 import agent_gym
 from agent_gym import PARSERS, Call, InfraError, Outcome, Tool, ToolEnv, Verdict, snapshot
-from agent_gym.lm.engine import Turn
+from agent_gym.lm.engine import TorchEngine, Turn
 from agent_gym.lm.errors import Refused
+from agent_gym.lm.models import token_logprobs
 from agent_gym.lm.rollout import Branch, Limits, answers, environments, evaluate, play
 from agent_gym.lm.seeds import stream
 from agent_gym.wrappers import RecordTrajectory
@@ -431,8 +434,9 @@ def test_threads_do_not_show(script):
         ("WebLite-v0", {}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:sandbox='process'")
 def test_environments_play_alike_in_any_thread(env_id, kwargs):
-    seeds = [s for s in range(6) for _ in range(2)]
+    seeds = [s for s in range(4) for _ in range(2)]
     plans = solved(env_id, seeds, **kwargs)
     runs = []
     for workers in (6, 1):
@@ -573,3 +577,26 @@ def test_snapshots_are_those_before_each_step():
     for action, before in zip(plan, episode.snapshots, strict=True):
         assert snapshot(env) == before
         env.step(action)
+
+
+def test_a_model_plays():
+    """Its log-probabilities are those of the ids where they stand, threads change nothing, and no id is lost."""
+    env = gym.make("APIAgent-v0", domains=["shop"])
+    texts = [env.reset(seed=seed)[0] for seed in range(50)]
+    model = small_model([*texts, *(action for plan in solved("APIAgent-v0", range(20)) for action in plan)])
+    chat = chat_of(model)
+    bounds = {"tool_calls": 3.0}
+    envs = environments("APIAgent-v0", 4, chat=chat, split="train", bounds=bounds, domains=["shop"], max_turns=3)
+    runs = []
+    for workers in (8, 1):
+        engine = TorchEngine(model, stops=chat.stops, temperature=0.7)
+        runs.append(play(engine, chat, envs, [1, 1, 2, 3, 4, 4], Limits(9, 2000), draws=range(6), workers=workers))
+    assert plain(runs[0]) == plain(runs[1])
+    for episode in runs[0]:
+        scores = token_logprobs(model, [episode.ids], [episode.spans], 0.7)
+        np.testing.assert_allclose(scores.logprobs.detach().numpy(), episode.logprobs, atol=2e-4)
+        for t, (step, after) in enumerate(zip(episode.steps, episode.steps[1:], strict=False)):
+            said = chat.reply(answers(after.observation, step.tool_results), closed=isinstance(step.action, str))
+            assert episode.ids[episode.spans[t][1] : episode.spans[t + 1][0]] == said
+    assert runs[0][0].ids != runs[0][1].ids  # the same task, other draws
+    assert sum(episode.cut for episode in runs[0]) > 0

@@ -344,8 +344,9 @@ def environments(
         envs = [gym.make(env_id, disable_env_checker=True, **given) for _ in range(count)]
     except (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise Refused(f"cannot make {env_id}: {error}") from error
-    for env in envs if chat is not None else ():
-        tool_env(env).token_counter = chat.count  # not an argument: wrappers copy those deeply, tokenizer and all
+    if chat is not None:
+        for env in envs:
+            tool_env(env).token_counter = chat.count  # no argument: wrappers copy those deeply, tokenizer and all
     return envs
 
 
