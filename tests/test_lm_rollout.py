@@ -274,6 +274,7 @@ def test_an_episode_that_outgrows_the_context_fails():
     for begin, end in episode.spans:
         assert end - begin <= 300
         assert end <= 1000
+    assert len(episode.ids) == episode.spans[-1][1]  # the answer that did not fit is not there
     assert episode.cost_total["tool_calls"] == len(episode.steps)
 
 

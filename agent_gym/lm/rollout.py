@@ -167,11 +167,10 @@ def play(
         raise ValueError("there is no environment to play in")
     alike = [list(group) for _, group in groupby(range(len(starts)), key=lambda i: starts[i])]
     waiting = deque(group[at : at + len(envs)] for group in alike for at in range(0, len(group), len(envs)))
-    free = deque(envs)
+    free, ended = deque(envs), dict[int, Episode]()
     writing: dict[int, _Row] = {}
-    pending: dict[Future[list[_Row]], float] = {}  # when patience with it ends
-    held: set[int] = set()  # keys that the engine knows
-    ended: dict[int, Episode] = {}
+    pending: dict[Future[list[_Row]], float] = {}  # until when the engine waits for it
+    held: set[int] = set()  # what the engine keeps a prefix of
     pool = ThreadPoolExecutor(workers)
 
     def hand(function: Callable[..., list[_Row]], *arguments: Any) -> None:
@@ -188,37 +187,35 @@ def play(
         while waiting or writing or pending:
             while waiting and len(waiting[0]) <= len(free):
                 begin(len(waiting[0]))
-            if young := {one: until for one, until in pending.items() if until > time.monotonic()}:
-                wait(young, max(young.values()) - time.monotonic(), FIRST_EXCEPTION)
+            if young := [one for one, until in pending.items() if until > time.monotonic()]:
+                wait(young, max(pending[one] for one in young) - time.monotonic(), FIRST_EXCEPTION)
             if not writing and not any(one.done() for one in pending):
                 if waiting and free:  # rather a part of a group than nothing
                     begin(len(free))
                     continue
                 wait(pending, return_when=FIRST_COMPLETED)
             arrived = [one for one in pending if one.done()]
-            over = []
             for row in sorted((row for one in arrived for row in one.result()), key=lambda row: row.episode.index):
                 episode, key = row.episode, row.episode.index
-                if row.done:
-                    ended[key] = episode
-                    over.append(key)
-                    free.append(row.env)
-                    if on_done is not None:
-                        on_done(episode)
+                if not row.done:
+                    most = min(limits.new_tokens, limits.context - len(episode.ids))
+                    engine.submit(key, episode.ids, most, stream(draws[key], len(episode.steps)))
+                    writing[key] = row
+                    held.add(key)
                     continue
-                writing[key] = row
-                held.add(key)
-                most = min(limits.new_tokens, limits.context - len(episode.ids))
-                engine.submit(key, episode.ids, most, stream(draws[key], len(episode.steps)))
+                if key in held:
+                    engine.release([key])
+                    held.remove(key)
+                free.append(row.env)
+                ended[key] = episode
+                if on_done is not None:
+                    on_done(episode)
             for one in arrived:
                 del pending[one]
-            if gone := held.intersection(over):
-                engine.release(sorted(gone))
-                held -= gone
             for turn in engine.step() if writing else ():
                 hand(_advanced, chat, writing.pop(turn.key), turn, limits)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # what an environment is still at after a failure is left alone
         if held:
             engine.release(sorted(held))
     return [ended[i] for i in range(len(starts))]
@@ -247,7 +244,7 @@ def _opened(chat: Chat, envs: list[gym.Env], indices: list[int], start: int | Br
                 index, base.spec.id, kwargs, info["task_id"], info["task_hash"], info["task_type"], start,
                 list(prompt), info["cost_total"], observation,
             )  # fmt: skip
-        rows.append(_Row(episode, env, _overlong(episode, limits)))
+        rows.append(_Row(episode, env, _overlong(episode, 0, limits)))
     return rows
 
 
@@ -274,13 +271,15 @@ def _advanced(chat: Chat, row: _Row, turn: Turn, limits: Limits) -> list[_Row]:
         episode.verdict = info.get("verdict")
         episode.reward = None if episode.infra else float(reward)
         return [_Row(episode, env, True)]
-    episode.ids += chat.reply(answers(observation, results), turn.stopped)
-    return [_Row(episode, env, _overlong(episode, limits))]
+    reply = chat.reply(answers(observation, results), turn.stopped)
+    done = _overlong(episode, len(reply), limits)
+    episode.ids += [] if done else reply
+    return [_Row(episode, env, done)]
 
 
-def _overlong(episode: Episode, limits: Limits) -> bool:
-    """Whether there is no room for another token; the episode has then failed."""
-    if len(episode.ids) < limits.context:
+def _overlong(episode: Episode, more: int, limits: Limits) -> bool:
+    """Whether so many more ids would leave no room for another turn; the episode has then failed."""
+    if len(episode.ids) + more < limits.context:
         return False
     episode.reward, episode.verdict = 0.0, Verdict("fail", "context", 0.0).to_dict()
     return True
