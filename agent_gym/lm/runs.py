@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -102,7 +101,8 @@ class Run:
             try:
                 rows = self._open(folder)
             except OSError as error:
-                refusal = f"the run folder {folder} cannot be written ({error.strerror}); choose another with --run-dir"
+                other = "; choose another with --run-dir" if self.fresh else ""
+                refusal = f"the run folder {folder} cannot be written ({error.strerror}){other}"
         self.folder, self.rows, refusal = ranks.gather((folder, rows, refusal))[0]
         if refusal:
             raise Refused(refusal)
@@ -130,7 +130,7 @@ class Run:
     def keep(self, before: int) -> None:
         """Forget the rows from iteration ``before`` on, which a resumed run plays again."""
         self.rows = [row for row in self.rows if row["iteration"] < before]
-        self.text("metrics.jsonl", "".join(dumps(row) + "\n" for row in self.rows))
+        self.lines("metrics.jsonl", self.rows)
 
     def log(self, row: dict[str, float]) -> None:
         """Add a row to metrics.jsonl, TensorBoard and wandb. What is not finite has no key.
@@ -141,7 +141,7 @@ class Run:
         row = {name: value for name, value in row.items() if math.isfinite(value)}
         step = int(row["iteration"])
         if self.ranks.first:
-            self._start_writers(step)
+            self._start_writers()
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(dumps(row) + "\n")
         self.rows.append(row)
@@ -151,20 +151,21 @@ class Run:
         """Show figures in TensorBoard and wandb alone."""
         if not self.ranks.first:
             return
-        self._start_writers(step)
+        self._start_writers()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
 
-    def _start_writers(self, step: int) -> None:
+    def _start_writers(self) -> None:
         if self._writer is not None:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         config = asdict(self.args)
         # what a killed run wrote after the checkpoint that it is resumed from shall not be seen any more
-        self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=None if self.fresh else step)
+        onwards = None if self.fresh else int(self.rows[-1]["iteration"]) + 1 if self.rows else 0
+        self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=onwards)
         self._writer.add_text("arguments", f"```json\n{dumps(config, indent=1)}\n```")
         if self.args.track:
             import wandb
@@ -248,7 +249,7 @@ class Run:
         try:
             found = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
             world, state = found["world"], found["state"]
-        except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError):
+        except Exception:  # the reader of foreign bytes stumbles in every way there is
             raise Refused(f"{path}/state.pt cannot be read: it is cut off, or no trainer's state") from None
         if world != self.ranks.world and self.ranks.first:
             print(
@@ -318,7 +319,7 @@ def _read_arguments(Args: type[A], folder: Path) -> A:
         args = TypeAdapter(Args).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        name = ".".join(map(str, first["loc"])) or "args.json"
         raise Refused(_old(folder, f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}")) from None
     except ValueError:
         raise Refused(f"--resume {folder}: args.json is no JSON, so the run cannot go on; start a new one") from None
