@@ -22,7 +22,9 @@ __all__ = ["Chat"]
 
 Message = Mapping[str, Any]
 
-_TODAY = datetime(2025, 1, 1)  # of every template that asks for the date
+_TODAY = datetime(2025, 1, 1)  # for every template that asks for the date
+_DATES = "".join(f".replace('%{code}', '{_TODAY.strftime(f'%{code}')}')" for code in [*"aAbBdFHIjmMpSTyY", "-d", "-m"])
+_CLOCK = f"{{% macro strftime_now(form) %}}{{{{ form{_DATES} }}}}{{% endmacro %}}\n"
 _THOUGHT = ("<think>", "</think>")
 _SWITCHES = ("enable_thinking", "thinking")
 _CALL_ID = "call{:05}"  # nine letters and digits, which Mistral's templates insist on
@@ -85,23 +87,23 @@ class Chat:
         self.control = frozenset(self._ids.values())
         self._lengths = sorted({len(text) for text in self._ids})
         self._first = re.compile("|".join(sorted({re.escape(text[0]) for text in self._ids})) or "(?!)")
-        self._template = tokenizer.get_chat_template(tools=[_TOOL])
-        self._options: dict[str, Any] = {"strftime_now": _TODAY.strftime}
+        source = tokenizer.get_chat_template(tools=[_TOOL])
+        self._template = f"{_CLOCK}{source}" if "strftime_now" in source else source
+        self._options: dict[str, Any] = {}
         if thinking is not None:
-            self._options |= {self._switch(): thinking}
+            self._options = {self._switch(): thinking}
         self.stops: frozenset[int] = frozenset({tokenizer.eos_token_id, *stops} - {None})
-        self._words = self._need_words()
-        self.eos: int = self._ids[self._words.end]
-        self.stops |= {self.eos}
         self._takes_system = _NEXT in (self._try([{"role": "system", "content": _NEXT}, _ASK]) or "")
-        self._shows_tools = self._try([_ASK], tools=[_TOOL]) != self._try([_ASK])
+        self._shows_tools = self._try([_ASK], tools=[_TOOL]) != self._render([_ASK])
         self.parser, turn = self._format()
+        self._words = self._need_words()
         called = self._frame(turn, self._tool_message(_NEXT, 0))
         self._takes_results = called is not None
         self._calls = called or self._words
         after = [_ASK, self._calls.turn, self._tool_message(".", 0), {"role": "user", "content": _NEXT}]
         self._takes_both = _NEXT in (self._try(after) or "")
-        self.stops |= {self._ids[self._calls.end]}
+        self.eos: int = self._ids[self._words.end]
+        self.stops |= {self.eos, self._ids[self._calls.end]}
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._markers = self._format_markers()
 
@@ -265,7 +267,7 @@ class Chat:
         followed = self._try([_ASK, turn, follower])
         if not (prompt and alone and followed) or not 0 <= followed.find(_TURN) < followed.find(_NEXT):
             return None
-        start, begin = len(_shared(prompt, followed)), followed.index(_TURN)
+        begin = followed.index(_TURN)
         after = followed[begin + len(_TURN) : followed.index(_NEXT)]
         both = _shared(alone[alone.find(_TURN) + len(_TURN) :], after)
         own = [(at, word) for at, word in self._controls(both) if word not in self._call_words()]
@@ -273,12 +275,13 @@ class Chat:
         if not (own or known):
             return None
         at, end = own[-1] if own else known[0]
-        lead, tail = followed[start:begin], after[:at]
-        opened = f"{_THOUGHT[1]}\n\n" if prompt.rstrip().endswith(_THOUGHT[0]) else ""  # the turn closes it first
-        if turn is not _SAY:
-            lead, tail = _shared(self._words.lead.removeprefix(opened), followed[start:]), ""
-        lead = opened + lead
-        return _Frame(turn, followed[start : begin + len(_TURN) + at], lead, tail, at, end)
+        written = _after(prompt, followed[: begin + len(_TURN) + at])
+        lead = followed[len(prompt) : begin] if followed.startswith(prompt) else ""
+        if prompt.rstrip().endswith(_THOUGHT[0]) and _THOUGHT[1] not in lead:  # the turn has to close its reasoning
+            lead = f"{_THOUGHT[1]}\n\n{lead}"
+        if turn is _SAY:
+            return _Frame(turn, written, lead, after[:at], at, end)
+        return _Frame(turn, written, _shared(self._words.lead, lead), "", at, end)
 
     def _format(self) -> tuple[Parser, Message]:
         """The parser of the calls that the template teaches, and a turn with such a call."""
@@ -290,7 +293,7 @@ class Chat:
             call = {"id": _CALL_ID.format(0), "type": "function", "function": function}
             turn = {"role": "assistant", "content": content, "tool_calls": [call]}
             text = self._try([_ASK, turn], tools=[_TOOL], opens=False) or ""
-            written = text[len(_shared(prompt, text)) :]
+            written = _after(prompt, text)
             end = next((at for at, word in self._controls(written) if self._ids[word] in self.stops), None)
             for parser in PARSERS.values():
                 calls = parser.parse(set_apart(written[:end], _THOUGHT)[1]).calls
@@ -299,7 +302,7 @@ class Chat:
             if _PROBE.name in written:
                 break
         else:  # a call is words to the template, in the form that it describes
-            taught = prompt[len(_shared(prompt, self._render([_ASK]))) :]
+            taught = _after(self._render([_ASK]), prompt)
             taught = re.sub(r"<[\w-]*name>", '"name"', re.sub(r"<[\w-]*(?:args|arguments)[\w-]*>", "{}", taught))
             for parser in PARSERS.values():
                 if any(not call.error for call in parser.parse(taught).calls):
@@ -330,6 +333,14 @@ def _shared(one: str, other: str) -> str:
     """How both begin."""
     at = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:at]
+
+
+def _after(prompt: str, text: str) -> str:
+    """What a text goes on with after a prompt, or after what it has of it: a line, or a tag, is not torn apart."""
+    if text.startswith(prompt):
+        return text[len(prompt) :]
+    shared = _shared(prompt, text)
+    return text[max(map(shared.rfind, "\n>]")) + 1 :]
 
 
 def _mark(*values: Any) -> str:
