@@ -4,6 +4,8 @@ import contextlib
 import copy
 import inspect
 import json
+import pickle
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -335,8 +337,10 @@ def _reading(name: str) -> Iterator[None]:
     """One sentence for what the libraries say of a model that they cannot read."""
     try:
         yield
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        said = str(error).strip().partition("\n")[0].rstrip(".")
+    except (
+        ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        said, *_ = re.split(r"\.?\s*\n|\.\s|\.$", str(error).strip(), maxsplit=1)
         raise Refused(f"{name} cannot be loaded: {said or type(error).__name__}") from error
 
 
