@@ -340,23 +340,20 @@ def test_branches_go_on_from_their_step():
     for branch, start in zip(branches, starts, strict=True):
         origin, t = start.episode, start.t
         assert branch.ids == origin.ids
-        assert branch.spans == origin.spans
+        assert branch.spans == origin.spans[t:]
         assert branch.cost_total == origin.cost_total
-        assert branch.snapshots == origin.snapshots
-        own = sum(end - begin for begin, end in origin.spans[:t])
-        assert branch.logprobs[:own] == origin.logprobs[:own]
-        assert branch.logprobs[own] != origin.logprobs[own]
-        assert len(branch.logprobs) == len(origin.logprobs)
-        assert branch.steps[:t] == origin.steps[:t]
+        assert branch.snapshots == origin.snapshots[t:]
+        assert branch.before == tuple(origin.steps[:t])
+        assert len(branch.steps) == 4 - t
+        assert len(branch.logprobs) == sum(end - begin for begin, end in branch.spans)
         strip = [[replace(s, logprobs=None) for s in e.trajectory().steps] for e in (branch, origin)]
         assert strip[0] == strip[1]
         assert (branch.seed, branch.task_hash, branch.success) == (origin.seed, origin.task_hash, 1.0)
     assert {len(step) for step in engine.log if step} == {2}
     (again,) = play(
-        Scripted(lambda key, turn, ids: plans[0][3]), chat, envs, [Branch(branches[2], 3)], WIDE, draws=[0]
+        Scripted(lambda key, turn, ids: plans[0][3]), chat, envs, [Branch(branches[2], 2)], WIDE, draws=[0]
     )  # a branch of a branch
-    assert (again.ids, again.success) == (episodes[0].ids, 1.0)
-    assert again.logprobs[: -len(again.steps[-1].logprobs)] == branches[2].logprobs[: -len(again.steps[-1].logprobs)]
+    assert (again.ids, again.success, len(again.trajectory().steps)) == (episodes[0].ids, 1.0, 4)
     short = Limits(10, len(branches[6].ids) - 20)
     (late,) = play(engine, chat, envs, [Branch(episodes[0], 3)], short, draws=[0])
     assert late.verdict["reason"] == "context"

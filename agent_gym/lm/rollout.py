@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ class Episode:
         ids: The whole conversation, up to the model's last turn.
         cost_total: What it has cost, by channel.
         observation: What the environment said last.
+        before: Of a branch, the steps that were not played anew.
         spans: ``[begin, end)`` in ``ids`` of each turn of the model.
         logprobs: Of the model's tokens under the sampling policy, all turns in one row.
         steps: The turns that were played, one for each span.
@@ -73,6 +74,7 @@ class Episode:
     ids: list[int]
     cost_total: dict[str, float]
     observation: str
+    before: tuple[Step, ...] = ()
     spans: list[tuple[int, int]] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -92,25 +94,25 @@ class Episode:
         return self.verdict is None or self.verdict["status"] == "infra"
 
     def trajectory(self, group: Group | None = None) -> Trajectory:
-        """The episode as the suite's trajectory files hold it.
+        """The episode as the suite's trajectory files hold it, a branch's from its origin's first step on.
 
         Args:
             group: The cluster it belongs to.
         """
         return Trajectory(
-            self.task_id, self.env_id, self.env_kwargs, self.seed, tuple(self.steps), self.reward, self.verdict,
-            self.cost_total, group, self.task_hash,
+            self.task_id, self.env_id, self.env_kwargs, self.seed, (*self.before, *self.steps), self.reward,
+            self.verdict, self.cost_total, group, self.task_hash,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A start in the middle of an episode. What is played from there is a whole episode, whose first ``t`` turns, with
-    their ids, spans and log-probabilities, are those of the other one.
+    """A start in the middle of an episode. Its costs and ids go on from there; its spans, log-probabilities and steps
+    are those that were written anew.
 
     Args:
         episode: The one it branches off.
-        t: The first step that is written anew.
+        t: The first step, by its place in ``episode.steps``, that is written anew.
     """
 
     episode: Episode
@@ -229,12 +231,9 @@ def _opened(chat: Chat, envs: list[gym.Env], indices: list[int], start: int | Br
         if isinstance(start, Branch):
             old, t = start.episode, start.t
             agent_gym.restore(env, old.snapshots[t])
-            kept = sum(end - begin for begin, end in old.spans[:t])
-            episode = replace(
-                old, index=index, ids=old.ids[: old.spans[t][0]], cost_total=base.cost_total,
-                observation=old.steps[t].observation, spans=old.spans[:t], logprobs=old.logprobs[:kept],
-                steps=old.steps[:t], snapshots=old.snapshots[:t], reward=None, verdict=None,
-                cut=sum(isinstance(step.action, Mapping) for step in old.steps[:t]),
+            episode = Episode(
+                index, old.env_id, old.env_kwargs, old.task_id, old.task_hash, old.task_type, old.seed,
+                old.ids[: old.spans[t][0]], base.cost_total, old.steps[t].observation, (*old.before, *old.steps[:t]),
             )  # fmt: skip
         else:
             observation, info = env.reset(seed=start)
