@@ -294,7 +294,7 @@ def test_more_starts_than_environments():
     plans = solved("Book-v0", seeds)
     engine = Scripted(listed(*plans), pace=3)
     ended = []
-    episodes = play(engine, Letters(), books(4), seeds, WIDE, draws=seeds, on_done=ended.append)
+    episodes = play(engine, Letters(), books(4), seeds, WIDE, draws=seeds, patience=30, on_done=ended.append)
     assert [e.index for e in episodes] == seeds
     assert [e.seed for e in episodes] == seeds
     assert all(e.success for e in episodes)
@@ -315,7 +315,7 @@ def test_equal_starts_are_submitted_in_one_step():
     seeds = [5] * 4 + [6] * 4 + [7] * 4 + [7, 8]
     texts = {key: "a" * (3 + 7 * (key % 3)) for key in range(len(seeds))}
     engine = Scripted(lambda key, turn, ids: texts[key], pace=1)
-    episodes = play(engine, Letters(), books(6), seeds, WIDE, draws=list(range(14)))
+    episodes = play(engine, Letters(), books(6), seeds, WIDE, draws=list(range(14)), patience=30)
     assert engine.first[0] == [0, 1, 2, 3]
     by_seed = {}
     for step in engine.log:
@@ -335,7 +335,7 @@ def test_branches_go_on_from_their_step():
     starts = [Branch(e, t) for e in episodes for t in range(4) for _ in range(2)]
     engine = Scripted(lambda key, turn, ids: plans[key // 8][(key // 2) % 4 + turn])
     before = plain(episodes)
-    branches = play(engine, chat, envs, starts, WIDE, draws=[100 + i for i in range(16)])
+    branches = play(engine, chat, envs, starts, WIDE, draws=range(16), patience=30)
     assert plain(episodes) == before
     for branch, start in zip(branches, starts, strict=True):
         origin, t = start.episode, start.t
@@ -363,7 +363,7 @@ def test_what_an_environment_raises_comes_to_the_caller():
     for pace in (1, 10_000):
         engine = Scripted(listed([call("x"), call("y"), "Done."], [call("break")]), pace)
         with pytest.raises(ZeroDivisionError, match="the book is torn") as caught:
-            play(engine, Letters(), books(2), [1, 2], WIDE, draws=[0, 1])
+            play(engine, Letters(), books(2), [1, 2], WIDE, draws=[0, 1], patience=30)
         names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
         assert "_execute" in names
         assert sorted(set(engine.released)) == [0, 1]
@@ -588,7 +588,8 @@ def test_a_model_plays():
     runs = []
     for workers in (8, 1):
         engine = TorchEngine(model, stops=chat.stops, temperature=0.7)
-        runs.append(play(engine, chat, envs, [1, 1, 2, 3, 4, 4], Limits(9, 2000), draws=range(6), workers=workers))
+        limits, seeds = Limits(9, 2000), [1, 1, 2, 3, 4, 4]
+        runs.append(play(engine, chat, envs, seeds, limits, draws=range(6), workers=workers, patience=30))
     assert plain(runs[0]) == plain(runs[1])
     for episode in runs[0]:
         scores = token_logprobs(model, [episode.ids], [episode.spans], 0.7)
