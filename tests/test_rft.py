@@ -1,17 +1,15 @@
-"""rft.py: packing, masks, selection, trajectory files, a teacher over HTTP, whole runs, killed runs, wrong input."""
+"""rft.py: selection, the refit against a plain one and in two processes, rounds, killed and extended runs, files, a
+teacher, adapters, wrong input."""
 
 import ast
-import importlib.util
 import json
 import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,100 +17,71 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shop_play import TASKS, call, turn, write_tasks
+from shop_play import TASKS, write_tasks
 
 torch = pytest.importorskip("torch", reason="the trainer needs the extra 'train'")
 pytest.importorskip("transformers", reason="the trainer needs the extra 'train'")
 
 import gymnasium as gym  # noqa: E402
+from small_lm import ROOT, chat_of, load_trainer, rows, run, small_model, torchrun  # noqa: E402
 
 import agent_gym  # noqa: E402
 from agent_gym import PARSERS, Step, Trajectory  # noqa: E402
+from agent_gym.lm import tiny  # noqa: E402
+from agent_gym.lm.demonstrations import WarmStart, demonstrations  # noqa: E402
+from agent_gym.lm.engine import TorchEngine  # noqa: E402
+from agent_gym.lm.errors import Refused  # noqa: E402
+from agent_gym.lm.models import Model, load, token_logprobs  # noqa: E402
+from agent_gym.lm.ranks import Ranks  # noqa: E402
+from agent_gym.lm.rollout import Limits, environments, play  # noqa: E402
+from agent_gym.lm.runs import Run  # noqa: E402
+from agent_gym.lm.runs import arguments as parse  # noqa: E402
 from agent_gym.metrics import call_sequence  # noqa: E402
 from agent_gym.wrappers import RecordTrajectory  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "cleanrl_llm" / "rft.py"
-SOURCE = SCRIPT.read_text(encoding="utf-8")
 PAGE = ROOT / "docs" / "rft.md"
-
-
-def load_module(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "cleanrl_llm" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-trainer = load_module("rft")
-
-
-def small_model(tokenizer, seed):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.06,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+ALONE = Ranks()
+trainer = load_trainer("rft")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """One thread, since sums depend on their number and weights are compared digit by digit; and a smaller model."""
-    before, threads = trainer.tiny_model, torch.get_num_threads()
+    before, threads = tiny.fresh, torch.get_num_threads()
     torch.set_num_threads(1)
-    trainer.tiny_model = small_model
+    tiny.fresh = small_model
     yield
-    trainer.tiny_model = before
+    tiny.fresh = before
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def kwargs(tmp_path_factory):
     """Four easy tasks from a file, which a small model soon knows by heart."""
-    return {"tasks": write_tasks(tmp_path_factory.mktemp("tasks") / "tasks.jsonl", TASKS[1:5]), "max_turns": 5}
+    return {"tasks": write_tasks(tmp_path_factory.mktemp("tasks") / "tasks.jsonl", TASKS[1:5]), "max_turns": 4}
 
 
 @pytest.fixture(scope="module")
 def arguments(kwargs, tmp_path_factory):
     def make(**changes):
-        warm = {"updates": 150, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5}
+        warm = {"updates": 250, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5}
         warm |= changes.pop("warm", {})
         settings = {
             "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
             "epochs": 2, "batch_size": 4, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
-            "pass_tasks": 3, "device": "cpu", "run_dir": str(tmp_path_factory.mktemp("runs")),
-            "seed": 3,
+            "pass_tasks": 3, "device": "cpu", "run_dir": str(tmp_path_factory.mktemp("runs")), "seed": 3,
             "budget": trainer.Budget(**changes.pop("budget", {"tool_calls": 2.0, "output_tokens": 60.0})),
-            "warm": trainer.WarmStart(**warm),
+            "warm": WarmStart(**warm),
         }  # fmt: skip
         return trainer.Args(**{**settings, **changes})
 
     return make
 
 
-def run(args):
-    """``train`` in this process; its run folder."""
-    before = set(Path(args.run_dir).glob("*"))
-    trainer.train(args)
-    (folder,) = set(Path(args.run_dir).glob("*")) - before
-    return folder
-
-
-def settled(args):
-    trainer.settle(args, torch.device("cpu"))
-    return args
-
-
-def rows(folder):
-    """The metrics; neither NaN nor infinity is JSON."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+def resumed(folder, *flags):
+    """What the command line makes of ``--resume``."""
+    return parse(trainer.Args, ["--resume", str(folder), *flags], ("rounds", "total_tokens"))
 
 
 def kept(folder, number):
@@ -123,9 +92,9 @@ def data_files(folder):
     return {p.name: p.read_bytes() for p in sorted((folder / "trajectories").iterdir())}
 
 
-def weights(folder, args):
-    policy, _ = trainer.load(max((folder / "checkpoints").glob("round_*")), settled(args), torch.device("cpu"))
-    return dict(policy.model.named_parameters())
+def weights(folder):
+    model = load(max((folder / "checkpoints").glob("round_*")))
+    return {name: p.detach() for name, p in model.net.named_parameters()}
 
 
 def same_weights(one, other):
@@ -135,118 +104,33 @@ def same_weights(one, other):
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory):
     """A run that nobody disturbed."""
-    return run(arguments(run_dir=str(tmp_path_factory.mktemp("finished"))))
+    return run(trainer, arguments(run_dir=str(tmp_path_factory.mktemp("finished"))))
 
 
 @pytest.fixture(scope="module")
-def policy(finished, arguments):
-    """The warm start of that run."""
-    return trainer.load(finished / "checkpoints" / "warm", settled(arguments()), torch.device("cpu"))[0]
+def start(finished):
+    """The checkpoint that run started from."""
+    return str(finished / "checkpoints" / "start")
+
+
+@pytest.fixture
+def model(start):
+    return load(start)
 
 
 @pytest.fixture(scope="module")
-def episodes(policy, kwargs, arguments):
-    envs = [gym.make("APIAgent-v0", on_budget="record", split="train", **kwargs) for _ in range(10)]
-    for env in envs:
-        env.unwrapped.token_counter = policy.count
-    found = [trainer.start(policy, env, 100 + i) for i, env in enumerate(envs)]
-    trainer.rollout(policy, found, settled(arguments()), 5)
-    return found
+def episodes(start, kwargs):
+    """Ten of its episodes."""
+    model = load(start)
+    chat = chat_of(model)
+    envs = environments("APIAgent-v0", 10, chat=chat, split="train", bounds={}, **kwargs)
+    seeds = [100 + i for i in range(10)]
+    return play(TorchEngine(model, stops=chat.stops), chat, envs, seeds, Limits(32, 512), draws=seeds)
 
 
-# ---- packing and masks ----
-
-
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 400))
-def test_packs_hold_every_dialogue_once_within_the_limit(lengths, most):
-    parts = trainer.packs(lengths, most)
-    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
-    assert all(len(part) == 1 or sum(lengths[i] for i in part) <= most for part in parts)
-    loads = [sum(lengths[i] for i in part) for part in parts]
-    assert all(a + b > most for n, a in enumerate(loads) for b in loads[n + 1 :])  # no two rows would fit into one
-
-
-@pytest.mark.parametrize("row", [1, 300, 10_000])
-def test_packed_losses_are_those_of_each_dialogue_alone(policy, episodes, row):
-    """Values and gradients, in one row and in several; and the check can fail: without restarting positions they
-    differ."""
-    ids, spans = [e.ids for e in episodes], [e.spans for e in episodes]
-    packed = trainer.score(policy, ids, spans, row)
-    packed.sum().backward()
-    together = [p.grad.clone() for p in policy.parameters()]
-    policy.zero_grad()
-    alone, unpacked = [], []
-    for e in episodes:
-        logp = trainer.score(policy, [e.ids], [e.spans], row)
-        logp.sum().backward()
-        alone.append(logp.detach())
-        with torch.no_grad():
-            table = torch.log_softmax(policy.model(input_ids=torch.tensor([e.ids])).logits[0].float(), -1)
-        unpacked += [float(table[c - 1, e.ids[c]]) for begin, end in e.spans for c in range(begin, end)]
-    torch.testing.assert_close(packed.detach(), torch.cat(alone), atol=1e-5, rtol=0)
-    np.testing.assert_allclose(packed.detach().numpy(), unpacked, atol=1e-5)
-    for one, p in zip(together, policy.parameters(), strict=True):
-        torch.testing.assert_close(one, p.grad, atol=1e-4, rtol=1e-4)
-    policy.zero_grad()
-    joined = [token for one in ids for token in one]
-    shifted = [(b + at, e + at) for at, own in zip(np.cumsum([0, *map(len, ids)]), spans, strict=False) for b, e in own]
-    with torch.no_grad():
-        assert float((trainer.score(policy, [joined], [shifted], row) - packed).abs().max()) > 0.01
-
-
-def test_the_loss_touches_no_other_token(policy, episodes, monkeypatch):
-    """The gradient of the last hidden states is zero but where a model token is predicted."""
-    states = []
-    original = trainer.Policy.hidden
-
-    def hidden(self, *args, **kwargs):
-        found = original(self, *args, **kwargs)
-        found.retain_grad()
-        states.append(found)
-        return found
-
-    monkeypatch.setattr(trainer.Policy, "hidden", hidden)
-    episodes = sorted(episodes, key=lambda e: -len(e.ids))  # as they lie in the one row
-    logp = trainer.score(policy, [e.ids for e in episodes], [e.spans for e in episodes], 10_000)
-    assert len(logp) == sum(len(e.logprobs) for e in episodes)
-    logp.sum().backward()
-    policy.zero_grad()
-    touched = (states[0].grad[0].abs().sum(-1) > 0).tolist()
-    at, predicting = 0, set()
-    for e in episodes:
-        predicting |= {at + c - 1 for begin, end in e.spans for c in range(begin, end)}
-        at += len(e.ids)
-    assert [c for c, hit in enumerate(touched) if hit and c not in predicting] == []
-    assert sum(touched) >= 0.9 * len(predicting)  # a token of probability 1 has gradient 0
-
-
-def test_a_file_gives_back_the_sampled_tokens(policy, episodes, arguments, tmp_path):
-    """What is trained on is, id by id, what was sampled: prompt, turns and answers."""
-    path = tmp_path / "episodes.jsonl"
-    agent_gym.write_trajectories(path, (e.trajectory() for e in episodes))
-    dialogues = trainer.reopened(trainer.read(path), path, arguments())
-    assert len({len(e.steps) for e in episodes}) > 1
-    for e, dialogue in zip(episodes, dialogues, strict=True):
-        ids, spans = trainer.tokenized(policy, dialogue)
-        assert ids == e.ids[: len(ids)]
-        assert (ids[-1], spans) == (e.ids[e.spans[-1][1] - 1], e.spans)
-
-
-def test_ids_of_another_tokenizer_give_way_to_the_text(policy, episodes, arguments, tmp_path, capsys):
-    path = tmp_path / "episodes.jsonl"
-    one = episodes[0].trajectory()
-    shifted = [replace(s, action_ids=[i + 1 for i in s.action_ids]) for s in one.steps]
-    huge = [replace(s, action_ids=[10**6]) for s in one.steps]
-    plain = [replace(s, action_ids=None, logprobs=None) for s in one.steps]
-    agent_gym.write_trajectories(path, (replace(one, steps=tuple(steps)) for steps in (shifted, huge, plain)))
-    dialogues = trainer.reopened(trainer.read(path), path, arguments())
-    data = trainer.encoded(policy, dialogues, settled(arguments()))
-    assert data[0] == data[1] == data[2]
-    for (begin, end), step in zip(data[0][1], one.steps, strict=True):
-        assert data[0][0][begin:end] == [*policy.encode(step.action), policy.eos]
-    n = len(one.steps)
-    said = f"{2 * n} of {2 * n} turns with ids were sampled with another tokenizer: their text is used\n"
-    assert capsys.readouterr().out == said
+@pytest.fixture(scope="module")
+def examples(episodes):
+    return [(e.ids, e.spans) for e in episodes]
 
 
 # ---- selection ----
@@ -262,59 +146,50 @@ def made(task, calls, passed=True, cost=(1.0, 10.0, 20.0, 50.0), words="", infra
     return Trajectory(task, "APIAgent-v0", {}, 0, (step,), None if infra else float(passed), verdict, total)
 
 
-BUDGET = {"budget": {"tool_calls": 2.0, "output_tokens": 60.0, "read_tokens": 100.0, "latency_ms": math.inf}}
+BOUNDS = {"tool_calls": 2.0, "output_tokens": 60.0, "read_tokens": 100.0, "latency_ms": math.inf}
+FREE = dict.fromkeys(agent_gym.CHANNELS, math.inf)
 
 
-def test_only_what_passed_within_every_bound_is_kept(arguments):
+def test_only_what_passed_within_every_bound_is_kept():
     good, bound = made("a", "1"), made("b", "1", cost=(2.0, 60.0, 100.0, 1e9))
     calls, tokens = made("c", "1", cost=(3.0, 1.0, 1.0, 1.0)), made("d", "1", cost=(1.0, 61.0, 1.0, 1.0))
     reading = made("g", "1", cost=(1.0, 1.0, 101.0, 1.0))
     rest = [made("e", "1", passed=False), made("f", "1", infra=True)]
     everything = [good, calls, *rest, bound, tokens, reading]
-    chosen, counts = trainer.select(everything, arguments(keep="success-in-budget", **BUDGET))
+    chosen, counts = trainer.select(everything, "success-in-budget", BOUNDS, 2)
     assert chosen == [good, bound]
     assert counts == {"eligible": 2, "distinct": 2, "kept": 2, "tasks_kept": 2}
-    assert trainer.select(everything, arguments(keep="success", **BUDGET))[0] == [good, calls, bound, tokens, reading]
+    assert trainer.select(everything, "success", BOUNDS, 2)[0] == [good, calls, bound, tokens, reading]
 
 
-def test_equal_calls_count_once_and_the_cap_holds(arguments):
+def test_equal_calls_count_once_and_the_cap_holds():
     first, twin, other = made("a", "1", words="so"), made("a", "1", words="and so"), made("a", "12")
     third, elsewhere = made("a", "2"), made("b", "1")
     samples = [first, twin, other, third, elsewhere]
-    chosen, counts = trainer.select(samples, arguments(most_per_task=2, **BUDGET))
+    chosen, counts = trainer.select(samples, "success-in-budget", BOUNDS, 2)
     assert chosen == [first, other, elsewhere]
     assert counts == {"eligible": 5, "distinct": 4, "kept": 3, "tasks_kept": 2}
-    assert trainer.select(samples, arguments(most_per_task=9, **BUDGET))[0] == [first, other, third, elsewhere]
+    assert trainer.select(samples, "success-in-budget", BOUNDS, 9)[0] == [first, other, third, elsewhere]
 
 
-def test_the_order_of_arguments_is_no_difference():
-    one, other = made("a", "1"), made("a", "1")
-    one.steps[0].tool_results[0]["arguments"] = {"x": 1, "y": 2}
-    other.steps[0].tool_results[0]["arguments"] = {"y": 2, "x": 1}
-    assert call_sequence(one) == call_sequence(other)
-
-
-def test_cheapest_is_relative_to_the_bounds(arguments):
+def test_cheapest_is_relative_to_the_bounds():
     """3 calls of 2, 6 tokens of 60 and 50 of 100 are dearer than 1 call and 60 tokens; over the budget may still be
     cheapest."""
     calls, tokens = made("a", "111", cost=(3.0, 6.0, 50.0, 0.0)), made("a", "1", cost=(1.0, 60.0, 0.0, 9e9))
     only = made("b", "1", cost=(5.0, 500.0, 0.0, 1.0))
     failed = made("b", "2", passed=False, cost=(0.0, 1.0, 0.0, 0.0))
-    args = arguments(keep="cheapest-per-task", **BUDGET)
-    assert trainer.price(calls, args) == pytest.approx(2.1)
-    assert trainer.price(tokens, args) == pytest.approx(1.5)
-    chosen, counts = trainer.select([calls, tokens, only, failed], args)
+    assert trainer.price(calls, BOUNDS) == pytest.approx(2.1)
+    assert trainer.price(tokens, BOUNDS) == pytest.approx(1.5)
+    chosen, counts = trainer.select([calls, tokens, only, failed], "cheapest-per-task", BOUNDS, 2)
     assert chosen == [tokens, only]
     assert counts == {"eligible": 3, "distinct": 3, "kept": 2, "tasks_kept": 2}
-    free = arguments(keep="cheapest-per-task", budget=dict.fromkeys(agent_gym.CHANNELS, math.inf))
-    assert trainer.select([calls, tokens], free)[0] == [calls]  # fewer tokens
+    assert trainer.select([calls, tokens], "cheapest-per-task", FREE, 2)[0] == [calls]  # fewer tokens
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "1", "2", "12"]), st.booleans()), max_size=20))
 def test_selection_in_general(drawn):
-    args = trainer.Args(keep="success", most_per_task=2, budget=trainer.Budget(*[math.inf] * 4))
     samples = [made(task, calls, passed) for task, calls, passed in drawn]
-    chosen, counts = trainer.select(samples, args)
+    chosen, counts = trainer.select(samples, "success", FREE, 2)
     keys = [(t.task_id, call_sequence(t)) for t in chosen]
     assert len(set(keys)) == len(keys) == counts["kept"]
     assert all(t.success and t in samples for t in chosen)
@@ -323,16 +198,126 @@ def test_selection_in_general(drawn):
         assert sum(t.task_id == task for t in chosen) == min(2, len(ways))
 
 
+# ---- the refit ----
+
+
+def plain_refit(model, examples, args, seed):
+    """The same in the plainest words: an episode at a time, a loss over all its positions, a mask."""
+    import random
+
+    rng, parameters = random.Random(seed), list(model.net.parameters())
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
+    n, size, losses = len(examples), args.batch_size, []
+    orders = [rng.sample(range(n), n) for _ in range(args.epochs)]
+    batches = [order[at : at + size] for order in orders for at in range(0, n, size)]
+    for number, batch in enumerate(batches):
+        factor = min(1.0, (number + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * number / len(batches)))
+        optimizer.param_groups[0]["lr"] = args.learning_rate * factor
+        terms = []
+        for i in batch:
+            ids, spans = examples[i]
+            logits = model.net(input_ids=torch.tensor([ids])).logits[0]
+            each = torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:]), reduction="none")
+            own = torch.zeros(len(ids), dtype=torch.bool)
+            for begin, end in spans:
+                own[begin:end] = True
+            terms.append(each[own[1:]])
+        loss = torch.cat(terms).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append((float(loss.detach()), sum(map(len, terms))))
+    last = np.array(losses[-len(batches) // args.epochs :])
+    return float((last[:, 0] * last[:, 1]).sum() / last[:, 1].sum())
+
+
+@pytest.mark.parametrize("most", [1, 300, 8192])
+def test_the_refit_is_that_of_each_episode_alone(start, examples, arguments, most):
+    """Whatever rows a batch is cut into; 10 episodes in batches of 4 leave a smaller one."""
+    args = arguments(learning_rate=1e-3, micro_batch_tokens=most)
+    one, other = load(start), load(start)
+    loss, skipped = trainer.refit(one, examples, args, ALONE, 7)
+    assert loss == pytest.approx(plain_refit(other, examples, args, 7), abs=1e-5)
+    assert skipped == 0
+    before = dict(load(start).net.named_parameters())
+    for (name, p), q in zip(one.net.named_parameters(), other.net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
+        assert float((p - before[name]).abs().max()) > 1e-3
+
+
+def test_no_pass_has_more_padded_tokens_than_asked(model, examples, arguments, monkeypatch):
+    shapes, original = [], Model.hidden
+    monkeypatch.setattr(Model, "hidden", lambda self, **inputs: shapes.append(inputs["input_ids"].shape) or
+                        original(self, **inputs))  # fmt: skip
+    trainer.refit(model, examples, arguments(learning_rate=1e-3, micro_batch_tokens=400, epochs=1), ALONE, 7)
+    assert len(shapes) > 3
+    assert all(rows == 1 or rows * columns <= 400 for rows, columns in shapes)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(model, start, examples, arguments, monkeypatch):
+    """One batch of three is spoilt: the other two train, and the loss is theirs."""
+    passes = []
+
+    def spoilt(*args, **kwargs):
+        scores = token_logprobs(*args, **kwargs)
+        passes.append(1)
+        return scores._replace(logprobs=scores.logprobs * math.inf) if len(passes) == 1 else scores
+
+    monkeypatch.setattr(trainer, "token_logprobs", spoilt)
+    loss, skipped = trainer.refit(model, examples, arguments(learning_rate=1e-3, epochs=1), ALONE, 7)
+    assert skipped == 1
+    assert math.isfinite(loss)
+    for p, q in zip(model.net.parameters(), load(start).net.parameters(), strict=True):
+        assert torch.isfinite(p).all()
+        assert not torch.equal(p, q)
+
+
+TWO = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from small_lm import load_trainer
+trainer = load_trainer("rft")
+from agent_gym.lm.models import load
+ranks, model = trainer.Ranks.start("cpu"), load({start!r})
+with open({data!r}) as file:
+    examples, size = json.load(file)
+args = trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2)
+loss, skipped = trainer.refit(model, examples, args, ranks, 7)
+ranks.check_equal(model.trained())
+if ranks.first:
+    model.save({out!r})
+    print("loss", loss, skipped)
+ranks.stop()
+"""
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_two_processes_refit_as_one_does(size, start, examples, tmp_path):
+    """Also where the second has no part of any batch."""
+    data = [(list(ids), [list(span) for span in spans]) for ids, spans in examples[:6]]
+    (tmp_path / "data.json").write_text(json.dumps([data, size]))
+    out = tmp_path / "out"
+    text = TWO.format(tests=str(ROOT / "tests"), start=start, data=str(tmp_path / "data.json"), out=str(out))
+    (tmp_path / "two.py").write_text(text)
+    said = re.search(r"loss (\S+) 0", torchrun(2, tmp_path / "two.py", cwd=tmp_path).stdout)
+    one = load(start)
+    loss, _ = trainer.refit(one, data, trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2), ALONE, 7)
+    assert float(said[1]) == pytest.approx(loss, abs=1e-5)
+    for p, q in zip(one.net.parameters(), load(out).net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
+
+
 # ---- whole runs ----
 
 
-def test_run_files(finished, arguments):
+def test_run_files(finished):
     assert (finished / "rounds.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["round_02", "warm"]
+    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["round_02", "start"]
     names = [f"round_{n:02d}_{what}" for n in (1, 2) for what in ("kept.jsonl", "samples.jsonl", "tokens.json")]
-    tests = [f"{kind}_{when}.jsonl" for kind in ("pass", "test") for when in ("round_1", "round_2", "start")]
+    tests = [f"test_{when}.jsonl" for when in ("round_01", "round_02", "start")]
     assert sorted(data_files(finished)) == sorted([*names, *tests])
-    result = json.loads((finished / "result.json").read_text())
+    result = json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)
     assert list(result["tables"]) == list(result["counts"]) == ["start", "round 1", "final"]
     for table in result["tables"].values():
         assert {"success@1", "pass@2", "in-budget success", "mean tool_calls"} <= set(table)
@@ -341,134 +326,126 @@ def test_run_files(finished, arguments):
     assert table.startswith("| | start | round 1 | final |\n|---|---|---|---|\n")
     for name in ("kept", "distinct", "generated tokens"):
         shown = " | ".join(str(count[name]) for count in result["counts"].values())
-        assert f"| {name} | {shown} |\n" in table
+        assert f"| {name} | {shown} |\n" in f"{table}\n"
 
 
 def test_run_figures(finished):
     """The metrics follow from the trajectory files."""
     history = rows(finished)
     assert [row["iteration"] for row in history] == [0, 1, 2]
-    assert all(math.isfinite(x) for row in history for x in row.values())
     spent, pool = 0, []
     for number in (1, 2):
         samples = list(agent_gym.read_trajectories(finished / "trajectories" / f"round_{number:02d}_samples.jsonl"))
         assert len(samples) == 16
-        assert len({t.seed for t in samples}) == 4  # four tasks, four episodes each
+        assert [t.seed for t in samples] == [s for s in dict.fromkeys(t.seed for t in samples) for _ in range(4)]
         assert not pool or not {t.seed for t in samples} & {t.seed for t in pool}  # fresh ones
         pool += samples
-        spent += sum(len(s.action_ids) for t in samples for s in t.steps)
+        turns = [s for t in samples for s in t.steps]
+        spent += sum(len(s.action_ids) for s in turns)
         row, chosen = history[number], kept(finished, number)
         assert row["charts/generated_tokens"] == spent
         assert row["charts/samples"] == 16
         assert row["charts/sample_success"] == np.mean([t.success for t in samples])
+        assert row["charts/cut_turns"] == np.mean([len(s.action_ids) == 32 and not isinstance(s.action, str)
+                                                   for s in turns])  # fmt: skip
         assert row["charts/kept"] == len(chosen) > 0
         assert row["charts/eligible"] == sum(t.success for t in pool) >= row["charts/distinct"] >= row["charts/kept"]
         assert all(t in pool and t.success for t in chosen)
-        test = list(agent_gym.read_trajectories(finished / "trajectories" / f"test_round_{number}.jsonl"))
-        more = list(agent_gym.read_trajectories(finished / "trajectories" / f"pass_round_{number}.jsonl"))
-        assert (len(test), len(more)) == (6, 3)
-        assert [t.seed for t in more] == [t.seed for t in test[:3]]
-        assert row["charts/pass_at_1"] == np.mean([t.success for t in test])
-        both = [a.success or b.success for a, b in zip(test, more, strict=False)]
+        tested = list(agent_gym.read_trajectories(finished / "trajectories" / f"test_round_{number:02d}.jsonl"))
+        once, more = tested[:6], tested[6:]
+        assert [t.seed for t in more] == [t.seed for t in once[:3]]
+        assert row["charts/pass_at_1"] == np.mean([t.success for t in once])
+        both = [a.success or b.success for a, b in zip(once, more, strict=False)]
         assert row["charts/pass_at_k"] == np.mean(both)
-        assert row["charts/in_budget_success"] == np.mean(
-            [
-                t.success and not t.violates({"tool_calls": 2.0, "output_tokens": 60.0, "latency_ms": 200.0})
-                for t in test
-            ]
-        )
+        bounds = {"tool_calls": 2.0, "output_tokens": 60.0, "latency_ms": 200.0}
+        assert row["charts/in_budget_success"] == np.mean([t.success and not t.violates(bounds) for t in once])
+        assert {t.env_kwargs["split"] for t in once} == {"test"}
 
 
-def test_refits_raise_the_likelihood_of_what_was_kept(finished, policy, arguments):
-    args = settled(arguments())
-    after = trainer.load(finished / "checkpoints" / "round_02", args, torch.device("cpu"))[0]
+def test_samples_of_a_task_differ_and_tests_are_those_of_every_run(finished):
+    samples = list(agent_gym.read_trajectories(finished / "trajectories" / "round_01_samples.jsonl"))
+    drawn = {t.seed: {str([s.action_ids for s in u.steps]) for u in samples if u.seed == t.seed} for t in samples}
+    assert max(map(len, drawn.values())) > 1
+    tests = [[t.seed for t in agent_gym.read_trajectories(path)] for path in finished.glob("trajectories/test_*.jsonl")]
+    assert tests[0] == tests[1] == tests[2]
+
+
+def test_refits_raise_the_likelihood_of_what_was_kept(finished, start, arguments):
     path = finished / "trajectories" / "round_02_kept.jsonl"
-    data = trainer.encoded(policy, trainer.reopened(trainer.read(path), path, args), args)
+    before, after = load(start), load(finished / "checkpoints" / "round_02")
+    data = trainer.opened(trainer.read(path), path, chat_of(before), arguments())
     with torch.no_grad():
-        before_, after_ = (
-            float(trainer.score(p, [x for x, _ in data], [s for _, s in data], 256).mean()) for p in (policy, after)
+        one, other = (
+            float(token_logprobs(m, [x for x, _ in data], [s for _, s in data]).logprobs.mean())
+            for m in (before, after)
         )
-    assert after_ > before_
+    assert other > one
     assert rows(finished)[2]["losses/refit"] > 0
 
 
-def test_ppo_c3rl_takes_the_checkpoint(finished):
-    """Weights, tokenizer and rank; value heads are new."""
-    ppo = load_module("ppo_c3rl")
-    for name in ("warm", "round_02"):
-        folder = finished / "checkpoints" / name
-        own = trainer.load(folder, trainer.Args(), torch.device("cpu"))[0]
-        for critic in (False, True):
-            other, _ = ppo.load(folder, ppo.Args(critic=critic), torch.device("cpu"))
-            assert same_weights(dict(own.model.named_parameters()), dict(other.model.named_parameters()))
-            assert other.encode("Refund order O2001.") == own.encode("Refund order O2001.")
+def test_a_file_gives_back_the_sampled_tokens(episodes, start, arguments, tmp_path):
+    """What is trained on is, id by id, what was sampled: prompt, turns and answers."""
+    path = tmp_path / "episodes.jsonl"
+    passed = [e for e in episodes if e.success]
+    assert 0 < len(passed) < len(episodes)
+    agent_gym.write_trajectories(path, (e.trajectory() for e in episodes))
+    found = trainer.opened(trainer.read(path), path, chat_of(load(start)), arguments())
+    assert [(ids, spans) for ids, spans in found] == [(e.ids[: e.spans[-1][1]], e.spans) for e in passed]
 
 
-def test_resuming_a_finished_run_changes_nothing(finished):
-    before = (rows(finished), (finished / "table.md").read_text(), data_files(finished))
-    trainer.train(trainer.Args(resume=str(finished)))
-    assert (rows(finished), (finished / "table.md").read_text(), data_files(finished)) == before
+def test_the_end_of_a_summary(finished):
+    """pass@k needs k episodes with a verdict; a task that infra left with fewer is out, and its first still counts."""
+    ok, bad, none = made("a", "1"), made("a", "1", passed=False), made("a", "1", infra=True)
+    tested = [replace(t, seed=seed) for seed, t in ((0, ok), (1, bad), (2, bad), (0, bad), (1, ok), (2, none))]
+    found = trainer.summary(tested, BOUNDS, 2)
+    assert found["success@1"][0] == pytest.approx(1 / 3)
+    assert found["pass@2"][0] == 1.0
+    assert trainer.summary([replace(none, seed=s) for s in (0, 1)], BOUNDS, 2)["success@1"][0] != 0.0  # not a number
 
 
-def test_sampling_ends_with_the_token_limit(finished, arguments):
+def test_sampling_ends_with_the_token_limit(finished, start, arguments):
     """After the batch that reaches it; the round goes on with what there is, and no further round begins."""
     limit = rows(finished)[1]["charts/generated_tokens"] / 4
-    settings = {"init": str(finished / "checkpoints" / "warm"), "rounds": 5, "eval_episodes": 0}
-    folder = run(arguments(total_tokens=int(limit), **settings))
+    folder = run(trainer, arguments(total_tokens=int(limit), init=start, rounds=5, eval_episodes=0))
     (row,) = rows(folder)
     assert row["charts/samples"] == 8
     whole = (finished / "trajectories" / "round_01_samples.jsonl").read_text().splitlines()
     assert (folder / "trajectories" / "round_01_samples.jsonl").read_text().splitlines() == whole[:8]
 
 
-def test_fitting_the_oracle_or_its_file_is_the_same(arguments):
-    """The demonstrations that a run wrote give, as --data, the same tokenizer, weights and test."""
-    settings = {"stage": "sft", "warm": {"updates": 15, "demonstrations": 20}, "eval_start": False}
-    first = run(arguments(**settings))
-    path = first / "trajectories" / "round_01_kept.jsonl"
-    second = run(arguments(data=(str(path),), exp_name="from_file", **settings))
-    assert same_weights(weights(first, arguments()), weights(second, arguments()))
-    assert data_files(first) == data_files(second)
-    assert 10 < len(kept(first, 1)) <= 20  # some waste their turns until the limit
-    table = json.loads((first / "result.json").read_text())
-    assert list(table["tables"]) == ["final"]
-    assert table["generated_tokens"] == 0
+def test_the_best_round_is_kept(finished, start, arguments):
+    folder = run(trainer, arguments(init=start, keep_best=True))
+    history = [row["charts/in_budget_success"] for row in rows(folder)]
+    best = load(folder / "checkpoints" / "best")
+    number = history.index(max(history))
+    assert Run(resumed(folder), "", ALONE).state(folder / "checkpoints" / "best")["round"] == number
+    if number == 2:
+        assert same_weights(dict(best.net.named_parameters()), weights(folder))
 
 
-def test_fitting_a_checkpoint_to_a_file_trains_on_what_passed(finished, arguments, capsys, tmp_path):
-    sampled = list(agent_gym.read_trajectories(finished / "trajectories" / "round_01_samples.jsonl"))
-    failed = replace(sampled[0], reward=0.0, verdict=agent_gym.Verdict("fail", "wrong_state", 0.0).to_dict())
-    path = tmp_path / "samples.jsonl"
-    agent_gym.write_trajectories(path, [*sampled, failed])
-    read = list(agent_gym.read_trajectories(path))
-    passed = [t for t in read if t.success]
-    assert 0 < len(passed) < len(read)
-    settings = {"init": str(finished / "checkpoints" / "warm"), "eval_episodes": 0}
-    folder = run(arguments(stage="sft", data=(str(path),), **settings))
-    assert f"{path}: {len(passed)} of {len(read)} episodes passed\n" in capsys.readouterr().out
-    assert kept(folder, 1) == passed
-    assert not same_weights(weights(folder, arguments()), weights(finished, arguments()))
+# ---- runs that go on ----
 
 
-def test_adapters_on_a_model_from_a_folder(policy, finished, arguments, tmp_path):
-    """Adapters that start at zero, and a checkpoint that holds them alone; ppo_c3rl takes it."""
-    policy.model.save_pretrained(tmp_path / "model")
-    policy.tokenizer.save_pretrained(tmp_path / "model")
-    path = str(finished / "trajectories" / "round_01_samples.jsonl")
-    args = arguments(
-        stage="sft", data=(path,), model=str(tmp_path / "model"), lora_rank=2, eval_episodes=2, pass_tasks=1,
-        max_context=3000, learning_rate=1e-2,
-    )  # fmt: skip
-    folder = run(args)
-    checkpoint = folder / "checkpoints" / "round_01"
-    assert (checkpoint / "adapter_model.safetensors").exists()
-    assert not (checkpoint / "model.safetensors").exists()
-    ppo = load_module("ppo_c3rl")
-    other, _ = ppo.load(checkpoint, ppo.Args(model=args.model, lora_rank=2), torch.device("cpu"))
-    assert any(float(p.detach().abs().max()) > 0 for n, p in other.named_parameters() if "lora_B" in n)
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = (rows(finished), (finished / "table.md").read_text(), data_files(finished))
+    trainer.train(resumed(finished))
+    assert (rows(finished), (finished / "table.md").read_text(), data_files(finished)) == before
 
 
-# ---- killed runs ----
+def test_a_finished_run_is_extended(finished, arguments, tmp_path):
+    """One round and then another are two rounds; the checkpoint it started from may be gone by then."""
+    (tmp_path / "init").mkdir()
+    load(finished / "checkpoints" / "start").save(tmp_path / "init")
+    folder = run(trainer, arguments(init=str(tmp_path / "init"), rounds=1, run_dir=str(tmp_path / "runs")))
+    for file in (tmp_path / "init").iterdir():
+        file.unlink()
+    trainer.train(resumed(folder, "--rounds", "2"))
+    assert data_files(folder) == data_files(finished)
+    assert rows(folder) == rows(finished)
+    assert same_weights(weights(folder), weights(finished))
+    assert (folder / "table.md").read_text() == (finished / "table.md").read_text()
+    with pytest.raises(Refused, match="--seed is 3 in this run and cannot change"):
+        resumed(folder, "--seed", "4")
 
 
 def killed_after(calls):
@@ -489,17 +466,17 @@ def killed_after(calls):
 
 
 KILLS = {
-    "warm start": ("apply_gradients", 10),
-    "warm checkpoint": ("torch.save", 0),
-    "test of the start": ("advance", 5),
-    "first batch": ("rollout", 2),
-    "second batch": ("part", 1),
-    "batches put together": ("write", 5),
-    "selection": ("agent_gym.write_trajectories", 2),
-    "first refit": ("apply_gradients", 151),
+    "warm start": ("Ranks.all_reduce_gradients", 10),
+    "start's checkpoint": ("torch.save", 0),
+    "test of the start": ("Step", 5),
+    "an episode's file": ("part", 5),
+    "episodes put together": ("write", 17),
+    "selection": ("Run.trajectories", 1),
+    "first refit": ("Ranks.all_reduce_gradients", 251),
     "first checkpoint": ("torch.save", 1),
-    "second test": ("agent_gym.write_trajectories", 4),
-    "second round": ("rollout", 7),
+    "second test": ("Run.trajectories", 2),
+    "first row": ("Run.log", 1),
+    "second round": ("write", 25),
     "second checkpoint": ("torch.save", 2),
     "end": ("draw_rounds", 0),
 }
@@ -509,21 +486,26 @@ KILLS = {
 @pytest.mark.parametrize("point", list(KILLS))
 def test_killed_and_resumed(point, finished, arguments, tmp_path):
     """SIGKILL, then --resume: the same files, byte by byte, the same rows, and the same weights."""
-    args = arguments(run_dir=str(tmp_path))
     name, calls = KILLS[point]
+    early = point in ("warm start", "start's checkpoint")
+    args = arguments(run_dir=str(tmp_path), init=None if early else str(finished / "checkpoints" / "start"))
+    if not early:
+        calls -= 250 if name == "Ranks.all_reduce_gradients" else 0
     child = os.fork()
     if not child:
         wrap = killed_after(calls)
-        if name == "torch.save":
-            torch.save = wrap(torch.save)
-        elif name == "agent_gym.write_trajectories":
-            agent_gym.write_trajectories = wrap(agent_gym.write_trajectories)
-        elif name == "part":  # half a batch's file is written when the process dies
+        if name == "part":  # half an episode's file is written when the process dies
             replaced = Path.replace
             dies = wrap(replaced)
             Path.replace = lambda self, to: (dies if ".txt" in self.name else replaced)(self, to)
+        elif name == "torch.save":
+            torch.save = wrap(torch.save)
+        elif name == "Step":
+            agent_gym.lm.rollout.Step = wrap(agent_gym.lm.rollout.Step)
         else:
-            setattr(trainer, name, wrap(getattr(trainer, name)))
+            owner, _, last = name.rpartition(".")
+            owner = getattr(trainer, owner) if owner else trainer
+            setattr(owner, last, wrap(getattr(owner, last)))
         try:
             trainer.train(args)
         finally:
@@ -531,236 +513,68 @@ def test_killed_and_resumed(point, finished, arguments, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (folder,) = tmp_path.iterdir()
     assert not (folder / "result.json").exists()
-    trainer.train(trainer.Args(resume=str(folder), seed=99))
+    trainer.train(resumed(folder))
     assert data_files(folder) == data_files(finished)
     assert rows(folder) == rows(finished)
-    assert same_weights(weights(folder, args), weights(finished, args))
+    assert same_weights(weights(folder), weights(finished))
     assert (folder / "table.md").read_text() == (finished / "table.md").read_text()
 
 
-# ---- a teacher ----
+def test_two_processes_sample_select_and_test_as_one_does(finished, start, arguments, tmp_path):
+    """Episodes have draws of their own; gradients are summed in another order."""
+    args = arguments(init=start, rounds=1, run_dir=str(tmp_path / "two"))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(args).items()
+             if not isinstance(value, dict | tuple | bool | None)]  # fmt: skip
+    torchrun(2, SCRIPT, *flags, "--budget.tool-calls=2", "--budget.output-tokens=60", cwd=tmp_path)
+    (two,) = (tmp_path / "two").iterdir()
+    mine, theirs = data_files(finished), data_files(two)
+    for name in ("round_01_samples.jsonl", "round_01_kept.jsonl", "round_01_tokens.json", "test_start.jsonl"):
+        assert theirs[name] == mine[name], name
+    one, other = rows(finished)[1], rows(two)[1]
+    assert other["losses/refit"] == pytest.approx(one["losses/refit"], abs=1e-4)
 
 
-class Teacher(BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint that plays the oracle, and misbehaves as ``server.faults`` says, a request each."""
-
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.seen.append((self.path, body, self.headers.get("Authorization")))
-            fault = server.faults.pop(0) if server.faults else None
-        if fault == "slow":
-            threading.Event().wait(1.5)
-        if isinstance(fault, int):
-            return self.send_error(fault)
-        messages = body["messages"]
-        said = sum(m["role"] == "assistant" for m in messages)
-        actions = server.oracle[messages[1]["content"]]
-        spoken = PARSERS["hermes"].parse(actions[said] if said < len(actions) else "Done.")
-        message = json.loads(PARSERS["openai"].render(spoken.text, spoken.calls))
-        answer = {"choices": [{"message": message, "finish_reason": "stop"}]}
-        if server.usage:
-            answer["usage"] = {"completion_tokens": server.usage}
-        data = b"[]" if fault == "nonsense" else json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if fault == "half" else data)
-
-    def log_message(self, *_):
-        pass
+# ---- one fit ----
 
 
-@contextmanager
-def teacher(kwargs, faults=(), usage=None):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    server.handle_error = lambda *_: None  # who was too slow finds nobody to answer
-    server.faults, server.usage, server.seen, server.lock = list(faults), usage, [], threading.Lock()
-    env, server.oracle = gym.make("APIAgent-v0", **kwargs), {}
-    for task in TASKS[1:5]:
-        observation, _ = env.reset(options={"task": task["id"]})
-        server.oracle[observation] = env.unwrapped.oracle()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server, f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """No pause between attempts."""
-    monkeypatch.setattr(trainer.time, "sleep", lambda seconds: None)
-
-
-@pytest.fixture
-def lessons(finished, arguments, tmp_path):
-    def make(url, **changes):
-        settings = {
-            "teacher_url": url, "teacher_model": "oracle", "rounds": 1, "samples_per_task": 2, "parallel": 4,
-            "init": str(finished / "checkpoints" / "warm"), "eval_episodes": 0, "run_dir": str(tmp_path / "runs"),
-        }  # fmt: skip
-        return arguments(**{**settings, **changes})
-
-    return make
-
-
-def test_a_teacher_is_asked_in_the_protocol_and_its_episodes_replay(kwargs, lessons, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with teacher(kwargs, usage=7) as (server, url):
-        folder = run(lessons(url, temperature=0.5))
-    samples = list(agent_gym.read_trajectories(folder / "trajectories" / "round_01_samples.jsonl"))
-    assert len(samples) == 8
-    assert all(t.success and s.action_ids is None for t in samples for s in t.steps)
-    assert all("<tool_call>" in t.steps[0].action for t in samples)
-    for trajectory in samples:  # the file replays in the environment
-        env = gym.make("APIAgent-v0", **trajectory.env_kwargs)
-        env.reset(options={"task": trajectory.task_id})
-        for step in trajectory.steps:
-            info = env.step(step.action)[4]
-            assert info["tool_results"] == step.tool_results
-        assert info["verdict"] == trajectory.verdict
+def test_fitting_the_oracle(arguments):
+    args = arguments(stage="sft", warm={"updates": 15, "demonstrations": 20}, eval_start=False)
+    folder = run(trainer, args)
     (row,) = rows(folder)
-    assert row["charts/generated_tokens"] == 7 * sum(len(t.steps) for t in samples) == 7 * len(server.seen)
-    assert row["charts/kept"] == len({t.task_id for t in samples})
-    for path, body, key in server.seen:
-        assert (path, key) == ("/v1/chat/completions", "Bearer secret")
-        assert (body["model"], body["temperature"], body["max_tokens"]) == ("oracle", 0.5, 32)
-        assert {"get_order", "submit"} <= {tool["function"]["name"] for tool in body["tools"]}
-        asked = [c["id"] for m in body["messages"] for c in m.get("tool_calls", ())]
-        assert asked == [m["tool_call_id"] for m in body["messages"] if m["role"] == "tool"]
-    assert any(m["role"] == "tool" for _, body, _ in server.seen for m in body["messages"])
+    assert 10 < row["charts/kept"] <= 20  # some waste their turns until the limit
+    assert row["losses/refit"] > 0
+    result = json.loads((folder / "result.json").read_text())
+    assert list(result["tables"]) == ["final"]
+    assert result["generated_tokens"] == 0
+    assert not same_weights(weights(folder), dict(load(folder / "checkpoints" / "start").net.named_parameters()))
 
 
-def test_tokens_are_counted_where_the_teacher_does_not_say(kwargs, lessons, policy):
-    with teacher(kwargs) as (_, url):
-        folder = run(lessons(url))
-    samples = agent_gym.read_trajectories(folder / "trajectories" / "round_01_samples.jsonl")
-    (row,) = rows(folder)
-    assert row["charts/generated_tokens"] == sum(policy.count(s.action) for t in samples for s in t.steps)
+def test_fitting_a_checkpoint_to_a_file_trains_on_what_passed(finished, start, arguments, capsys, tmp_path):
+    sampled = list(agent_gym.read_trajectories(finished / "trajectories" / "round_01_samples.jsonl"))
+    failed = replace(sampled[0], reward=0.0, verdict=agent_gym.Verdict("fail", "wrong_state", 0.0).to_dict())
+    path = tmp_path / "samples.jsonl"
+    agent_gym.write_trajectories(path, [*sampled, failed])
+    passed = [t for t in agent_gym.read_trajectories(path) if t.success]
+    assert 0 < len(passed) < len(sampled) + 1
+    folder = run(trainer, arguments(stage="sft", data=(str(path),), init=start, eval_episodes=0))
+    assert f"--data: {len(passed)} of {len(sampled) + 1} episodes passed\n" in capsys.readouterr().out
+    assert kept(folder, 1) == passed
+    path.unlink()
+    trainer.train(resumed(folder))  # the run has a copy
+    assert rows(folder)[0]["charts/kept"] == len(passed)
 
 
-def test_passing_faults_of_an_endpoint_are_asked_again(kwargs, lessons, quick):
-    with teacher(kwargs) as (_, url):
-        undisturbed = run(lessons(url))
-    with teacher(kwargs, faults=[500, "half", None, "nonsense", None, None, 429]) as (server, url):
-        folder = run(lessons(url, exp_name="disturbed", parallel=1))
-        assert not server.faults
-    assert data_files(folder) == data_files(undisturbed)
+def test_a_cut_off_data_file_is_used_up_to_the_cut(finished, start, arguments, tmp_path, capsys):
+    whole = (finished / "trajectories" / "round_02_kept.jsonl").read_text()
+    path = tmp_path / "cut.jsonl"
+    path.write_text(whole[:-40])
+    folder = run(trainer, arguments(stage="sft", data=(str(path),), init=start, eval_episodes=0))
+    lines = len(whole.splitlines())
+    assert f"rft: {path}, line {lines} is cut off and was skipped" in capsys.readouterr().err
+    assert kept(folder, 1) == kept(finished, 2)[:-1]
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (500, "HTTP status 500 Internal Server Error"),
-        (404, "HTTP status 404 Not Found"),
-        ("half", "the connection failed (IncompleteRead("),
-        ("nonsense", "the body is no chat completion (TypeError: list indices must be integers"),
-        ("slow", "no answer within 0.5 s"),
-    ],
-)
-def test_lasting_faults_end_in_a_sentence_and_a_rerun_goes_on(fault, said, kwargs, lessons, quick, tmp_path):
-    """One episode after the other: the first two are finished, then the endpoint breaks down."""
-    with teacher(kwargs) as (server, url):
-        args = lessons(url, parallel=1, teacher_timeout=0.5 if fault == "slow" else 60.0)
-        undisturbed = run(args)
-        asked = len(server.seen)
-        two = sum(len(t.steps) for t in trainer.read(undisturbed / "trajectories" / "round_01_samples.jsonl")[:2])
-        server.faults[:] = [None] * two + [fault] * 3
-        broken = replace(args, exp_name="broken")
-        with pytest.raises(SystemExit) as ended:
-            trainer.train(broken)
-        text = ended.value.code
-        assert text.startswith(f"rft: --teacher-url {url}: {said}")
-        assert text.endswith("the finished samples are kept: go on with --resume and the run folder above")
-        assert "\n" not in text
-        (folder,) = (tmp_path / "runs").glob("*broken*")
-        assert len(list((folder / "trajectories" / "round_01").glob("*.txt"))) == 2
-        server.faults.clear()
-        server.seen.clear()
-        trainer.train(trainer.Args(resume=str(folder)))
-        assert len(server.seen) == asked - two  # what was finished is not asked again
-    assert data_files(folder) == data_files(undisturbed)
-    assert same_weights(weights(folder, args), weights(undisturbed, args))
-
-
-def test_no_endpoint(lessons, quick):
-    with pytest.raises(SystemExit) as ended:
-        trainer.train(lessons("http://127.0.0.1:9/v1"))
-    assert "--teacher-url http://127.0.0.1:9/v1: the connection failed (" in ended.value.code
-
-
-def test_a_teachers_broken_call_stays_broken():
-    function = {"name": "get_order", "arguments": '{"order_id": '}
-    message = {"role": "assistant", "content": "so", "tool_calls": [{"id": "1", "function": function}]}
-    parsed = PARSERS["hermes"].parse(trainer.spelled(message, PARSERS["hermes"]))
-    assert parsed.text == "so"
-    assert "not valid JSON" in parsed.calls[0].error
-    whole = {**message, "tool_calls": [{"id": "1", "function": {**function, "arguments": '{"order_id": "O1"}'}}]}
-    assert trainer.spelled(whole, PARSERS["hermes"]) == f"so\n{call('get_order', order_id='O1')}"
-    text = {"role": "assistant", "content": turn(("get_order", {"order_id": "O1"}))}  # a server without a parser
-    assert trainer.spelled(text, PARSERS["hermes"]) == text["content"]
-
-
-def answered(kwargs, *messages):
-    """Messages of a teacher played one after the other; what each adds to the conversation."""
-    env = gym.make("APIAgent-v0", **kwargs)
-    observation, info = env.reset(seed=0)
-    episode, base = trainer.Episode(env, info["task_id"], 0, [], observation), env.unwrapped
-    added = []
-    for message in messages:
-        action = trainer.spelled(message, base.parser)
-        results = trainer.play(episode, action)["tool_results"]
-        added.append(trainer.exchange(message, base.read(action), results, episode))
-    return added, episode
-
-
-def asks(*calls, content=""):
-    entries = [
-        {"id": id, "type": "function", "function": {"name": name, "arguments": text}} for id, name, text in calls
-    ]
-    return {"role": "assistant", "content": content, "tool_calls": entries}
-
-
-def test_every_call_of_a_teacher_has_one_result_under_its_own_id(kwargs):
-    two = asks(("x7", "get_order", '{"order_id": "O0"}'), ("y8", "get_order", "{broken"), content="Look.")
-    (added,), episode = answered(kwargs, two)
-    said, *results = added
-    assert [(c["id"], c["function"]["name"]) for c in said["tool_calls"]] == [("x7", "get_order"), ("y8", "get_order")]
-    assert said["content"] == "Look."
-    assert [(m["role"], m["tool_call_id"]) for m in results] == [("tool", "x7"), ("tool", "y8")]
-    assert [m["content"] for m in results] == [r["content"] for r in episode.steps[0].tool_results]
-    assert "not valid JSON" in results[1]["content"]
-
-
-def test_a_teachers_call_that_did_not_run_has_a_result_that_says_so(kwargs):
-    """After submit nothing runs; the history is whole all the same, and nobody hears of it twice."""
-    late = asks(("a", "submit", '{"answer": "x"}'), ("b", "get_order", '{"order_id": "O0"}'))
-    ((said, *results),), episode = answered(kwargs, late)
-    assert [m["tool_call_id"] for m in results] == ["a", "b"] == [c["id"] for c in said["tool_calls"]]
-    assert [r["error"] for r in episode.steps[0].tool_results] == [None, "not_run"]
-    assert '"not_run"' in results[1]["content"]
-
-
-def test_a_teachers_words_that_hold_an_unreadable_call(kwargs):
-    """No tool is named, so that an endpoint would refuse the history with it: it stays words, answered by the user."""
-    garbled = {"role": "assistant", "content": "So.\n<tool_call>get_order O0</tool_call>"}
-    foreign = {"role": "assistant", "content": '[TOOL_CALLS][{"name": "get_order", "arguments": {}}]'}
-    written = {"role": "assistant", "content": f"So.\n{call('get_order', order_id='O0')}"}
-    (first, second, third), episode = answered(kwargs, garbled, foreign, written)
-    for (said, heard), words in ((first, "So.\nget_order O0"), (second, foreign["content"])):
-        assert said == {"role": "assistant", "content": words}
-        assert heard["role"] == "user"
-    assert [first[1]["content"], second[1]["content"]] == [s.tool_results[0]["content"] for s in episode.steps[:2]]
-    said, result = third  # a server without a parser has no ids
-    assert said["tool_calls"][0]["id"] == result["tool_call_id"] == "call_3_0"
-
-
-def test_episodes_played_as_messages_are_learnt_as_text(policy, kwargs, arguments, tmp_path):
+def test_episodes_played_as_messages_are_learnt_as_text(start, kwargs, arguments, tmp_path):
     """A recorded agent of an endpoint: the file holds its messages, the student's turns are in its own format."""
     env = RecordTrajectory(gym.make("APIAgent-v0", **kwargs))
     env.reset(options={"task": TASKS[1]["id"]})
@@ -768,168 +582,224 @@ def test_episodes_played_as_messages_are_learnt_as_text(policy, kwargs, argument
         spoken = PARSERS["hermes"].parse(action)
         env.step(json.loads(PARSERS["openai"].render(spoken.text, spoken.calls)))
     assert env.last.success
-    assert all(isinstance(step.action, dict) for step in env.last.steps)
-    path = tmp_path / "messages.jsonl"
+    path, chat = tmp_path / "messages.jsonl", chat_of(load(start))
     agent_gym.write_trajectories(path, [env.last])
-    (dialogue,) = trainer.reopened(trainer.given(arguments(stage="sft", data=(str(path),))), path, arguments())
-    assert [step.action for step in dialogue.trajectory.steps] == actions
-    ids, spans = trainer.tokenized(policy, dialogue)
-    assert [ids[b:e] for b, e in spans] == [[*policy.encode(a), policy.eos] for a in actions]
+    ((ids, spans),) = trainer.opened(trainer.read(path), path, chat, arguments())
+    assert [ids[b:e] for b, e in spans] == [chat.spelled(a) for a in actions]
 
 
-def test_what_a_wrapper_cuts_has_no_verdict(policy, kwargs, arguments):
-    env = gym.make("APIAgent-v0", **kwargs, max_episode_steps=1)
-    env.unwrapped.token_counter = policy.count
-    episode = trainer.start(policy, env, 1)
-    trainer.play(episode, call("get_order", order_id="O0"))
-    assert (episode.done, episode.infra, episode.reward, episode.verdict) == (True, True, None, None)
-    assert trainer.select([episode.trajectory()], settled(arguments()))[0] == []
+# ---- adapters, other trainers' checkpoints ----
 
 
-def test_files_hold_strict_json(finished):
-    for name in ("args.json", "result.json"):
-        found = json.loads((finished / name).read_text(), parse_constant=pytest.fail)
-        if name == "args.json":
-            assert found["budget"] == {"tool_calls": 2, "output_tokens": 60, "read_tokens": "inf", "latency_ms": 200}
-    read = trainer.read_args(finished / "args.json")
-    assert read.budget.read_tokens == math.inf
-    for t in kept(finished, 2):
-        assert t.env_kwargs["budget"] == {"tool_calls": 2, "output_tokens": 60, "latency_ms": 200}
-        assert re.fullmatch("[0-9a-f]{32}", t.task_hash)
+def test_adapters_in_bfloat16_with_checkpointing_from_a_checkpoint(start, kwargs, arguments, tmp_path):
+    """Sampled, refitted, killed before the second round, and resumed: the checkpoints hold the adapters alone, and the
+    refit starts from those of --init."""
+    base = load(start)
+    base.net.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    settings = {
+        "model": str(tmp_path / "base"), "lora_rank": 2, "dtype": "bfloat16", "checkpointing": True,
+        "learning_rate": 1e-2, "max_context": 4096, "eval_episodes": 0, "budget": {"relative": 9.0}, "parallel": 4,
+        "tasks_per_round": 2, "samples_per_task": 2,
+    }  # fmt: skip
+    chat = chat_of(base)
+    env = environments("APIAgent-v0", 1, chat=chat, split="train", bounds={}, **kwargs)[0]
+    assert demonstrations(env, range(4), wasteful=0.0, waste=0.0)
+    first = run(trainer, arguments(stage="sft", warm={"demonstrations": 4}, **settings))
+    init = first / "checkpoints" / "round_01"
+    assert (init / "adapter_model.safetensors").exists()
+    assert not (init / "model.safetensors").exists()
+    assert any(float(p.detach().abs().max()) > 0 for n, p in load(init).net.named_parameters() if "lora_B" in n)
+    assert {p.dtype for p in load(init, dtype=torch.bfloat16).trained()} == {torch.float32}
+
+    begun = run(trainer, arguments(stage="sft", init=str(init), warm={"demonstrations": 4}, **settings))
+    started = load(begun / "checkpoints" / "start")
+    assert same_weights(dict(started.net.named_parameters()), dict(load(init).net.named_parameters()))
+    before = weights(begun)
+    trainer.train(resumed(begun))
+    assert same_weights(before, weights(begun))
 
 
-# ---- two processes ----
-
-TWO = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("rft", sys.argv.pop(1))
-trainer = importlib.util.module_from_spec(spec)
-sys.modules["rft"] = trainer
-spec.loader.exec_module(trainer)
-trainer.train(trainer.read_args(trainer.Path(sys.argv[1])))
-trainer.dist.destroy_process_group()
-"""
+def test_an_older_folder_of_transformers_is_taken(start, arguments, tmp_path):
+    """Weights, config and tokenizer, without what describes a checkpoint here."""
+    model = load(start)
+    model.net.save_pretrained(tmp_path / "warm")
+    model.tokenizer.save_pretrained(tmp_path / "warm")
+    folder = run(trainer, arguments(init=str(tmp_path / "warm"), rounds=0, eval_episodes=2, pass_tasks=1))
+    own = dict(load(folder / "checkpoints" / "start").net.named_parameters())
+    assert same_weights(own, dict(model.net.named_parameters()))
+    assert [row["iteration"] for row in rows(folder)] == [0]
 
 
-def test_two_processes_end_as_one_does(finished, arguments, tmp_path):
-    """Batches of samples are the same whoever plays them; gradients are summed in another order."""
-    init = str(finished / "checkpoints" / "warm")
-    args = settled(arguments(init=init, rounds=1, eval_episodes=2, pass_tasks=1, run_dir=str(tmp_path / "two")))
-    (tmp_path / "two.py").write_text(TWO)
-    (tmp_path / "args.json").write_text(json.dumps(trainer.asdict(args)))
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    shell = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    line = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        str(tmp_path / "two.py"), str(SCRIPT), str(tmp_path / "args.json"),
-    ]  # fmt: skip
-    done = subprocess.run(line, env=shell, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (two,) = (tmp_path / "two").iterdir()
-    one = run(replace(args, run_dir=str(tmp_path / "one")))
-    name = "round_01_samples.jsonl"
-    assert (two / "trajectories" / name).read_bytes() == (one / "trajectories" / name).read_bytes()
-    assert kept(two, 1) == kept(one, 1)
-    begin = trainer.load(Path(init), args, torch.device("cpu"))[0].model.named_parameters()
-    first, second = weights(one, args), weights(two, args)
-    moved = sum(float((first[name] - p).detach().abs().sum()) for name, p in begin)
-    apart = sum(float((first[name] - second[name]).abs().sum()) for name in first)
-    assert apart < 0.01 * moved
-    assert rows(two)[1]["losses/refit"] == pytest.approx(rows(one)[1]["losses/refit"], abs=1e-3)
+def test_the_next_trainer_takes_the_checkpoint(finished, arguments, tmp_path):
+    """And this one takes what another saved: weights and tokenizer, whatever state lies beside."""
+    model = load(finished / "checkpoints" / "round_02")
+    Run(arguments(run_dir=str(tmp_path)), "other", ALONE).save("iteration_000001", model, {"iteration": 1})
+    (saved,) = tmp_path.glob("*/checkpoints/iteration_000001")
+    folder = run(trainer, arguments(init=str(saved), rounds=0, eval_episodes=2, pass_tasks=1))
+    own = load(folder / "checkpoints" / "start")
+    assert same_weights(dict(own.net.named_parameters()), dict(model.net.named_parameters()))
+    text = "Refund order O2001."
+    assert chat_of(own).encode(text) == chat_of(model).encode(text)
+
+
+def test_settings_follow_the_models_size(arguments, tmp_path):
+    tiny_one = trainer.settled(trainer.Args(), ALONE)
+    assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (48, 512, 1e-3)
+    from transformers import LlamaConfig
+
+    LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2).save_pretrained(tmp_path)
+    small_one = trainer.settled(trainer.Args(model=str(tmp_path)), ALONE)
+    assert (small_one.max_new_tokens, small_one.max_context, small_one.learning_rate) == (256, 4096, 5e-4)
+    assert small_one.eval_episodes == 48  # on a CPU
+    assert trainer.settled(trainer.Args(model=str(tmp_path), lora_rank=0), ALONE).learning_rate == 5e-5
+    assert trainer.settled(trainer.Args(model=str(tmp_path), epochs=7), ALONE).epochs == 7
+
+
+# ---- a teacher ----
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """An OpenAI-compatible endpoint that plays the oracle, and is down for as many requests as ``server.down`` says
+    once ``server.up`` have been answered."""
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.seen.append(body)
+            server.up -= 1
+            if server.up < 0 < server.down:
+                server.down -= 1
+                return self.send_error(500)
+        messages = body["messages"]
+        said = sum(m["role"] == "assistant" for m in messages)
+        actions = server.oracle[messages[1]["content"]]
+        spoken = PARSERS["hermes"].parse(actions[said] if said < len(actions) else "Done.")
+        message = json.loads(PARSERS["openai"].render(spoken.text, spoken.calls))
+        answer = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def teacher(kwargs, up=10**9, down=0):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
+    server.up, server.down, server.seen, server.lock = up, down, [], threading.Lock()
+    env, server.oracle = gym.make("APIAgent-v0", **kwargs), {}
+    for task in TASKS[1:5]:
+        observation, _ = env.reset(options={"task": task["id"]})
+        server.oracle[observation] = env.unwrapped.oracle()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server, f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_teachers_episodes_are_learnt_and_a_broken_round_goes_on(kwargs, start, arguments, tmp_path, monkeypatch):
+    """The endpoint breaks down after some requests; what was finished is not asked again, and the end is the same."""
+    import time
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # no pause between attempts
+    settings = {
+        "teacher_model": "oracle", "rounds": 1, "samples_per_task": 2, "init": start, "eval_episodes": 0, "parallel": 1,
+    }  # fmt: skip
+    with teacher(kwargs) as (server, url):
+        folder = run(trainer, arguments(teacher_url=url, **settings))
+        asked = len(server.seen)
+        samples = trainer.read(folder / "trajectories" / "round_01_samples.jsonl")
+        assert len(samples) == 8
+        assert all(t.success and s.action_ids is None for t in samples for s in t.steps)
+        (row,) = rows(folder)
+        assert row["charts/generated_tokens"] == 7 * sum(len(t.steps) for t in samples) == 7 * asked
+        assert row["charts/kept"] == len({t.task_id for t in samples})
+        assert {"get_order", "submit"} <= {tool["function"]["name"] for tool in server.seen[0]["tools"]}
+        before = weights(folder)
+        assert not same_weights(before, dict(load(start).net.named_parameters()))
+
+        two = sum(len(t.steps) for t in samples[:2])
+        server.up, server.down = two, 3
+        args = arguments(teacher_url=url, run_dir=str(tmp_path), **settings)
+        with pytest.raises(Refused, match=f"{url}: HTTP status 500 Internal Server Error"):
+            trainer.train(args)
+        (broken,) = tmp_path.iterdir()
+        assert len(list((broken / "trajectories" / "round_01").glob("*.txt"))) == 2
+        server.seen.clear()
+        trainer.train(resumed(broken))
+        assert len(server.seen) == asked - two
+    assert data_files(broken) == data_files(folder)
+    assert same_weights(weights(broken), before)
 
 
 # ---- wrong input ----
 
 
-def sentence(args):
-    """What a run that cannot work ends with: one sentence."""
-    with pytest.raises(SystemExit) as ended:
-        trainer.train(args)
-    text = ended.value.code
-    assert text.startswith("rft: ")
-    assert "\n" not in text
-    return text.removeprefix("rft: ")
-
-
 @pytest.fixture
 def refused(arguments, tmp_path):
-    return lambda **changes: sentence(arguments(**{"run_dir": str(tmp_path / "runs"), **changes}))
+    """What a run that cannot work ends with: one sentence."""
+
+    def ask(**changes):
+        with pytest.raises(Refused) as ended:
+            trainer.train(arguments(**{"run_dir": str(tmp_path / "runs"), **changes}))
+        assert "\n" not in str(ended.value)
+        return str(ended.value)
+
+    return ask
 
 
-def test_wrong_data_files(refused, finished, episodes, tmp_path):
-    good = episodes[0].trajectory()
+def test_wrong_data_files(refused, start, episodes, tmp_path):
+    good = next(e.trajectory() for e in episodes if e.success)
     path = tmp_path / "some.jsonl"
 
     def asked(*lines):
         path.write_text("".join(line if isinstance(line, str) else line.to_json() + "\n" for line in lines))
-        return refused(stage="sft", data=(str(path),))
+        return refused(stage="sft", data=(str(path),), init=start)
 
     other = asked(good, replace(good, env_id="SQL-v0"))
     assert other == f"{path}, line 2: an episode of SQL-v0, not of --env-id APIAgent-v0"
     assert asked(replace(good, task_id="x")).startswith(
         f"{path}, line 1: its task 'x' cannot be opened: unknown task id"
     )
-    assert asked(replace(good, env_kwargs={"colour": 1})).startswith(f"{path}, line 1: its task ")
+    assert asked(replace(good, env_kwargs={"colour": 1})).startswith(f"{path}, line 1: ")
     held_out = asked(replace(good, env_kwargs={**good.env_kwargs, "split": "test"}))
     assert held_out.startswith(f"{path}, line 1: an episode of the test split")
-    changed = replace(good, steps=(replace(good.steps[0], observation="Dance."), *good.steps[1:]))
-    assert "does not begin as the file says" in asked(changed)
-    other = asked(replace(good, task_hash="0" * 32))
-    assert other.endswith("has other content than the file's; another version made it")
     assert asked("nonsense\n", good).startswith(f"{path}, line 1: not a trajectory: ")
     assert asked(replace(good, reward=0.0, verdict={**good.verdict, "status": "fail"})) == (
         "none of the 1 episodes in --data passed, so there is nothing to learn from"
     )
-    missing = refused(stage="sft", data=(str(tmp_path / "none.jsonl"),))
+    missing = refused(stage="sft", data=(str(tmp_path / "none.jsonl"),), init=start)
     assert missing == f"{tmp_path}/none.jsonl cannot be read: No such file or directory"
 
 
-def test_a_cut_off_data_file_is_used_up_to_the_cut(finished, arguments, tmp_path, capsys):
-    whole = (finished / "trajectories" / "round_02_kept.jsonl").read_text()
-    path = tmp_path / "cut.jsonl"
-    path.write_text(whole[:-40])
-    settings = {"init": str(finished / "checkpoints" / "warm"), "eval_episodes": 0, "run_dir": str(tmp_path / "runs")}
-    folder = run(arguments(stage="sft", data=(str(path),), **settings))
-    lines = len(whole.splitlines())
-    assert f"rft: {path}, line {lines} is cut off and was skipped" in capsys.readouterr().err
-    assert kept(folder, 1) == kept(finished, 2)[:-1]
-
-
-def test_nothing_to_keep(refused, finished):
-    text = refused(
-        init=str(finished / "checkpoints" / "warm"),
-        keep="success-in-budget",
-        eval_episodes=0,
-        budget={"tool_calls": 0.0},
-    )
+def test_nothing_to_keep(refused, start):
+    text = refused(init=start, keep="success-in-budget", eval_episodes=0, budget={"tool_calls": 0.0})
     assert text.startswith("round 1: none of 16 episodes can be kept with --keep success-in-budget (passed: ")
     assert text.endswith("; start from a better policy or sample more")
 
 
-def test_wrong_numbers_and_combinations(refused):
+def test_wrong_numbers_and_combinations(refused, start):
     assert refused(rounds=-1) == "--rounds must be 0 or more, not -1"
     assert refused(pass_k=1) == "--pass-k must be 2 or more, not 1"
     assert refused(parallel=0) == "--parallel must be 1 or more, not 0"
-    assert refused(budget={"tool_calls": -1.0}) == "--budget.tool-calls must be 0 or more, not -1.0"
     assert refused(temperature=0.0) == "--temperature must be above 0, not 0.0"
     assert refused(data=("x",)).startswith("--data belongs to --stage sft")
     assert refused(stage="sft", teacher_url="http://x").startswith("--teacher-url belongs to --stage rft")
     assert refused(teacher_url="localhost:8000") == "--teacher-url localhost:8000 must begin with http:// or https://"
     assert refused(teacher_url="http://x").startswith("--teacher-url needs --teacher-model")
+    assert refused(keep_best=True, eval_episodes=0).startswith("--keep-best needs the tests")
     assert refused(env_kwargs="[1]").startswith("--env-kwargs must be a JSON object")
-    assert refused(env_id="Nothing-v0").startswith("cannot make Nothing-v0: ")
-    assert refused(max_context=4).endswith(" episodes to learn from is within --max-context 4 tokens")
-
-
-def test_wrong_folders(refused, tmp_path):
-    assert "there is no run in this folder" in refused(resume=str(tmp_path / "nothing"))
-    old = trainer.asdict(trainer.Args())
-    del old["budget"]["read_tokens"]
-    (tmp_path / "args.json").write_text(json.dumps(old))
-    assert "this run is from before the cost channel read_tokens" in refused(resume=str(tmp_path))
-    assert "is not a checkpoint of this trainer" in refused(init=str(tmp_path))
-    (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(run_dir=str(tmp_path / "file" / "runs"))
+    assert refused(init=start, budget={"tool_calls": -1.0}) == "--budget.tool-calls must be 0 or more, not -1"
+    long = refused(init=start, stage="sft", max_context=4, eval_episodes=0, warm={"demonstrations": 3})
+    assert long == "none of 3 episodes to learn from is within --max-context 4 tokens"
 
 
 # ---- the page ----
@@ -940,7 +810,8 @@ GROUPS = {"Args": "", "Budget": "budget.", "WarmStart": "warm."}
 def test_flag_table_follows_the_code():
     listed = re.findall(r"^\| `--([\w.-]+)` \| (.*?) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     found = []
-    for node in ast.parse(SOURCE).body:
+    files = (SCRIPT, ROOT / "agent_gym" / "lm" / "budget.py", ROOT / "agent_gym" / "lm" / "demonstrations.py")
+    for node in (node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body):
         if not isinstance(node, ast.ClassDef) or node.name not in GROUPS:
             continue
         for field, doc in zip(node.body, node.body[1:], strict=False):
@@ -955,5 +826,13 @@ def test_flag_table_follows_the_code():
 def test_every_logged_metric_is_explained(finished):
     page = PAGE.read_text(encoding="utf-8")
     listed = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
-    explained = {n for row in listed for n in re.findall(r"`((?:charts|cost|violation|losses)/\w+)`", row)}
-    assert explained == {name for row in rows(finished) for name in row} - {"iteration"}
+    explained = {n for row in listed for n in re.findall(r"`(\w+/\w+)`", row)}
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    assert explained == {name for line in lines for name in json.loads(line)} - {"iteration"}
+
+
+def test_the_table_of_sizes_follows_the_code():
+    listed = re.findall(r"^\| (tiny|small|large) .*?\| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == [
+        (size, " | ".join(f"{value:g}" for value in values.values())) for size, values in trainer.SIZES.items()
+    ]
