@@ -263,15 +263,18 @@ def load(
         _check_room(weights, device)
     place, source = _source(weights)
     with _reading(name):
-        own = place if not (folder / "tokenizer_config.json").is_file() else name
-        tokenizer = AutoTokenizer.from_pretrained(own, **source if own == place else {})
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **source)
         if source:
             options["quantization_config"] = GgufConfig(dequantize=True)
         net: Any = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, **source, **options)
     if not rank and getattr(net, "is_quantized", False):
         raise Refused(f"{name} is quantised, and such weights cannot be trained: ask for adapters of a rank above 0")
     if rank:
-        net = _with_adapters(net, rank, name if held else None, seed, device)
+        with _reading(name):
+            net = _with_adapters(net, rank, name if held else None, seed, device)
         net.peft_config[TRAINED].base_model_name_or_path = base
     checkpointing = device.type == "cuda" if checkpointing is None else checkpointing
     model = Model(
@@ -292,8 +295,9 @@ def parameters_of(name: str | Path) -> int:
         return parameters_of(card["base"])
     if name == SMOLLM2:
         return SMOLLM2_PARAMETERS
+    place, _ = _source(str(name))
     with _reading(str(name)), torch.device("meta"):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         net = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return sum(p.numel() for p in net.parameters())
 
@@ -367,8 +371,7 @@ def _with_adapters(net: Any, rank: int, folder: str | None, seed: int, device: t
 
     net.requires_grad_(False)
     if folder:
-        with _reading(folder):
-            return PeftModel.from_pretrained(net, folder, is_trainable=True, torch_device=str(device))
+        return PeftModel.from_pretrained(net, folder, is_trainable=True, torch_device=str(device))
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
