@@ -834,7 +834,7 @@ def test_a_dead_browser_is_no_verdict_and_the_next_episode_works():
     try:
         env.reset(seed=0)
         env.step(call("look"))
-        chromium._local.browser.close()
+        chromium._at_home(lambda: chromium._local.browser.close())()
         _, reward, terminated, truncated, info = env.step(call("go_to", path="/archive"))
         assert (terminated, truncated) == (False, True)
         assert np.isnan(reward)

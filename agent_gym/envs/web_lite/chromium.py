@@ -7,8 +7,10 @@ import io
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import wraps
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl
@@ -268,6 +270,21 @@ class _Server(ThreadingHTTPServer):
         """A browser that hangs up is no event."""
 
 
+def _at_home(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Playwright's objects belong to the thread that made them: whichever thread asks, one thread of this process does
+    the work."""
+
+    @wraps(method)
+    def call(*arguments: Any) -> Any:
+        home = _homes.get(os.getpid()) or _homes.setdefault(os.getpid(), ThreadPoolExecutor(1, "agent_gym browser"))
+        return home.submit(method, *arguments).result()
+
+    return call
+
+
+_homes: dict[int, ThreadPoolExecutor] = {}  # by process: a forked child has none of its parent's threads
+
+
 class ChromiumBackend(OnePage):
     """A real browser, kept in the state of the world that it is asked about.
 
@@ -298,11 +315,13 @@ class ChromiumBackend(OnePage):
 
     # ---- what a backend does ----
 
+    @_at_home
     def show(self, world: World) -> Page:
         """The page that the world shows."""
         self._enter(world)
         return Page(self._lines, world.fields, world.salt)
 
+    @_at_home
     def visit(self, world: World, path: str) -> Move:
         """Open an address of the site."""
         self._enter(world)
@@ -310,6 +329,7 @@ class ChromiumBackend(OnePage):
             self._page.goto(self.address + path, wait_until="domcontentloaded")
             return self._read(world)
 
+    @_at_home
     def press(self, world: World, element: Element) -> Move:
         """Follow a link or send a form, by a click."""
         self._enter(world)
@@ -318,6 +338,7 @@ class ChromiumBackend(OnePage):
         with self._working():
             return self._read(world)
 
+    @_at_home
     def write(self, world: World, element: Element, value: str) -> Move:
         """Put a value into a field."""
         self._enter(world)
@@ -325,6 +346,7 @@ class ChromiumBackend(OnePage):
             self._put(element.index, element.control, value)
             return self._read(world)
 
+    @_at_home
     def screenshot(self, world: World) -> np.ndarray:
         """The page as a picture, height x width x 3."""
         self._enter(world)
@@ -332,7 +354,7 @@ class ChromiumBackend(OnePage):
 
     def close(self) -> None:
         """Close the page and stop serving. The browser stays for others."""
-        self._drop()
+        _at_home(self._drop)()
         self._server.shutdown()
         self._server.server_close()
 
