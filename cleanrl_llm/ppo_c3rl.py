@@ -319,7 +319,6 @@ def measure(
         if not branch.infra:
             us[i][t].append(episodes[i].success - branch.success)
             vs[i][t].append(np.array([episodes[i].cost_total[k] - branch.cost_total[k] for k in CHANNELS]))
-    tokens = sum(end - begin for b, (_, t) in zip(played, fresh, strict=True) for begin, end in b.spans[t:])
     nothing = np.full(K, math.nan)
     credits = [
         Credits(np.array([np.mean(u) if u else math.nan for u in own_u]),
@@ -327,7 +326,7 @@ def measure(
         for own_u, own_v in zip(us, vs, strict=True)
     ]  # fmt: skip
     last_steps(episodes, credits)
-    return credits, tokens
+    return credits, sum(len(b.logprobs) for b in played)
 
 
 def last_steps(episodes: list[Episode], credits: list[Credits]) -> None:

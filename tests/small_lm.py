@@ -43,7 +43,7 @@ def small_model(texts, seed=1):
 
 
 def chat_of(model):
-    return Chat(model.tokenizer, stops=model.stops)
+    return Chat(model.tokenizer, stops=model.stops, sees_tools=False)
 
 
 class Scripted:

@@ -40,10 +40,7 @@ def oracle_costs(env: gym.Env, seeds: Sequence[int], ranks: Ranks | None = None)
 
     Returns:
         Total costs, shape [tasks, channels], in the order of the seeds; without the tasks that were not passed, since
-        what runs them failed.
-
-    Raises:
-        Refused: If none was passed.
+        what runs them failed or a wrapper cut them.
     """
     mine = list(enumerate(seeds)) if ranks is None else ranks.share(list(enumerate(seeds)))
     base, paid = tool_env(env), []
@@ -56,9 +53,7 @@ def oracle_costs(env: gym.Env, seeds: Sequence[int], ranks: Ranks | None = None)
         if info.get("verdict", {}).get("status") == "pass":
             paid.append((place, [info["cost_total"][channel] for channel in CHANNELS]))
     every = sorted(one for share in ([paid] if ranks is None else ranks.gather(paid)) for one in share)
-    if not every:
-        raise Refused(f"the oracle passed none of {len(seeds)} tasks, so there is nothing to measure the budget by")
-    return np.array([costs for _, costs in every])
+    return np.array([costs for _, costs in every]).reshape(-1, len(CHANNELS))
 
 
 def bounds(
@@ -92,7 +87,9 @@ def bounds(
             raise Refused(f"--budget.{name.replace('_', '-')} must be 0 or more, not {value:g}")
     relative = budget.relative if budget.relative is not None or tiny else 1.3
     costs = oracle_costs(env, seeds, ranks)
-    mean = dict(zip(CHANNELS, costs.mean(axis=0).tolist(), strict=True))
+    if relative is not None and not len(costs):
+        raise Refused(f"the oracle passed none of {len(seeds)} tasks, so there is nothing to measure the budget by")
+    mean = dict(zip(CHANNELS, (costs.sum(axis=0) / max(1, len(costs))).tolist(), strict=True))
     found = {}
     for channel in CHANNELS:
         if given[channel] is not None:
@@ -101,7 +98,7 @@ def bounds(
             found[channel] = float(preset.get(channel, math.inf))
         else:
             found[channel] = relative * mean[channel] if mean[channel] else math.inf
-    broken = float((costs > np.array([found[channel] for channel in CHANNELS])).any(axis=1).mean())
+    broken = float((costs > np.array([found[channel] for channel in CHANNELS])).any(axis=1).sum()) / max(1, len(costs))
     if ranks is None or ranks.first:
         words = [
             f"{channel} {bound:.4g} ({bound / mean[channel]:.2f} x)" if mean[channel] else f"{channel} {bound:.4g}"

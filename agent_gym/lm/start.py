@@ -47,7 +47,7 @@ def starting_policy(
     if begun or args.init or args.model != "tiny":
         adapters = 0 if args.model == "tiny" else args.lora_rank
         model = load(str(kept) if begun else args.init or args.model, adapters=adapters, **options)
-        chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops)
+        chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops, sees_tools=args.model != "tiny")
         updates = 0 if begun or args.init else args.warm.updates or 0
         if updates:
             dialogues = _demonstrations(chat, args, ranks, kinds)
@@ -56,7 +56,7 @@ def starting_policy(
         updates = max(one.updates for one in chosen) if args.warm.updates is None else args.warm.updates
         dialogues = _demonstrations(None, args, ranks, kinds)
         model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), args.seed).to(ranks.device)
-        chat = Chat(model.tokenizer, stops=model.stops)
+        chat = Chat(model.tokenizer, stops=model.stops, sees_tools=False)
     if updates:
         loss = warm_start(
             model, [encoded(chat, dialogue) for dialogue in dialogues], replace(args.warm, updates=updates),
