@@ -825,7 +825,7 @@ CASES = {
         "<|endoftext|>", refused=NO_FORMAT,
     ),
     "Zephyr": Case(ZEPHYR, "<s> </s>", "</s>", "hermes", bos="<s>", kind="first", listed=True, results="user"),
-    "Hermes-3": Case(HERMES3, _IM, "<|im_end|>", "hermes", bos="<|endoftext|>"),
+    "Hermes-3": Case(HERMES3, _IM, "<|im_end|>", "hermes", bos="<|endoftext|>", keeps=False),
     "DeepSeek-V3": Case(
         DEEPSEEK_V3, _DEEPSEEK_TOKENS, _deepseek("<|end_of_sentence|>"), "hermes",
         bos=_deepseek("<|begin_of_sentence|>"), listed=True, keeps=False,

@@ -40,7 +40,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
     },
 }
-_LISTING = '{}\nA tool call reads <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>. The tools:\n{}'
+_LISTING = 'A tool call reads <tool_call>{"name": ..., "arguments": {...}}</tool_call>. The tools:'
 
 
 class _Frame(NamedTuple):
@@ -116,15 +116,16 @@ class Chat:
             Refused: If the template cannot render it.
         """
         messages = list(messages)
-        system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
-        if self.sees_tools and not self._shows_tools:
-            system = _LISTING.format(system, "\n".join(json.dumps(tool["function"]) for tool in tools)).lstrip()
-        if system and not self._takes_system and self.sees_tools:
+        system = [messages.pop(0)["content"]] if messages and messages[0]["role"] == "system" else []
+        if self.sees_tools and not self._shows_tools and tools:
+            listing = "\n".join(json.dumps(tool["function"]) for tool in tools)
+            system = ["\n".join([*system, f"{_LISTING}\n{listing}"])]
+        if self._takes_system:
+            messages[:0] = [{"role": "system", "content": words} for words in system]
+        elif self.sees_tools and system:
             if not messages or messages[0]["role"] != "user":
                 raise Refused("the chat template has no system role, and no user's message follows the system's")
-            messages[0] = {**messages[0], "content": f"{system}\n\n{messages[0]['content']}"}
-        elif system and self._takes_system:
-            messages.insert(0, {"role": "system", "content": system})
+            messages[0] = {**messages[0], "content": "\n\n".join([*system, messages[0]["content"]])}
         shown = list(tools) if self.sees_tools and self._shows_tools else []
         mark = _mark(messages, shown)
         text = self._render(self._cut(messages, mark), tools=self._cut(shown, mark) or None)
@@ -345,7 +346,8 @@ def _after(prompt: str, text: str) -> str:
 
 def _mark(*values: Any) -> str:
     """A text that stands in none of the values, however they are escaped."""
-    held, mark = json.dumps(values, ensure_ascii=False), "\ufdd0"
+    written = json.dumps(values, ensure_ascii=False)
+    held, mark = written + written.replace("\\\\", "\\"), "\ufdd0"
     while mark in held or _escaped(mark) in held:
         mark += "\ufdd0"
     return mark
