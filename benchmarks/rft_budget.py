@@ -39,7 +39,7 @@ KEYS = ("success@1", "in-budget success", "violation any", *MEANS)
 
 
 def job(options: argparse.Namespace, method: str, seed: int) -> None:
-    start = first_light.warm(options.first_light, seed) / "checkpoints" / "warm"
+    start = first_light.warm(options.first_light, seed) / "checkpoints" / "start"
     if method == "c3rl":  # at its defaults, it has one setting there
         first_light.job(options.first_light, "c3rl", first_light.KNOBS["c3rl"][1][0], seed)
         return
@@ -59,11 +59,13 @@ def place(options: argparse.Namespace, method: str, seed: int) -> Path:
 
 
 def tested(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run, from its last test: mean and 95% interval by name, and the tokens it took."""
+    """The figures of a finished run, from the first episode of each task of its last test: mean and 95% interval by
+    name, and the tokens it took."""
     done = next(folder.glob("runs/*/result.json"))
     tests = [done.parent / "trajectories" / "test_final.jsonl", *sorted(done.parent.glob("trajectories/test_round_*"))]
     path = next(t for t in reversed(tests) if t.exists())
-    episodes = [t for t in read_trajectories(path) if t.reward is not None]
+    firsts = {t.seed: t for t in reversed(list(read_trajectories(path)))}
+    episodes = [t for t in reversed(firsts.values()) if t.reward is not None]
     with path.open() as file:
         charged = json.loads(file.readline())["cost_total"]  # what an older run did not count is not 0, but not known
     figures: dict[str, Any] = {"generated tokens": json.loads(done.read_text())["generated_tokens"]}

@@ -243,7 +243,7 @@ def test_the_refit_is_that_of_each_episode_alone(start, examples, arguments, mos
     before = dict(load(start).net.named_parameters())
     for (name, p), q in zip(one.net.named_parameters(), other.net.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
-        assert float((p - before[name]).abs().max()) > 1e-3
+        assert float((p - before[name]).detach().abs().max()) > 1e-4
 
 
 def test_no_pass_has_more_padded_tokens_than_asked(model, examples, arguments, monkeypatch):
@@ -279,33 +279,36 @@ sys.path.insert(0, {tests!r})
 from small_lm import load_trainer
 trainer = load_trainer("rft")
 from agent_gym.lm.models import load
-ranks, model = trainer.Ranks.start("cpu"), load({start!r})
+ranks = trainer.Ranks.start("cpu")
 with open({data!r}) as file:
-    examples, size = json.load(file)
-args = trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2)
-loss, skipped = trainer.refit(model, examples, args, ranks, 7)
-ranks.check_equal(model.trained())
-if ranks.first:
-    model.save({out!r})
-    print("loss", loss, skipped)
+    examples = json.load(file)
+for size in (1, 4):
+    model = load({start!r})
+    loss, skipped = trainer.refit(
+        model, examples, trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2), ranks, 7
+    )
+    ranks.check_equal(model.trained())
+    if ranks.first:
+        model.save({out!r} + str(size))
+        print("loss", size, loss, skipped)
 ranks.stop()
 """
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_two_processes_refit_as_one_does(size, start, examples, tmp_path):
+def test_two_processes_refit_as_one_does(start, examples, tmp_path):
     """Also where the second has no part of any batch."""
     data = [(list(ids), [list(span) for span in spans]) for ids, spans in examples[:6]]
-    (tmp_path / "data.json").write_text(json.dumps([data, size]))
-    out = tmp_path / "out"
-    text = TWO.format(tests=str(ROOT / "tests"), start=start, data=str(tmp_path / "data.json"), out=str(out))
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    out = str(tmp_path / "out")
+    text = TWO.format(tests=str(ROOT / "tests"), start=start, data=str(tmp_path / "data.json"), out=out)
     (tmp_path / "two.py").write_text(text)
-    said = re.search(r"loss (\S+) 0", torchrun(2, tmp_path / "two.py", cwd=tmp_path).stdout)
-    one = load(start)
-    loss, _ = trainer.refit(one, data, trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2), ALONE, 7)
-    assert float(said[1]) == pytest.approx(loss, abs=1e-5)
-    for p, q in zip(one.net.parameters(), load(out).net.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
+    said = dict(re.findall(r"loss (\d) (\S+) 0", torchrun(2, tmp_path / "two.py", cwd=tmp_path).stdout))
+    for size in (1, 4):
+        one = load(start)
+        loss, _ = trainer.refit(one, data, trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2), ALONE, 7)
+        assert float(said[str(size)]) == pytest.approx(loss, abs=1e-5)
+        for p, q in zip(one.net.parameters(), load(f"{out}{size}").net.parameters(), strict=True):
+            torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
 
 
 # ---- whole runs ----
@@ -329,9 +332,9 @@ def test_run_files(finished):
         assert f"| {name} | {shown} |\n" in f"{table}\n"
 
 
-def test_run_figures(finished):
+def test_run_figures(finished, model):
     """The metrics follow from the trajectory files."""
-    history = rows(finished)
+    history, stops = rows(finished), chat_of(model).stops
     assert [row["iteration"] for row in history] == [0, 1, 2]
     spent, pool = 0, []
     for number in (1, 2):
@@ -346,8 +349,7 @@ def test_run_figures(finished):
         assert row["charts/generated_tokens"] == spent
         assert row["charts/samples"] == 16
         assert row["charts/sample_success"] == np.mean([t.success for t in samples])
-        assert row["charts/cut_turns"] == np.mean([len(s.action_ids) == 32 and not isinstance(s.action, str)
-                                                   for s in turns])  # fmt: skip
+        assert row["charts/cut_turns"] == np.mean([s.action_ids[-1] not in stops for s in turns])
         assert row["charts/kept"] == len(chosen) > 0
         assert row["charts/eligible"] == sum(t.success for t in pool) >= row["charts/distinct"] >= row["charts/kept"]
         assert all(t in pool and t.success for t in chosen)
