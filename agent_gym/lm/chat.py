@@ -7,16 +7,15 @@ from the template's own words, so that no content is ever read as a control toke
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import product
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
-
 from agent_gym import PARSERS, Call, Parser
 from agent_gym.formats import set_apart
 from agent_gym.lm.errors import Refused
+from agent_gym.lm.pieces import Pieces, mark
 
 __all__ = ["Chat"]
 
@@ -81,12 +80,9 @@ class Chat:
         if not tokenizer.chat_template:
             raise Refused("the tokenizer has no chat template; choose an instruction-tuned model")
         self.tokenizer, self.sees_tools = tokenizer, sees_tools
-        self._outer, self._inner = _backends(tokenizer)
-        added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
-        self._ids = {text: id for id, text in added.items() if len(text) > 1 and text.strip(" \t\r\n\u2581")}
+        self._pieces = Pieces(tokenizer)
+        self._ids = self._pieces.id_of
         self.control = frozenset(self._ids.values())
-        self._lengths = sorted({len(text) for text in self._ids})
-        self._first = re.compile("|".join(sorted({re.escape(text[0]) for text in self._ids})) or "(?!)")
         source = tokenizer.get_chat_template(tools=[_TOOL])
         self._template = f"{_CLOCK}{source}" if "strftime_now" in source else source
         self._options: dict[str, Any] = {}
@@ -127,9 +123,9 @@ class Chat:
                 raise Refused("the chat template has no system role, and no user's message follows the system's")
             messages[0] = {**messages[0], "content": "\n\n".join([*system, messages[0]["content"]])}
         shown = list(tools) if self.sees_tools and self._shows_tools else []
-        mark = _mark(messages, shown)
-        text = self._render(self._cut(messages, mark), tools=self._cut(shown, mark) or None)
-        return self._encoded(text, mark, begins=True)
+        cut = mark(messages, shown)
+        text = self._render(self._pieces.cut(messages, cut), tools=self._pieces.cut(shown, cut) or None)
+        return self._pieces.ids(text, cut, begins=True)
 
     def reply(self, messages: Sequence[Message], closed: bool) -> list[int]:
         """Ids between an assistant turn and the next one.
@@ -143,9 +139,9 @@ class Chat:
             Refused: If the template cannot render them.
         """
         frame = self._calls if messages[0]["role"] == "tool" and self._takes_results else self._words
-        mark = _mark(messages)
-        text = self._render([_ASK, frame.turn, *self._cut(self._seated(messages), mark)])
-        ids = self._encoded(text[text.index(_TURN) + len(_TURN) + frame.at :], mark)
+        cut = mark(messages)
+        text = self._render([_ASK, frame.turn, *self._pieces.cut(self._seated(messages), cut)])
+        ids = self._pieces.ids(text[text.index(_TURN) + len(_TURN) + frame.at :], cut)
         return ids[1:] if closed else ids
 
     def _seated(self, messages: Sequence[Message]) -> list[Message]:
@@ -168,16 +164,16 @@ class Chat:
 
         Marks of the call format and of reasoning may be control tokens in it; what ends a turn or opens a role may not.
         """
-        frame, mark = self._frame_of(action), _mark(action)
-        text = f"{frame.lead}{self._cut(action, mark, self._markers)}{frame.tail}"
-        return [*self._encoded(text, mark), self._ids[frame.end]]
+        frame, cut = self._frame_of(action), mark(action)
+        text = f"{frame.lead}{self._pieces.cut(action, cut, self._markers)}{frame.tail}"
+        return [*self._pieces.ids(text, cut), self._ids[frame.end]]
 
     def text(self, ids: Sequence[int]) -> str:
         """What a turn says, without the stop ids at its end, and without what the template puts around every turn."""
         end = len(ids)
         while end and ids[end - 1] in self.stops:
             end -= 1
-        said = self._inner.decode(list(ids[:end]), skip_special_tokens=False)
+        said = self._pieces.text(ids[:end])
         for frame in (self._calls, self._words):
             tail = frame.tail if end < len(ids) else ""
             bare = said.removeprefix(frame.lead).removesuffix(tail)
@@ -187,8 +183,8 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         """Ids of content, none of them a control token's."""
-        mark = _mark(text)
-        return self._encoded(self._cut(text, mark), mark)
+        cut = mark(text)
+        return self._pieces.ids(self._pieces.cut(text, cut), cut)
 
     def count(self, text: str) -> int:
         """Tokens of a message, its end included: what an environment charges for a turn and for a result."""
@@ -196,36 +192,6 @@ class Chat:
 
     def _frame_of(self, action: str) -> _Frame:
         return self._calls if self._calls is not self._words and self.parser.parse(action).calls else self._words
-
-    # ---- text to ids -------------------------------------------------------------------------------------------
-
-    def _controls(self, text: str, but: Collection[str] = ()) -> Iterator[tuple[int, str]]:
-        """Where control tokens' texts stand, overlapping ones too."""
-        for first in self._first.finditer(text):
-            at = first.start()
-            for length in self._lengths:
-                if (word := text[at : at + length]) in self._ids and word not in but:
-                    yield at, word
-
-    def _cut(self, value: Any, mark: str, but: Collection[str] = ()) -> Any:
-        """A copy of ``value`` in which ``mark`` stands after the first character of every control token's text."""
-        if isinstance(value, str):
-            cuts = sorted({at + 1 for at, _ in self._controls(value, but)})
-            return mark.join(value[a:b] for a, b in zip([0, *cuts], [*cuts, len(value)], strict=True))
-        if isinstance(value, Mapping):
-            return {self._cut(key, mark): self._cut(entry, mark) for key, entry in value.items()}
-        return [self._cut(entry, mark) for entry in value] if isinstance(value, Sequence) else value
-
-    def _encoded(self, text: str, mark: str, begins: bool = False) -> list[int]:
-        """Ids of rendered text. No token reaches over a mark, and no piece gains a blank from standing alone."""
-        ids: list[int] = []
-        for number, piece in enumerate(re.split(f"{mark}|{re.escape(_escaped(mark))}", text)):
-            head = 0
-            if number or not begins:
-                head = next((at for at, _ in self._controls(piece)), len(piece))
-                ids += self._inner.encode(piece[:head], add_special_tokens=False).ids
-            ids += self._outer.encode(piece[head:], add_special_tokens=False).ids
-        return ids
 
     # ---- what the template can do ------------------------------------------------------------------------------
 
@@ -236,7 +202,8 @@ class Chat:
                 **self._options, **options,
             )  # fmt: skip
         except Exception as error:  # a template is a program of someone else's
-            raise Refused(f"the chat template cannot render the conversation: {error}") from error
+            sentence = " ".join(str(error).split())
+            raise Refused(f"the chat template cannot render the conversation: {sentence}") from error
 
     def _try(self, messages: Sequence[Message], **options: Any) -> str | None:
         try:
@@ -258,7 +225,7 @@ class Chat:
             if _TURN not in alone:
                 raise Refused("the chat template leaves out what the assistant says")
             raise Refused("the chat template does not end the assistant's turn with a token; name it with `stops`")
-        if prompt == self._render([_ASK], opens=False) and any(self._controls(frame.lead)):
+        if prompt == self._render([_ASK], opens=False) and any(self._pieces.controls(frame.lead)):
             raise Refused("the chat template does not open the assistant's turn (it ignores add_generation_prompt)")
         return frame
 
@@ -266,16 +233,17 @@ class Chat:
         """How a turn is written when ``follower`` comes after it; None where one of them is lost."""
         prompt, alone = self._try([_ASK]), self._try([_ASK, turn], opens=False)
         followed = self._try([_ASK, turn, follower])
-        if not (prompt and alone and followed) or not 0 <= followed.find(_TURN) < followed.find(_NEXT):
+        if not (prompt and alone and followed and _TURN in alone):
             return None
-        begin = followed.index(_TURN)
+        if not 0 <= (begin := followed.find(_TURN)) < followed.find(_NEXT):
+            return None
         after = followed[begin + len(_TURN) : followed.index(_NEXT)]
-        both = _shared(alone[alone.find(_TURN) + len(_TURN) :], after)
-        own = [(at, word) for at, word in self._controls(both) if word not in self._call_words()]
-        known = [(at, word) for at, word in self._controls(after) if self._ids[word] in self.stops]
+        both = _shared(alone.partition(_TURN)[2], after)
+        own = [(at, word) for at, word in self._pieces.controls(both) if word not in self._call_words()]
+        known = [(at, word) for at, word in self._pieces.controls(after) if self._ids[word] in self.stops]
         if not (own or known):
             return None
-        at, end = own[-1] if own else known[0]
+        at, end = known[0] if not own else own[0] if turn is _SAY else own[-1]
         written = _after(prompt, followed[: begin + len(_TURN) + at])
         lead = followed[len(prompt) : begin] if followed.startswith(prompt) else ""
         if prompt.rstrip().endswith(_THOUGHT[0]) and _THOUGHT[1] not in lead:  # the turn has to close its reasoning
@@ -295,7 +263,7 @@ class Chat:
             turn = {"role": "assistant", "content": content, "tool_calls": [call]}
             text = self._try([_ASK, turn], tools=[_TOOL], opens=False) or ""
             written = _after(prompt, text)
-            end = next((at for at, word in self._controls(written) if self._ids[word] in self.stops), None)
+            end = next((at for at, word in self._pieces.controls(written) if self._ids[word] in self.stops), None)
             for parser in PARSERS.values():
                 calls = parser.parse(set_apart(written[:end], _THOUGHT)[1]).calls
                 if len(calls) == 1 and (calls[0].name, calls[0].arguments) == (_PROBE.name, _PROBE.arguments):
@@ -316,13 +284,13 @@ class Chat:
     def _call_words(self) -> set[str]:
         """Control tokens that stand in calls."""
         rendered = "".join(parser.render("", [_PROBE]) for parser in PARSERS.values())
-        return {word for _, word in self._controls(rendered)}
+        return {word for _, word in self._pieces.controls(rendered)}
 
     def _format_markers(self) -> frozenset[str]:
         """Control tokens that a turn may hold: those of calls and of reasoning, without ends and roles."""
         calls = self.parser.render("", [_PROBE]) + self._calls.written
         frames = self._render([_ASK, _SAY, _ASK])
-        mine = {word for _, word in self._controls(calls)} - {word for _, word in self._controls(frames)}
+        mine = {word for _, word in self._pieces.controls(calls)} - {word for _, word in self._pieces.controls(frames)}
         return frozenset(word for word in {*mine, *_THOUGHT} if self._ids.get(word) not in self.stops)
 
     @staticmethod
@@ -342,55 +310,3 @@ def _after(prompt: str, text: str) -> str:
         return text[len(prompt) :]
     shared = _shared(prompt, text)
     return text[max(map(shared.rfind, "\n>]")) + 1 :]
-
-
-def _mark(*values: Any) -> str:
-    """A text that stands in none of the values, however they are escaped."""
-    written = json.dumps(values, ensure_ascii=False)
-    held, mark = written + written.replace("\\\\", "\\"), "\ufdd0"
-    while mark in held or _escaped(mark) in held:
-        mark += "\ufdd0"
-    return mark
-
-
-def _escaped(mark: str) -> str:
-    return "\\ufdd0" * len(mark)
-
-
-def _backends(tokenizer: Any) -> tuple[Tokenizer, Tokenizer]:
-    """The tokenizer for a text's beginning, and the one for what stands within a text: it puts no blank before it.
-
-    In both, an added token is its own text alone: a normalizer could make one of text that merely looks like it.
-    """
-    outer = getattr(tokenizer, "backend_tokenizer", None)
-    if outer is None:
-        raise Refused(f"the tokenizer ({type(tokenizer).__name__}) has no fast version, a file tokenizer.json")
-    outer.no_truncation()
-    outer.no_padding()
-    if outer.normalizer and any(token.normalized for token in tokenizer.added_tokens_decoder.values()):
-        parts = json.loads(outer.to_str())
-        for token in parts["added_tokens"]:
-            token["normalized"] = False
-        outer = Tokenizer.from_str(json.dumps(parts))
-    kinds = ("normalizer", "pre_tokenizer", "decoder")
-    found = {kind: json.loads(part.__getstate__()) for kind in kinds if (part := getattr(outer, kind)) is not None}
-    if found.get("decoder", {}).get("type") == "ByteLevel":  # it takes nothing away, whatever it says
-        del found["decoder"]
-    changed = {kind: _unprefixed(part) for kind, part in found.items()}
-    if changed == found:  # large vocabularies take seconds to copy
-        return outer, outer
-    return outer, Tokenizer.from_str(json.dumps({**json.loads(outer.to_str()), **changed}))
-
-
-def _unprefixed(part: Any) -> Any:
-    """A part of a tokenizer that puts no blank before a text, and takes none away."""
-    if isinstance(part, list):
-        return [one for one in map(_unprefixed, part) if one is not None]
-    if not isinstance(part, dict):
-        return part
-    kind = part.get("type")
-    if kind == "Prepend" or (kind == "Strip" and "content" in part):
-        return None
-    scheme = {"prepend_scheme": "never"} if kind == "Metaspace" else {}
-    blank = {"add_prefix_space": False} if kind == "ByteLevel" else {}
-    return {key: _unprefixed(value) for key, value in part.items()} | scheme | blank
