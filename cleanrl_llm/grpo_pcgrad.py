@@ -212,6 +212,8 @@ def settle(args: Args, device: torch.device) -> list[tuple[str, dict[str, Any]]]
         (args.method == "pass-at-k" and not 2 <= args.pass_k <= size,
          f"--pass-k must be from 2 to --group-size {size}, not {args.pass_k}"),
         (not 0 < args.temperature < math.inf, f"--temperature must be a number above 0, not {args.temperature}"),
+        *((bound is not None and not bound >= 0, f"--budget.{name.replace('_', '-')} must be 0 or more, not {bound}")
+          for name, bound in asdict(args.budget).items()),
         (args.keep_best and not args.eval_every, "--keep-best needs --eval-every, the tests that it compares"),
         (count > 1 and args.budget.relative is not None, "--budget.relative needs a single environment"),
     ]  # fmt: skip
@@ -237,7 +239,8 @@ def settle(args: Args, device: torch.device) -> list[tuple[str, dict[str, Any]]]
         kinds.append((env_id, kwargs))
 
     tiny = args.model == "tiny"
-    parameters = parameters_of(args.init or args.model) if args.init or not tiny else 0
+    asked = not tiny and None in (args.max_new_tokens, args.max_context, args.learning_rate)
+    parameters = parameters_of(args.init or args.model) if asked else 0
     turn, context, rate = SIZES["tiny" if parameters < 20e6 else "small" if parameters < 1e9 else "large"]
     unset = {
         "max_new_tokens": turn, "max_context": context, "learning_rate": rate,
@@ -306,14 +309,8 @@ def dealt(count: int, shares: Sequence[float], offset: float) -> list[int]:
 
 
 def draw(pool: list[Task], rates: np.ndarray, args: Args, iteration: int) -> list[int]:
-    """The tasks of an iteration's slots, as indices of the pool, shape [slots]: each environment has its share.
-
-    Args:
-        pool: The training tasks.
-        rates: Their success rates, shape [tasks].
-        args: The arguments.
-        iteration: Seeds the draw, which is the same in all processes.
-    """
+    """The tasks of an iteration's slots, as indices of the pool, shape [slots]: each environment has its share, and the
+    draw is the same in all processes. ``rates``, the success rates of the pool's tasks, has the shape [tasks]."""
     rng = np.random.default_rng(stream("tasks", args.seed, iteration))
     which = dealt(args.num_episodes // args.group_size, args.env_weights or [1.0] * len(args.env_id), rng.random())
     chosen: list[int] = []
@@ -337,17 +334,8 @@ def follow(rates: np.ndarray, samples: list[Sample], ranks: Ranks) -> np.ndarray
 
 
 def roll_out(stage: Stage, tasks: list[Task], chosen: list[int], draws: list[int]) -> list[Episode]:
-    """Play tasks with the policy, those of each environment in its own pool.
-
-    Args:
-        stage: Who plays.
-        tasks: What there is to play.
-        chosen: Indices into it, shape [episodes].
-        draws: Sampling seeds, shape [episodes].
-
-    Returns:
-        An episode of each chosen task, shape [episodes].
-    """
+    """Play an episode of each task that ``chosen`` names by its index, those of each environment in its own pool;
+    ``draws`` are the sampling seeds. All three have the shape [episodes]."""
     played: dict[int, Episode] = {}
     for env, pool in enumerate(stage.pools):
         own = [n for n, i in enumerate(chosen) if tasks[i].env == env]
@@ -376,12 +364,8 @@ def examine(stage: Stage, tasks: list[Task], samples: int, ranks: Ranks, seed: i
 
 
 def calibrate(tasks: list[Task], played: list[Trajectory]) -> None:
-    """Note what the reference policy makes of each task.
-
-    Args:
-        tasks: Get their rate and logp, unless no episode of theirs has a verdict and a token.
-        played: Its episodes, shape [tasks x samples], task by task.
-    """
+    """Note what the reference policy makes of each task, by its episodes, shape [tasks x samples], task by task. A task
+    of which none has a verdict and a token keeps NaN."""
     samples = len(played) // max(1, len(tasks))
     for at, task in enumerate(tasks):
         own = [t for t in played[at * samples : (at + 1) * samples] if t.reward is not None]
@@ -433,14 +417,8 @@ class Grouping:
 
 
 def form_groups(pool: list[Task], tests: list[Task], ways: list[str], args: Args) -> Grouping:
-    """The groups: quantiles of the pool's difficulty, or the most frequent types or patterns and one for the rest.
-
-    Args:
-        pool: Training tasks, calibrated where difficulty is asked for.
-        tests: Test tasks.
-        ways: Patterns of the calibration's episodes, shape [episodes].
-        args: The arguments.
-    """
+    """The groups: quantiles of the calibrated pool's difficulty, or the most frequent types or patterns and one for the
+    rest. ``ways`` are the patterns of the calibration's episodes, shape [episodes]."""
     if args.group_by == "difficulty":
         hardness = sorted((-task.rate, -task.logp) for task in pool if not math.isnan(task.rate))
         if not hardness:
@@ -463,9 +441,9 @@ def grouped(
     groups.json has them in a run that is resumed."""
     path = run.folder / "groups.json"
     if not run.fresh and path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        pool, tests = ([Task(**{k: math.nan if v is None else v for k, v in one.items()}) for one in saved[name]]
-                       for name in ("pool", "tests"))  # fmt: skip
+        saved = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: {
+            k: math.nan if v is None else v for k, v in found.items()})  # fmt: skip
+        pool, tests = ([Task(**one) for one in saved[name]] for name in ("pool", "tests"))
         return Grouping(saved["by"], saved["names"], [tuple(e) for e in saved["edges"]]), pool, tests, saved["tokens"]
     which = dealt(args.pool_tasks, args.env_weights or [1.0] * len(stage.pools), 0.5)
     pool = find_tasks(stage, [stream("pool", args.seed, i) for i in range(len(which))], which, args)
@@ -700,7 +678,8 @@ def policy_loss(
     """
     apart = (logp - old).clamp(-10.0, 10.0)  # [tokens]; exp of more is no figure, and one token would rule the batch
     ratio = apart.exp()  # [tokens]
-    clipped = ratio.clamp(1.0 - args.clip_low, 1.0 + args.clip_high)  # [tokens]
+    low, high = 1.0 - args.clip_low, 1.0 + (args.clip_high or 0.0)
+    clipped = ratio.clamp(low, high)  # [tokens]
     gain = torch.min(ratio * a, clipped * a)  # [tokens]
     gain = torch.where(a < 0, torch.max(gain, args.dual_clip * a), gain)  # [tokens]
     kl = torch.zeros_like(logp)  # [tokens]
@@ -709,7 +688,7 @@ def policy_loss(
         kl = behind.exp() - behind - 1.0  # [tokens]; k3, an unbiased estimate of KL(policy, reference)
     loss = -gain.sum() + args.kl_coef * kl.sum() - args.entropy_coef * entropy.sum()  # []
     with torch.no_grad():
-        outside = ((ratio < 1.0 - args.clip_low) | (ratio > 1.0 + args.clip_high)).to(logp)  # [tokens]
+        outside = ((ratio < low) | (ratio > high)).to(logp)  # [tokens]
         moved = (-apart).exp() + apart - 1.0  # [tokens]; k3 of the sampling policy against the new one
         figures = torch.stack([-gain, kl, entropy, outside, moved, ratio, (old - sampled).abs()])  # [7, tokens]
     return loss, figures.detach().double().sum(1).cpu()
@@ -749,32 +728,27 @@ def update(
     that old, reference and new log-probabilities come from passes of the same shape. What decides about a collective
     (weights, target_kl) is itself summed over the processes: all make the same ones, whoever has no episodes.
 
-    Args:
-        samples: This process's episodes with a verdict; a slot is never spread over processes.
-        advantage: Theirs, shape [samples].
-        groups: Number of groups.
-        iteration: Seeds the halves and the order of projections.
-
-    Returns:
-        Figures, and the conflict in the first step; None where it is not asked for or there was nothing to compare.
+    ``samples`` are this process's episodes with a verdict, and ``advantage`` theirs, shape [samples]; no slot is spread
+    over processes. Returns figures, and the conflict in the first step; None where it is not asked for or there was
+    nothing to compare.
     """
     worth = {s.slot for s, a in zip(samples, advantage, strict=True) if a != 0.0}
     homes = {s.slot: s.group for s in reversed(samples) if s.slot in worth}
     homes = {slot: group for part in ranks.gather(homes) for slot, group in part.items()}
     place = placed(homes, args.num_minibatches, stream("halves", args.seed, iteration))
     cells: dict[tuple[int, int], list[int]] = {}  # minibatch, 2 group + half: samples
+    weights = np.zeros((args.num_minibatches, 2 * groups))
     for i, s in enumerate(samples):
         if s.slot in worth:
             minibatch, half = place[s.slot]
             cells.setdefault((minibatch, 2 * s.group + half), []).append(i)
-    parts: dict[tuple[int, int], list[list[int]]] = {}  # the same in micro-batches
-    weights = np.zeros((args.num_minibatches, 2 * groups))
+            constant = args.loss_norm == "constant"
+            weights[minibatch, 2 * s.group + half] += (args.max_context or 0) if constant else len(s.episode.logprobs)
+    weights = ranks.sum(weights)  # [minibatches, 2 groups]
+    parts: dict[tuple[int, int], list[list[int]]] = {}  # the cells in micro-batches
     for cell, members in cells.items():
         lengths = [len(samples[i].episode.ids) for i in members]
         parts[cell] = [[members[at] for at in part] for part in micro_batches(lengths, args.micro_batch_tokens)]
-        tokens = sum(len(samples[i].episode.logprobs) for i in members)
-        weights[cell] = tokens if args.loss_norm == "tokens" else len(members) * (args.max_context or 0)
-    weights = ranks.sum(weights)  # [minibatches, 2 groups]
 
     def passed(part: list[int]) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of a micro-batch, both of shape [tokens]."""
@@ -802,7 +776,7 @@ def update(
         whole = torch.zeros(sum(p.numel() for p in parameters), device=model.device)  # [parameters]
         halves = whole.new_zeros(2 * groups if args.surgery != "none" else 0, len(whole))  # [2 groups, parameters]
         sums = torch.zeros(len(LOGGED) + 1, dtype=torch.float64)
-        for c in np.flatnonzero(weights[b]):
+        for c in np.flatnonzero(weights[b]).tolist():
             for part in parts.get((b, c), []):
                 old, ref = fixed[part[0]]
                 logp, entropy = passed(part)  # [tokens]
@@ -888,10 +862,8 @@ def conflict_row(conflict: Conflict, history: list[dict[str, float]], tau: float
     halves = conflict.split_half[~np.isnan(conflict.split_half)]
     row["conflict/split_half"] = float(halves.mean()) if len(halves) else math.nan
     for i in range(len(conflict.cosine)):
-        row[f"group/{i}_norm"], row[f"group/{i}_split_half"] = (
-            math.sqrt(conflict.dot[i, i]),
-            float(conflict.split_half[i]),
-        )
+        row[f"group/{i}_norm"] = math.sqrt(conflict.dot[i, i])
+        row[f"group/{i}_split_half"] = float(conflict.split_half[i])
         for j in range(i):
             row[f"cosine/{i}_{j}"], row[f"dot/{i}_{j}"] = float(conflict.cosine[i, j]), float(conflict.dot[i, j])
     return row
@@ -931,13 +903,11 @@ def report(run: Run, names: list[str], budget: dict[str, float], spent: int, arg
         infra = sum(t.reward is None for trajectories in tests.values() for t in trajectories)
         run.json("result.json", {"tables": tables, "generated_tokens": spent, "infra": infra})
         run.text("table.md", figures.table(tables) + "\n")
-        tested = [{"iteration": row["iteration"] + 1, **{name[5:]: x for name, x in row.items() if name[:5] == "test/"}}
-                  for row in run.rows]  # fmt: skip
-        for name, updates in (("start", 0), ("final", len(run.rows))):
-            tested += (
-                [{"iteration": updates, **{k: one[0] for k, one in tables[name].items()}}] if name in tables else []
-            )
-        figures.draw_passk(sorted(tested, key=lambda one: one["iteration"]), run.rows, run.folder / "passk.png")
+        curve = [row | {"iteration": row["iteration"] + 1} for row in run.rows]
+        curve = [{name.removeprefix("test/"): x for name, x in row.items()} for row in curve]
+        ends = {name: {k: one[0] for k, one in table.items()} for name, table in tables.items()}
+        curve = [{"iteration": 0, **ends.get("start", {})}, *curve, {"iteration": len(run.rows), **ends["final"]}]
+        figures.draw_passk(curve, run.rows, run.folder / "passk.png")
         figures.draw_diversity(tables, run.folder / "diversity.png")
         print(f"{args.eval_tasks} unseen test tasks, {args.eval_samples} episodes each, mean [95% interval]")
         print(figures.table(tables))
@@ -969,8 +939,8 @@ def train(args: Args) -> None:
 
     if len(kinds) == 1:  # several environments have no bounds but those that are given
         (oracle,), seeds = staged("train", 1).pools[0], [stream("oracle", args.seed, i) for i in range(64)]
-        own = preset(args.env_id[0]).budget
-        budget = bounds(args.budget, own, oracle, seeds, tiny=args.model == "tiny", ranks=ranks)
+        suits = preset(args.env_id[0]).budget
+        budget = bounds(args.budget, suits, oracle, seeds, tiny=args.model == "tiny", ranks=ranks)
     stage = staged("train", min(PARALLEL, args.num_episodes))
     test_stage = staged("test", PARALLEL if args.eval_tasks else 1)
 
@@ -1041,10 +1011,8 @@ def train(args: Args) -> None:
         clock.append(time.perf_counter())
 
         # report
-        of_all = [
-            (len(s.episode.logprobs), -sum(s.episode.logprobs), s.episode.cut, len(s.episode.steps)) for s in samples
-        ]
-        tokens, surprise, cut, turns = ranks.sum(np.array(of_all, dtype=float).reshape(-1, 4).sum(0)).tolist()
+        counts = [(len(e.logprobs), -sum(e.logprobs), e.cut, len(e.steps)) for e in played]
+        tokens, surprise, cut, turns = ranks.sum(np.array(counts, dtype=float).reshape(-1, 4).sum(0)).tolist()
         spent += round(tokens)
         success = np.array([s.episode.success for s in judged])  # [judged], as are the next two
         over = np.array([s.trajectory.violates(budget) for s in judged], dtype=bool)
