@@ -265,23 +265,23 @@ def shares(block: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    episodes: list[Episode], envs: list[gym.Env], engine: Engine, chat: Chat, args: Args, key: int
+    episodes: list[Episode], envs: list[gym.Env], engine: Engine, chat: Chat, args: Args, ranks: Ranks, key: int
 ) -> tuple[list[Credits], int]:
     """What each step was worth and what it cost: replay every episode under interventions on its steps.
 
     Returns:
         The credits, and the tokens the policy had to generate for them (0 without ``replace``).
     """
-    rng, cache, credit = random.Random(key), ToolCache(), args.credit
-    by_tool: dict[str, list[Any]] = {}
-    for step in (step for episode in episodes for step in episode.steps):
-        if name := first_tool(step):
-            by_tool.setdefault(name, []).append(step.action)
+    cache, credit = ToolCache(), args.credit
+    by_tool: dict[str, list[Any]] = {}  # what the whole batch did with each tool
+    calls = [(e.index, t, first_tool(s), s.action) for e in episodes for t, s in enumerate(e.steps) if first_tool(s)]
+    for *_, name, action in sorted((one for part in ranks.gather(calls) for one in part), key=lambda one: one[:2]):
+        by_tool.setdefault(name, []).append(action)
     us = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[float]]]
     vs = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[np.ndarray]]]
     fresh: list[tuple[int, int]] = []
     for i, episode in enumerate(episodes):
-        own, todo = step_costs(episode), list[Any]()
+        own, todo, rng = step_costs(episode), list[Any](), random.Random(stream(key, episode.index))
         last = len(episode.steps) - episode.steps[-1].terminated  # a block must not take the last step with it
         for t in chosen_steps(episode, credit, rng):
             if "delete" in credit.interventions:
@@ -313,7 +313,7 @@ def measure(
                 us[i][t].append(0.0)
                 vs[i][t].append(own[t])
     branches = [Branch(episodes[i], t) for i, t in fresh]  # closed loop: fresh samples of the step, played to the end
-    draws = [stream("replace", key, at) for at in range(len(fresh))]
+    draws = [stream("replace", key, episodes[i].index, at) for at, (i, _) in enumerate(fresh)]
     played = play(engine, chat, envs, branches, limits_of(args), draws=draws) if fresh else []
     for (i, t), branch in zip(fresh, played, strict=True):
         if not branch.infra:
@@ -756,7 +756,7 @@ def train(args: Args) -> None:
         # measure: what was each step worth, and what did it cost?
         credits = None
         if args.method == "c3rl" or logging:
-            credits, extra = measure(episodes, envs, engine, chat, args, stream("measure", args.seed, iteration))
+            credits, extra = measure(episodes, envs, engine, chat, args, ranks, stream("measure", args.seed, iteration))
             generated += extra
         clock.append(time.perf_counter())
 

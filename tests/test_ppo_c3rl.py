@@ -289,7 +289,7 @@ def played(model, kwargs, *texts, logprobs=None):
 def measured(model, kwargs, episodes, seed=3, **credit):
     chat = chat_of(model)
     engine = TorchEngine(model, stops=chat.stops)
-    return trainer.measure(episodes, made(chat, 3, **kwargs), engine, chat, arguments(credit=credit), seed)
+    return trainer.measure(episodes, made(chat, 3, **kwargs), engine, chat, arguments(credit=credit), ALONE, seed)
 
 
 def spent(episode, *steps):
@@ -665,27 +665,35 @@ import torch
 sys.path.insert(0, sys.argv[1])
 from small_lm import load_trainer
 trainer = load_trainer("ppo_c3rl")
-torch.set_num_threads(1)
-ranks = trainer.Ranks.start("cpu")
-with open(sys.argv[2], "rb") as file:
-    model, episodes, credits, args = pickle.load(file)
-model.freeze_reference()
-mine = {g * args.group_size + i for g in ranks.share(range(args.num_episodes // args.group_size))
-        for i in range(args.group_size)}
-own = [(e, c) for e, c in zip(episodes, credits) if e.index in mine]
-episodes, credits = [e for e, _ in own], [c for _, c in own]
-K = trainer.K
-bound = trainer.np.array([2.0, 48.0, 90.0, 200.0])
-cost = trainer.np.array([[e.cost_total[k] for k in trainer.CHANNELS] for e in episodes]).reshape(-1, K)
-dual = trainer.DualState()
-dual.update(ranks.mean(cost, width=K), bound, 9, trainer.Dual(warmup=0))
-found = trainer.advantages(episodes, credits, None, dual.lambdas, bound, args, ranks)
-optimizer = torch.optim.AdamW(model.trained(), lr=1e-2, weight_decay=0.0)
-losses = trainer.update(model, None, optimizer, episodes, found, bound, args, ranks, 7)
-ranks.check_equal(model.trained())
-if ranks.first:
-    torch.save({"weights": [p.detach() for p in model.trained()], "losses": losses}, sys.argv[3])
-ranks.stop()
+np = trainer.np
+
+
+def update(ranks, model, episodes, credits, args):
+    \"\"\"The part of this process in one update; the trained weights and the figures.\"\"\"
+    model.freeze_reference()
+    mine = {g * args.group_size + i for g in ranks.share(range(args.num_episodes // args.group_size))
+            for i in range(args.group_size)}
+    own = [(e, c) for e, c in zip(episodes, credits) if e.index in mine]
+    episodes, credits = [e for e, _ in own], [c for _, c in own]
+    bound = np.array([2.0, 48.0, 90.0, 200.0])
+    cost = np.array([[e.cost_total[k] for k in trainer.CHANNELS] for e in episodes]).reshape(-1, trainer.K)
+    dual = trainer.DualState()
+    dual.update(ranks.mean(cost, width=trainer.K), bound, 9, trainer.Dual(warmup=0))
+    found = trainer.advantages(episodes, credits, None, dual.lambdas, bound, args, ranks)
+    optimizer = torch.optim.AdamW(model.trained(), lr=3e-4, weight_decay=0.0)
+    losses = trainer.update(model, None, optimizer, episodes, found, bound, args, ranks, 7)
+    ranks.check_equal(model.trained())
+    return [p.detach() for p in model.trained()], losses
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ranks = trainer.Ranks.start("cpu")
+    with open(sys.argv[2], "rb") as file:
+        results = [update(ranks, *case) for case in pickle.load(file)]
+    if ranks.first:
+        torch.save(results, sys.argv[3])
+    ranks.stop()
 """
 
 
@@ -697,21 +705,23 @@ def test_one_update_in_one_two_and_four_processes(model, tmp_path):
     rng = np.random.default_rng(0)
     credits = [trainer.Credits(rng.normal(size=len(e.steps)), rng.normal(size=(len(e.steps), 4))) for e in episodes]
     args = arguments(num_episodes=16, group_size=4, num_minibatches=3, update_epochs=2, kl_coef=0.1)
+    before = [p.detach().clone() for p in model.trained()]
+    cases = [(model, episodes[:left], credits[:left], args) for left in (16, 12)]  # of four, the last plays 12 to 15
+    (tmp_path / "cases").write_bytes(pickle.dumps(cases))
     (tmp_path / "world.py").write_text(WORLD)
-    for case, left in (("whole", range(16)), ("lost", range(12))):  # of four processes, the last plays 12 to 15
-        data = tmp_path / f"{case}.pickle"
-        data.write_bytes(pickle.dumps((model, [episodes[i] for i in left], [credits[i] for i in left], args)))
-        results = []
-        for count in (1, 2, 4):
-            out = tmp_path / f"{case}{count}.pt"
-            torchrun(count, tmp_path / "world.py", ROOT / "tests", data, out, cwd=tmp_path)
-            results.append(torch.load(out))
-        moved = max(float((p - q).abs().max()) for p, q in zip(results[0]["weights"], model.trained(), strict=True))
-        assert moved > 1e-3
-        for other in results[1:]:
-            for p, q in zip(results[0]["weights"], other["weights"], strict=True):
+    script = {"__name__": "world"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["", str(ROOT / "tests")])
+        exec(WORLD, script)
+    alone = [script["update"](ALONE, *case) for case in pickle.loads((tmp_path / "cases").read_bytes())]
+    for weights, _ in alone:
+        assert max(float((p - q).abs().max()) for p, q in zip(weights, before, strict=True)) > 1e-4
+    for count in (2, 4):
+        torchrun(count, tmp_path / "world.py", ROOT / "tests", tmp_path / "cases", tmp_path / "out", cwd=tmp_path)
+        for (one, losses), (other, theirs) in zip(alone, torch.load(tmp_path / "out"), strict=True):
+            for p, q in zip(one, other, strict=True):
                 torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
-            assert other["losses"] == pytest.approx(results[0]["losses"], abs=1e-5)
+            assert theirs == pytest.approx(losses, abs=1e-5)
 
 
 # ---- whole runs ----
@@ -945,6 +955,7 @@ def test_adapters_in_bfloat16_with_checkpointing_killed_and_resumed(untrained, t
         "checkpointing": True, "total_iterations": 2, "eval_episodes": 0, "eval_every": 0, "keep_best": False,
         "checkpoint_every": 1, "update_epochs": 1, "num_minibatches": 1, "device": "cpu", "learning_rate": 1e-2,
         "budget": SMALL_GROUPS["budget"], "num_episodes": 4,
+        "max_context": 4096, "max_new_tokens": 8,
     }  # fmt: skip
     folder = run(trainer, arguments(**{**SMALL_RUN, **own, "run_dir": str(tmp_path / "one")}))
     history = rows(folder)
@@ -994,9 +1005,10 @@ def test_two_processes_play_the_run_of_one(checkpoint, tmp_path):
     for a, b in zip(first, second, strict=True):
         for name in a:
             assert a[name] == pytest.approx(b[name], abs=1e-4, rel=1e-4), name
-    ids = [[[s.action_ids for s in t.steps] for t in agent_gym.read_trajectories(f / "trajectories" / "test_final.jsonl")]
-           for f in (one, two)]  # fmt: skip
-    assert ids[0] == ids[1]
+    final = [list(agent_gym.read_trajectories(f / "trajectories" / "test_final.jsonl")) for f in (one, two)]
+    assert len(final[0]) == 6
+    for a, b in zip(*final, strict=True):
+        assert [s.action_ids for s in a.steps] == [s.action_ids for s in b.steps]
 
 
 # ---- wrong input ----

@@ -39,14 +39,14 @@ def starting_policy(
     """
     options: dict[str, Any] = {
         "four_bit": args.load_in_4bit, "device": ranks.device, "dtype": DTYPES[args.dtype],
-        "checkpointing": args.checkpointing,
+        "checkpointing": args.checkpointing, "seed": args.seed,
+        "adapters": 0 if args.model == "tiny" else args.lora_rank,
     }  # fmt: skip
     kept = run.folder / "checkpoints" / "start"
     begun = kept.exists()
     dialogues: list[Dialogue] = []
     if begun or args.init or args.model != "tiny":
-        adapters = 0 if args.model == "tiny" else args.lora_rank
-        model = load(str(kept) if begun else args.init or args.model, adapters=adapters, **options)
+        model = load(str(kept) if begun else args.init or args.model, **options)
         chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops, sees_tools=args.model != "tiny")
         updates = 0 if begun or args.init else args.warm.updates or 0
         if updates:
@@ -66,6 +66,8 @@ def starting_policy(
             print(f"warm start: the loss is still {loss:.2f} a token, which leaves little to improve (--warm.updates)")
     if not begun:
         run.save("start", model, {})
+    if not begun and args.model == "tiny" and not args.init:
+        model = load(str(kept), **options)  # as a resumed run has it, in the asked precision
     return model, chat
 
 
