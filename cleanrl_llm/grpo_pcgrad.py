@@ -133,7 +133,7 @@ class Args:
     max_context: int | None = None
     """tokens of one episode, at most; a longer one is cut and counts as failed"""
     learning_rate: float | None = None
-    """AdamW on the policy"""
+    """AdamW on the policy; a tenth of that of SIZES where all parameters of a pretrained model are trained"""
     temperature: float = 1.0
     """sampling temperature; the training logits are divided by it too"""
     update_epochs: int = 1
@@ -243,7 +243,8 @@ def settle(args: Args, device: torch.device) -> list[tuple[str, dict[str, Any]]]
     parameters = parameters_of(args.init or args.model) if asked else 0
     turn, context, rate = SIZES["tiny" if parameters < 20e6 else "small" if parameters < 1e9 else "large"]
     unset = {
-        "max_new_tokens": turn, "max_context": context, "learning_rate": rate,
+        "max_new_tokens": turn, "max_context": context,
+        "learning_rate": rate if tiny or args.lora_rank else rate / 10,
         "eval_tasks": 32 if tiny or device.type == "cuda" else 4,
         "clip_high": 0.28 if args.method == "clip-higher" else 0.2,
         "loss_norm": "constant" if args.method == "dr-grpo" else "tokens",
