@@ -175,7 +175,7 @@ def launch(folder: Path, *flags: str) -> Path:
 def warm(out: Path, seed: int) -> Path:
     """The warm start of a seed, shared by all its runs."""
     folder = launch(out / "warm" / str(seed), "--env-id", MIXED, "--seed", str(seed), "--total-iterations", "0")
-    return folder / "checkpoints" / "warm"
+    return folder / "checkpoints" / "start"
 
 
 def job(out: Path, name: str, seed: int) -> Path:

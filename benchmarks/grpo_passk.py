@@ -53,7 +53,7 @@ FIGURES = ("pass@1", "pass@4", "pass@8", "pass@16", "different call sequences", 
 
 def start(seed: int, options: argparse.Namespace) -> tuple[str, ...]:
     """The flags that all runs of a seed share."""
-    init = first_light.warm(options.first_light, seed) / "checkpoints" / "warm"
+    init = first_light.warm(options.first_light, seed) / "checkpoints" / "start"
     tests = ("--eval-tasks", str(options.tasks), "--eval-every", "0", "--no-eval-start", "--device", "cpu")
     return ("--seed", str(seed), "--init", str(init), *tests, *COMMON)
 

@@ -25,8 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from agent_gym.lm import tiny
+from agent_gym.lm.chat import Chat
+from agent_gym.lm.demonstrations import demonstrations
+from agent_gym.lm.engine import TorchEngine
+from agent_gym.lm.ranks import Ranks
+from agent_gym.lm.rollout import Limits, environments
+
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
+TASK: dict[str, Any] = {"difficulty": [1, 2], "domains": ["shop"], "max_turns": 1}
 
 
 def load_trainer() -> Any:
@@ -43,38 +51,53 @@ trainer = load_trainer()
 clock = time.perf_counter
 
 
+ALONE = Ranks()
+
+
 def settings(options: argparse.Namespace, surgery: str) -> Any:
     args = trainer.Args(
-        env_kwargs=('{"difficulty": [1, 2], "domains": ["shop"], "max_turns": 1}',), num_episodes=options.episodes,
-        group_size=options.group_size, max_new_tokens=options.tokens, kl_coef=0.0, surgery=surgery, device="cpu",
+        env_kwargs=(json.dumps(TASK),), num_episodes=options.episodes, group_size=options.group_size,
+        max_new_tokens=options.tokens, kl_coef=0.0, surgery=surgery, device="cpu",
         pool_tasks=options.episodes // options.group_size,
     )  # fmt: skip
     trainer.settle(args, torch.device("cpu"))
     return args
 
 
-def ours(policy: Any, tasks: list[Any], stage: Any, args: Any, steps: int) -> list[tuple[float, float, int]]:
+def staged(model: Any, chat: Chat, args: Any) -> Any:
+    """What plays our episodes."""
+    pool = environments("APIAgent-v0", args.num_episodes, chat=chat, split="train", bounds={}, **TASK)
+    engine = TorchEngine(model, stops=chat.stops)
+    return trainer.Stage(engine, chat, [pool], Limits(args.max_new_tokens, args.max_context))
+
+
+def ours(model: Any, chat: Chat, tasks: list[Any], args: Any, steps: int) -> list[tuple[float, float, int]]:
     """Seconds of the rollout, seconds of the training step, and sampled tokens, of each step but the first."""
-    policy = copy.deepcopy(policy)
-    optimizer = torch.optim.AdamW(trainer.trainable(policy), lr=args.learning_rate, weight_decay=0.0)
+    model = copy.deepcopy(model)
+    stage = staged(model, chat, args)
+    optimizer = torch.optim.AdamW(model.trained(), lr=args.learning_rate, weight_decay=0.0)
     rng, found = np.random.default_rng(0), []
     chosen = [i for i in range(len(tasks)) for _ in range(args.group_size)]
     for step in range(steps):
         began = clock()
-        episodes = [e for batch in trainer.play(policy, stage, tasks, chosen, args, step) for e in batch]
-        for i, e in enumerate(episodes):
-            e.slot, e.group_index = i // args.group_size, i // args.group_size % args.groups
+        stage.engine.update(model)
+        draws = [1000 * step + i for i in range(len(chosen))]
+        episodes = trainer.roll_out(stage, tasks, chosen, draws)
+        samples = [
+            trainer.Sample(e, task, task, task % args.groups, e.trajectory())
+            for e, task in zip(episodes, chosen, strict=True)
+        ]
         flips = rng.integers(0, 2, len(episodes)).astype(float).reshape(-1, args.group_size)
         flips[:, 0], flips[:, 1] = 0.0, 1.0
         advantage = np.concatenate([trainer.grpo(row) for row in flips])
         rolled = clock()
-        trainer.update(policy, None, optimizer, episodes, advantage, args.groups, args, step)
+        trainer.update(model, optimizer, samples, advantage, args.groups, args, step, ALONE)
         done = clock()
         found.append((rolled - began, done - rolled, sum(len(e.logprobs) for e in episodes)))
     return found[1:]
 
 
-def theirs(policy: Any, prompts: list[str], options: argparse.Namespace) -> list[tuple[float, float, int]]:
+def theirs(model: Any, prompts: list[str], options: argparse.Namespace) -> list[tuple[float, float, int]]:
     """The same of TRL."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -112,7 +135,7 @@ def theirs(policy: Any, prompts: list[str], options: argparse.Namespace) -> list
             loss_type="bnpo", shuffle_dataset=False, seed=1,
         )  # fmt: skip
         timed = Timed(
-            model=copy.deepcopy(policy.model), reward_funcs=flip, args=config, processing_class=policy.tokenizer,
+            model=copy.deepcopy(model.net), reward_funcs=flip, args=config, processing_class=model.tokenizer,
             train_dataset=Dataset.from_dict({"prompt": prompts * options.steps}), callbacks=[Clock()],
         )  # fmt: skip
         timed.train()
@@ -126,24 +149,25 @@ def main(options: argparse.Namespace) -> None:
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     torch.set_num_threads(options.threads)
     args = settings(options, "none")
-    stage = trainer.Stage(args, "train")
+    (env,) = environments("APIAgent-v0", 1, chat=None, split="train", bounds={}, **TASK)
+    dialogues = demonstrations(env, range(400), wasteful=0.75, waste=0.35)
+    model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), 1)
+    chat = Chat(model.tokenizer, stops=model.stops, sees_tools=False)
     count = options.episodes // options.group_size
-    tasks = trainer.find_tasks(stage, list(range(count)), [0] * count, args)
-    args.warm.demonstrations = 400
-    dialogues = list(trainer.demonstrations(trainer.Stage(args, "train").take([0], len), args))
-    tokenizer = trainer.tiny_tokenizer(t for d in dialogues for t in (d.messages[1]["content"], *sum(d.turns, ())))
-    policy = trainer.Policy(trainer.tiny_model(tokenizer, 1), tokenizer, sees_tools=False)
+    tasks = trainer.find_tasks(staged(model, chat, args), list(range(count)), [0] * count, args)
     prompts = []
     for task in tasks:
-        _, info = stage.take([0], len)[0].reset(seed=task.seed)
-        prompts.append(policy._render(info["messages"]))
+        _, info = env.reset(seed=task.seed)
+        prompts.append(
+            model.tokenizer.apply_chat_template(info["messages"], tokenize=False, add_generation_prompt=True)
+        )
 
     measured: dict[str, list[tuple[float, float, int]]] = {"grpo_pcgrad none": [], "grpo_pcgrad pcgrad": [], "trl": []}
     for _ in range(options.rounds):
         for surgery in ("none", "pcgrad"):
             own = settings(options, surgery)
-            measured[f"grpo_pcgrad {surgery}"] += ours(policy, tasks, stage, own, options.steps)
-        measured["trl"] += theirs(policy, prompts, options)
+            measured[f"grpo_pcgrad {surgery}"] += ours(model, chat, tasks, own, options.steps)
+        measured["trl"] += theirs(model, prompts, options)
 
     speed: dict[str, dict[str, float]] = {}
     for name, rows in measured.items():
