@@ -17,7 +17,6 @@ discounting, and whitening of the advantage, whose terms are normalised one by o
 Docs: docs/ppo_c3rl.md
 """
 
-import json
 import math
 import random
 import time
@@ -32,13 +31,14 @@ from tqdm import tqdm
 
 import agent_gym
 from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
+from agent_gym.lm.arguments import at_least, env_kwargs_of, fill, size_of
 from agent_gym.lm.budget import Budget, bounds
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import WarmStart
 from agent_gym.lm.engine import Engine, TorchEngine
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.figures import draw_credits, draw_dual, table
-from agent_gym.lm.models import Model, micro_batches, parameters_of, token_logprobs
+from agent_gym.lm.figures import credit_map, draw_credits, draw_dual, table
+from agent_gym.lm.models import Model, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, play
 from agent_gym.lm.runs import Run, command, peak_memory, read_lines
@@ -52,11 +52,7 @@ K = len(CHANNELS)
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
 
-SIZES = {  # what is not given follows the model's size: tokens of a turn, of an episode, learning rate, test tasks
-    "tiny": (48, 512, 3e-4, 256),
-    "small": (256, 4096, 1e-4, 256),  # below one billion parameters
-    "large": (1024, 8192, 2e-5, 256),
-}
+RATES = {"tiny": 3e-4, "small": 1e-4, "large": 2e-5}  # learning rate by the model's size; below and above 1 B
 
 
 @dataclass
@@ -164,7 +160,7 @@ class Args:
     """episodes of one task, compared with each other"""
     max_new_tokens: int | None = None
     """tokens of one assistant turn, at most; a turn that is cut there is an invalid one; by default it follows the
-    model's size (SIZES), as do the next two"""
+    model's size, as do the next two"""
     max_context: int | None = None
     """tokens of one episode, at most; a longer one is cut and counts as failed"""
     learning_rate: float | None = None
@@ -644,7 +640,7 @@ def step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The end table, and what is kept of single episodes
+# The end table
 
 
 def summary(trajectories: list[Trajectory], bounds: dict[str, float]) -> dict[str, tuple[float, float, float]]:
@@ -660,30 +656,14 @@ def summary(trajectories: list[Trajectory], bounds: dict[str, float]) -> dict[st
     }
 
 
-def credit_map(episode: Episode, credits: Credits, iteration: int) -> dict[str, Any]:
-    """One episode's credits, with a short label a step."""
-    labels = []
-    for one in episode.steps:
-        ran = (r for r in one.tool_results if r.get("error") != "not_run")
-        calls = [f"{r['name']}({', '.join(map(str, r['arguments'].values()))})" for r in ran]
-        label = "; ".join(calls) or f"answer: {one.action}"
-        labels.append(label if len(label) <= 44 else label[:43] + "\u2026")
-    return {
-        "iteration": iteration, "task_id": episode.task_id, "success": bool(episode.success), "steps": labels,
-        "u": credits.u.tolist(), "v": credits.v.tolist(),
-    }  # fmt: skip
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def train(args: Args) -> None:
     # ---- set-up ----
     ranks = Ranks.start(args.device)
-    settle(args, ranks)
-    check(args, ranks)
+    env_kwargs = settle(args, ranks)
     run = Run(args, f"{args.env_id.split(':')[-1]}__{args.exp_name}__{args.method}__{args.seed}", ranks)
-    env_kwargs = json.loads(args.env_kwargs or "{}")
     model, chat = starting_policy(args, run, ranks, [(args.env_id, env_kwargs)])
     model.freeze_reference()
     limits = limits_of(args)
@@ -816,7 +796,7 @@ def train(args: Args) -> None:
             run.trajectories(f"iteration_{iteration:06d}", [e.trajectory() for e in episodes])
             longest = sorted(range(len(episodes)), key=lambda i: (-episodes[i].success, -len(episodes[i].steps)))
             shown = list({episodes[i].task_id: i for i in reversed(longest)}.values())[::-1][:3]
-            maps += [credit_map(episodes[i], credits[i], iteration) for i in shown]
+            maps += [credit_map(iteration, episodes[i], credits[i].u, credits[i].v) for i in shown]
             run.lines("credits.jsonl", maps)
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} in-budget {row['charts/in_budget_success']:.2f} "
@@ -888,40 +868,19 @@ def limits_of(args: Args) -> Limits:
     return Limits(args.max_new_tokens or 0, args.max_context or 0)
 
 
-def settle(args: Args, ranks: Ranks) -> None:
-    """Fill in what follows from the environment and the model's size."""
-    tiny = args.model == "tiny"
-    count = 0 if tiny else parameters_of(args.init or args.model)
-    turn, context, rate, tests = SIZES["tiny" if tiny else "small" if count < 1e9 else "large"]
-    if args.env_kwargs is None:
-        args.env_kwargs = json.dumps(preset(args.env_id).env_kwargs)
-    args.max_new_tokens = turn if args.max_new_tokens is None else args.max_new_tokens
-    args.max_context = context if args.max_context is None else args.max_context
-    args.learning_rate = rate if args.learning_rate is None else args.learning_rate
-    if args.eval_episodes is None:
-        args.eval_episodes = tests if tiny or ranks.device.type == "cuda" else args.num_episodes
+def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
+    """Refuse what cannot work, and fill in what follows from the environment and the model's size.
 
-
-def check(args: Args, ranks: Ranks) -> None:
-    """One sentence for what cannot work."""
-    try:
-        kwargs = json.loads(args.env_kwargs or "{}")
-    except ValueError as error:
-        raise Refused(f"--env-kwargs is not valid JSON: {error}") from None
-    if not isinstance(kwargs, dict):
-        raise Refused("--env-kwargs must be a JSON object such as '{\"difficulty\": 2}'")
-    if own := {"split", "budget", "on_budget"} & set(kwargs):
-        raise Refused(f"--env-kwargs: {', '.join(sorted(own))} is set by this script; use --budget and --method")
+    Returns:
+        Keyword arguments of the environment.
+    """
+    env_kwargs = env_kwargs_of(args.env_kwargs, args.env_id)
+    ones = ("num_episodes", "group_size", "num_minibatches", "update_epochs", "max_new_tokens", "max_context",
+            "micro_batch_tokens", "log_every", "checkpoint_every")  # fmt: skip
+    at_least(args, dict.fromkeys(ones, 1), above=("temperature", "truncation_slack", "learning_rate"))
     for k, bound in asdict(args.budget).items():
-        if bound is not None and not bound > 0:
-            raise Refused(f"--budget.{k.replace('_', '-')} must be above 0, not {bound:g}: only to do nothing meets it")
-    for name in ("num_episodes", "group_size", "num_minibatches", "update_epochs", "max_new_tokens", "log_every",
-                 "checkpoint_every"):  # fmt: skip
-        if getattr(args, name) < 1:
-            raise Refused(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
-    for name, most in (("temperature", math.inf), ("truncation_slack", math.inf)):
-        if not 0 < getattr(args, name) < most:
-            raise Refused(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(args, name)}")
+        if bound == 0:
+            raise Refused(f"--budget.{k.replace('_', '-')} must be above 0: only to do nothing meets it")
     if args.group_size == 1 and not args.critic:
         raise Refused("--group-size 1 leaves nothing to compare an episode with; choose 2 or more, or --critic")
     if args.num_episodes % (args.group_size * ranks.world):
@@ -933,6 +892,10 @@ def check(args: Args, ranks: Ranks) -> None:
         raise Refused(f"--dual.channels: unknown {sorted(unknown)}; the channels are {', '.join(CHANNELS)}")
     if args.keep_best and not args.eval_every:
         raise Refused("--keep-best needs --eval-every, the iterations between the tests that it compares")
+    size = size_of(args.model, args.init)
+    few = size != "tiny" and ranks.device.type == "cpu"
+    fill(args, size, learning_rate=RATES[size], eval_episodes=args.num_episodes if few else 256)
+    return env_kwargs
 
 
 if __name__ == "__main__":

@@ -373,7 +373,7 @@ def test_calls_that_did_not_run_are_no_calls(untrained, cascade):
     assert trainer.first_tool(step) == "submit"
     assert trainer.first_tool(replace(step, tool_results=step.tool_results[1:])) is None
     (found,), _ = measured(untrained, cascade, [episode])
-    assert trainer.credit_map(episode, found, 0)["steps"][1] == "submit(x)"
+    assert trainer.credit_map(0, episode, found.u, found.v)["steps"][1] == "submit(x)"
 
 
 def test_selection(untrained, cascade):
@@ -955,7 +955,7 @@ def test_adapters_in_bfloat16_with_checkpointing_killed_and_resumed(untrained, t
         "checkpointing": True, "total_iterations": 2, "eval_episodes": 0, "eval_every": 0, "keep_best": False,
         "checkpoint_every": 1, "update_epochs": 1, "num_minibatches": 1, "device": "cpu", "learning_rate": 1e-2,
         "budget": SMALL_GROUPS["budget"], "num_episodes": 4,
-        "max_context": 4096, "max_new_tokens": 8,
+        "max_context": 4096, "max_new_tokens": 8, "method": "penalty",
     }  # fmt: skip
     folder = run(trainer, arguments(**{**SMALL_RUN, **own, "run_dir": str(tmp_path / "one")}))
     history = rows(folder)
@@ -1031,7 +1031,7 @@ def refused(tmp_path):
 def test_wrong_env(refused):
     assert refused(env_kwargs="{difficulty: 1}").startswith("--env-kwargs is not valid JSON: ")
     assert refused(env_kwargs="[1]").startswith("--env-kwargs must be a JSON object")
-    assert refused(env_kwargs='{"split": "test"}').startswith("--env-kwargs: split is set by this script")
+    assert refused(env_kwargs='{"split": "test"}').startswith("--env-kwargs: split is set by the trainer")
     assert "has no keyword argument 'colour'" in refused(env_kwargs='{"colour": 1}')
     assert refused(env_kwargs='{"difficulty": 99}').startswith("cannot make APIAgent-v0: difficulty=99")
     assert refused(env_id="Nothing-v0").startswith("cannot make Nothing-v0: ")
@@ -1041,7 +1041,8 @@ def test_wrong_env(refused):
 def test_wrong_numbers(refused):
     for name, value in (("tool_calls", -1.0), ("latency_ms", math.nan), ("read_tokens", 0.0)):
         text = refused(budget={name: value})
-        assert text == f"--budget.{name.replace('_', '-')} must be above 0, not {value:g}: only to do nothing meets it"
+        end = "above 0: only to do nothing meets it" if value == 0 else f"0 or more, not {value:g}"
+        assert text == f"--budget.{name.replace('_', '-')} must be {end}"
     assert refused(num_episodes=6) == "--num-episodes 6 is no multiple of --group-size 4 x 1 processes"
     assert refused(num_episodes=0) == "--num-episodes must be 1 or more, not 0"
     assert refused(group_size=0) == "--group-size must be 1 or more, not 0"
@@ -1075,5 +1076,5 @@ def test_wrong_input_on_the_command_line(tmp_path):
     line = [sys.executable, str(SCRIPT), *flags(tmp_path), "--budget.tool-calls", "-1"]
     done = subprocess.run(line, env=shell(), cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "ppo_c3rl: --budget.tool-calls must be above 0, not -1: only to do nothing meets it\n"
+    assert done.stderr == "ppo_c3rl: --budget.tool-calls must be 0 or more, not -1\n"
     assert list(tmp_path.iterdir()) == []

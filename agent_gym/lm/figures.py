@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from agent_gym.costs import CHANNELS
+from agent_gym.lm.rollout import Episode
 
 __all__ = [
+    "credit_map",
     "draw_conflict",
     "draw_credits",
     "draw_diversity",
@@ -124,6 +126,27 @@ def draw_dual(rows: Sequence[Row], path: Path) -> None:
     _whole(bottom)
     bottom.legend()
     _save(figure, path)
+
+
+def credit_map(iteration: int, episode: Episode, u: np.ndarray, v: np.ndarray) -> dict[str, Any]:
+    """A row of ``draw_credits``: one episode's credits, with a short label a step.
+
+    Args:
+        iteration: In which it was played.
+        episode: The episode.
+        u: Success credit of each step, shape [steps]; NaN is not measured.
+        v: Cost credits, shape [steps, channels].
+    """
+    labels = []
+    for step in episode.steps:
+        ran = (r for r in step.tool_results if r.get("error") != "not_run")
+        calls = [f"{r['name']}({', '.join(map(str, r['arguments'].values()))})" for r in ran]
+        labels.append(_short("; ".join(calls) or f"answer: {step.action}", 44))
+    return {
+        "iteration": iteration, "task_id": episode.task_id, "success": bool(episode.success), "steps": labels,
+        "u": [None if math.isnan(x) else x for x in u.tolist()],
+        "v": [[None if math.isnan(x) else x for x in row] for row in v.tolist()],
+    }  # fmt: skip
 
 
 def draw_credits(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
