@@ -11,7 +11,7 @@ out: a reward threshold that rises (rewards are 0 or 1), hints for the tasks tha
 advantage, no ratio and no value function: whoever wants them goes on with another trainer, which takes the checkpoint
 with ``--init``.
 
-``--stage sft`` is one round whose episodes are given: the oracle's demonstrations, or trajectory files.
+``--stage sft`` is one refit to trajectory files, or without any the warm start alone.
 
 Docs: docs/rft.md
 """
@@ -23,7 +23,6 @@ import shutil
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,10 +34,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from agent_gym import CHANNELS, Trajectory, metrics, read_trajectories, write_trajectories
+from agent_gym import CHANNELS, Trajectory, metrics, read_trajectories
 from agent_gym.lm.budget import Budget, bounds
 from agent_gym.lm.chat import Chat
-from agent_gym.lm.demonstrations import Example, WarmStart, demonstrations, dialogue_of, encoded, warm_start
+from agent_gym.lm.demonstrations import Example, WarmStart, dialogue_of, encoded
 from agent_gym.lm.endpoint import Endpoint, play_endpoint
 from agent_gym.lm.engine import TorchEngine
 from agent_gym.lm.errors import Refused
@@ -72,9 +71,9 @@ class Args:
     """keyword arguments of gym.make, as JSON, by default those of the small model's preset; split and budget are set
     by this script"""
     stage: Literal["rft", "sft"] = "rft"
-    """rounds of sampling, selection and refit, or one fit to demonstrations"""
+    """rounds of sampling, selection and refit, or one refit to --data; without data the warm start alone"""
     data: tuple[str, ...] = ()
-    """trajectory files for stage sft, which fits what passed in them; none is the oracle's demonstrations"""
+    """trajectory files for stage sft, which fits what passed in them"""
     keep: Literal["success", "success-in-budget", "cheapest-per-task"] = "success-in-budget"
     """what is kept of the samples: all that passed, what passed within every bound, or of each task the cheapest that
     passed"""
@@ -221,7 +220,8 @@ def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, s
     Returns:
         Mean loss a model token over the last epoch, and the number of batches skipped.
     """
-    parameters, rng, size, epochs = model.trained(), random.Random(seed), args.batch_size, args.epochs or 0
+    rng, size, epochs = random.Random(seed), args.batch_size, args.epochs or 0
+    parameters = model.trained()
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
     orders = [rng.sample(range(len(examples)), len(examples)) for _ in range(epochs)]
     batches = [order[at : at + size] for order in orders for at in range(0, len(order), size)]
@@ -260,22 +260,18 @@ def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, s
 def sample(
     number: int, spent: int, player: Callable[..., Any], args: Args, run: Run, ranks: Ranks
 ) -> tuple[list[Trajectory], int, int]:
-    """All samples of a round: what the run folder holds is read, only the rest is played.
-
-    Every episode is a file as soon as it has ended, and has draws of its own: the samples are the same whoever plays
-    them, and whenever.
+    """All samples of a round: what the run folder holds is read, only the rest is played. Every episode is a file as
+    soon as it has ended, and has draws of its own: it is the same whoever plays it, and whenever.
 
     Args:
         number: Of the round.
         spent: Tokens generated before it.
-        player: Plays an episode from each start, with a draw each, and tells ``keep`` of each as it ends: its place,
-            itself, and its tokens.
+        player: Plays an episode from each start, with a draw each; calls ``keep`` as each ends.
 
     Returns:
-        The episodes, task by task, the samples of a task next to each other; the tokens they took, and those of them
-        that were generated just now.
+        The episodes, task by task; their tokens, and those of them that were generated just now.
     """
-    parts, n, now = run.folder / "trajectories" / f"round_{number:02d}", args.samples_per_task, 0
+    parts, n, now = run.path(f"trajectories/round_{number:02d}"), args.samples_per_task, 0
     whole, counted = (parts.with_name(parts.name + end) for end in ("_samples.jsonl", "_tokens.json"))
     tasks = range(args.tasks_per_round)
     step = len(tasks) if args.total_tokens is None else max(1, (args.parallel or 0) // n)
@@ -324,15 +320,14 @@ def read(path: Path) -> list[Trajectory]:
     return found
 
 
-def opened(trajectories: Sequence[Trajectory], path: Path, chat: Chat, args: Args) -> list[Example]:
-    """The episodes of a file that passed, as ids and spans. The file does not hold what the model saw before an
-    episode, but the reset of its task gives it again.
+def opened(trajectories: Sequence[Trajectory], path: Path, chat: Chat, args: Args, ranks: Ranks) -> list[Example]:
+    """The episodes of a file that passed and are not too long, as ids and spans. The file does not hold what the model
+    saw before an episode, but the reset of its task gives it again.
 
     Raises:
         Refused: With the file and the line, if it does not.
     """
-    envs: dict[str, gym.Env] = {}
-    examples = []
+    envs, examples = dict[str, gym.Env](), list[Example]()
     for line, trajectory in enumerate(trajectories, start=1):
         if not trajectory.success:
             continue
@@ -344,29 +339,22 @@ def opened(trajectories: Sequence[Trajectory], path: Path, chat: Chat, args: Arg
             except (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
                 raise Refused(f"{where}: its task {trajectory.task_id!r} cannot be opened: {error}") from None
         examples.append(encoded(chat, dialogue_of(trajectory, envs[kind], where)))
-    return examples
+    short = [example for example in examples if len(example[0]) <= (args.max_context or 0)]
+    if len(short) < len(examples) and ranks.first:
+        print(
+            f"{path}: {len(examples) - len(short)} of {len(examples)} episodes are longer than --max-context: left out"
+        )
+    return short
 
 
-def lessons(chat: Chat, copy: Path, args: Args, ranks: Ranks) -> list[Example]:
-    """What stage sft fits: what passed in the files of --data, which the run copies and is resumed from; or else the
-    oracle's demonstrations."""
-    if not args.data:
-        (env,) = environments(args.env_id, 1, chat=chat, split="train", bounds={}, **json.loads(str(args.env_kwargs)))
-        count = preset(args.env_id).demonstrations if args.warm.demonstrations is None else args.warm.demonstrations
-        seeds = [stream("demonstration", args.seed, i) for i in range(count)]
-        shown = demonstrations(env, seeds, wasteful=args.warm.wasteful, waste=args.warm.waste, ranks=ranks)
-        return [encoded(chat, dialogue) for dialogue in shown]
-    examples, passed, total = list[Example](), list[Trajectory](), 0
-    for path in [copy] if copy.exists() else map(Path, args.data):
-        trajectories = read(path)
-        examples += opened(trajectories, path, chat, args)
-        passed += [t for t in trajectories if t.success]
-        total += len(trajectories)
-    if not passed:
-        raise Refused(f"none of the {total} episodes in --data passed, so there is nothing to learn from")
-    if ranks.first and not copy.exists():
-        print(f"--data: {len(passed)} of {total} episodes passed")
-        write_trajectories(copy, passed)
+def given(copy: Path, chat: Chat, args: Args, run: Run, ranks: Ranks) -> list[Example]:
+    """What passed in the files of --data, which the run copies: it is resumed from there."""
+    files = [(path, read(path)) for path in ([copy] if copy.exists() else map(Path, args.data))]
+    examples = [example for path, trajectories in files for example in opened(trajectories, path, chat, args, ranks)]
+    passed = [t for _, trajectories in files for t in trajectories if t.success]
+    if ranks.first:
+        print(f"--data: {len(passed)} of {sum(len(trajectories) for _, trajectories in files)} episodes passed")
+    run.trajectories(copy.stem, passed)
     return examples
 
 
@@ -420,19 +408,14 @@ def row_of(found: Mapping[str, Interval], k: int) -> dict[str, float]:
     return row | {f"violation/{name}": found[f"violation {name}"][0] for name in (*CHANNELS, "any")}
 
 
-def test_file(run: Run, number: int) -> Path:
-    """Where the test episodes after a round are."""
-    return run.folder / "trajectories" / (f"test_round_{number:02d}.jsonl" if number else "test_start.jsonl")
-
-
 def report(run: Run, bounds: dict[str, float], args: Args) -> None:
     """The end table and the picture, from the rows and the test episodes of the rounds."""
     rows = [row for row in run.rows if "charts/pass_at_1" in row]
     tables, counts, infra = {}, {}, 0
     for row in rows:
-        title = "final" if row["iteration"] and row is rows[-1] else f"round {row['iteration']}"
-        title = title if row["iteration"] else "start"
-        tested = read(test_file(run, row["iteration"]))
+        number = int(row["iteration"])
+        title = "start" if not number else "final" if row is rows[-1] else f"round {number}"
+        tested = read(run.path(f"trajectories/test_round_{number:02d}.jsonl"))
         infra += sum(t.reward is None for t in tested)
         tables[title] = summary(tested, bounds, args.pass_k)
         names = ("eligible", "distinct", "kept", "tasks_kept", "generated_tokens")
@@ -452,39 +435,34 @@ def report(run: Run, bounds: dict[str, float], args: Args) -> None:
 def train(args: Args) -> None:
     # ---- set-up ----
     ranks = Ranks.start(args.device)
-    args = settled(args, ranks)
-    check(args)
-    sft, own = args.stage == "sft", preset(args.env_id)
-    blank = sft and args.model == "tiny" and not args.init  # a small model whose warm start is the fit itself
-    run = Run(args, f"{args.env_id}__{args.exp_name}__{'sft' if sft else args.keep}__{args.seed}", ranks)
-    kwargs = json.loads(args.env_kwargs or "{}")
-    begin = replace(args, warm=replace(args.warm, updates=0)) if sft else args
-    model, chat = starting_policy(begin, run, ranks, [(args.env_id, kwargs)])
+    args, kwargs = settled(args, ranks)
+    rft, side = args.stage == "rft", -(-(args.parallel or 0) // ranks.world)
+    run = Run(args, f"{args.env_id}__{args.exp_name}__{args.keep if rft else 'sft'}__{args.seed}", ranks)
+    model, chat = starting_policy(args, run, ranks, [(args.env_id, kwargs)])
     engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
     limits = Limits(args.max_new_tokens or 0, args.max_context or 0)
 
     made = partial(environments, args.env_id, chat=chat, **kwargs)
-    (free,) = made(1, split="train", bounds={})
     seeds = [stream("oracle", args.seed, i) for i in range(64)]
-    budget = bounds(args.budget, own.budget, free, seeds, tiny=args.model == "tiny", ranks=ranks)
-    side = -(-(args.parallel or 0) // ranks.world)
-    count = min(side, args.tasks_per_round * args.samples_per_task)
-    envs = [] if sft else made(count, split="train", bounds=budget)
+    own, (free,) = preset(args.env_id).budget, made(1, split="train", bounds={})
+    budget = bounds(args.budget, own, free, seeds, tiny=args.model == "tiny", ranks=ranks)
+    count = min(side, args.tasks_per_round * args.samples_per_task) if rft else 0
+    envs = made(count, split="train", bounds=budget)
     tests = made(min(side, args.eval_episodes or 0), split="test", bounds=budget)
 
     def player(starts: list[int], draws: list[int], keep: Callable[[int, Episode, int], None]) -> None:
-        if args.teacher_url:
-            teacher = Endpoint(
-                url=args.teacher_url, model=args.teacher_model or "", timeout=args.teacher_timeout,
-                temperature=args.temperature, max_tokens=limits.new_tokens,
-            )  # fmt: skip
-            play_endpoint(teacher, envs, starts, draws, keep)
-        else:
+        if not args.teacher_url:
             play(engine, chat, envs, starts, limits, draws=draws, on_done=lambda e: keep(e.index, e, len(e.logprobs)))
+            return
+        teacher = Endpoint(
+            url=args.teacher_url, model=args.teacher_model or "", timeout=args.teacher_timeout,
+            temperature=args.temperature, max_tokens=limits.new_tokens,
+        )  # fmt: skip
+        play_endpoint(teacher, envs, starts, draws, keep)
 
     def test(number: int) -> list[Trajectory]:
         """One episode on each test task, the same for every run; then k - 1 more on some of them, for pass@k."""
-        path, title = test_file(run, number), f"round {number}" if number else "start"
+        path, title = run.path(f"trajectories/test_round_{number:02d}.jsonl"), f"round {number}" if number else "start"
         if path.exists():
             return read(path)
         tasks, key = [stream("test", i) for i in range(args.eval_episodes or 0)], stream("evaluate", args.seed, title)
@@ -503,12 +481,12 @@ def train(args: Args) -> None:
     ranks.check_equal(model.trained())
     logged = {row["iteration"] for row in run.rows}
     best = max((row.get("charts/in_budget_success", -1.0) for row in run.rows), default=-1.0)
-    for number in range(1 + (1 if sft else args.rounds)):
+    for number in range(1 + (args.rounds if rft else bool(args.data))):
         row: dict[str, float] = {"iteration": number}
         clock = [time.perf_counter()]
 
         # sample
-        if number and not sft:
+        if number and rft:
             if args.total_tokens is not None and spent >= args.total_tokens:
                 break
             samples, tokens, now = sample(number, spent, player, args, run, ranks)
@@ -518,30 +496,27 @@ def train(args: Args) -> None:
             continue
 
         # select
-        path = run.folder / "trajectories" / f"round_{number:02d}_kept.jsonl"
-        if number and not sft:
+        path = run.path(f"trajectories/round_{number:02d}_kept.jsonl")
+        if number and rft:
             kept, counts = select(pool, args.keep, budget, args.most_per_task)
             if not kept:
-                raise Refused(nothing(pool, number, args))
+                raise Refused(
+                    f"round {number}: none of {len(pool)} episodes can be kept with --keep {args.keep} "
+                    f"({sum(t.success for t in pool)} passed); start from a better policy or sample more"
+                )
             run.trajectories(path.stem, kept)
             row |= {f"charts/{name}": float(count) for name, count in counts.items()} | of_samples(samples, budget)
             row["speed/tokens_per_second"] = now / (clock[1] - clock[0])
 
         # refit the start to all that was kept
         if number > state["round"]:
-            examples = lessons(chat, path, args, ranks) if sft else opened(kept, path, chat, args)
-            examples = within(examples, args, ranks)
-            if blank:
-                updates = own.updates if args.warm.updates is None else args.warm.updates
-                loss, skipped = warm_start(
-                    model, examples, replace(args.warm, updates=updates), context=limits.context,
-                    most_tokens=args.micro_batch_tokens, seed=args.seed, ranks=ranks,
-                ), 0  # fmt: skip
-            else:
-                model.restore(run.folder / "checkpoints" / "start")
-                loss, skipped = refit(model, examples, args, ranks, stream("refit", args.seed, number))
-            ranks.check_equal(model.trained())
+            examples = opened(kept, path, chat, args, ranks) if rft else given(path, chat, args, run, ranks)
+            if not examples:
+                raise Refused(f"round {number}: no episode has passed and is within --max-context {args.max_context}")
+            model.restore(run.path("checkpoints/start"))
+            loss, skipped = refit(model, examples, args, ranks, stream("refit", args.seed, number))
             engine.update(model)
+            ranks.check_equal(model.trained())
             state = {"round": number, "loss": loss, "skipped": skipped, "episodes": len(examples)}
             run.save(f"round_{number:02d}", model, state)
         if number:
@@ -568,68 +543,49 @@ def train(args: Args) -> None:
     run.close()
 
 
-def nothing(pool: Sequence[Trajectory], number: int, args: Args) -> str:
-    """Why nothing can be kept."""
-    reasons = Counter(t.verdict["reason"] for t in pool if t.verdict and not t.success).most_common(3)
-    said = ", ".join(f"{reason} {count}" for reason, count in reasons) or "none failed"
-    return (
-        f"round {number}: none of {len(pool)} episodes can be kept with --keep {args.keep} (passed: "
-        f"{sum(t.success for t in pool)}; failures: {said}); start from a better policy or sample more"
-    )
+def settled(args: Args, ranks: Ranks) -> tuple[Args, dict[str, Any]]:
+    """Refuse what cannot work, and fill in what follows from the environment and the model's size.
 
-
-def within(examples: Sequence[Example], args: Args, ranks: Ranks) -> list[Example]:
-    """The examples that are not too long to learn from; says how many are."""
-    short = [example for example in examples if len(example[0]) <= (args.max_context or 0)]
-    words = f"--max-context {args.max_context} tokens"
-    if not short:
-        raise Refused(f"none of {len(examples)} episodes to learn from is within {words}")
-    if len(short) < len(examples) and ranks.first:
-        print(f"{len(examples) - len(short)} of {len(examples)} episodes are longer than {words}: left out")
-    return short
-
-
-def settled(args: Args, ranks: Ranks) -> Args:
-    """The arguments, with what follows from the environment and the model's size filled in."""
-    tiny = args.model == "tiny"
+    Returns:
+        The arguments, and those of the environment.
+    """
+    tiny, url = args.model == "tiny", args.teacher_url
     size = "tiny" if tiny else "small" if parameters_of(args.init or args.model) < 1e9 else "large"
     follow = SIZES[size] | {"eval_episodes": 256 if tiny or ranks.device.type == "cuda" else 48}
     follow["env_kwargs"] = json.dumps(preset(args.env_id).env_kwargs)
     if not tiny and not args.lora_rank:
         follow["learning_rate"] /= 10
-    return replace(args, **{name: value for name, value in follow.items() if getattr(args, name) is None})
-
-
-def check(args: Args) -> None:
-    """One sentence for what cannot work."""
+    args = replace(args, **{name: value for name, value in follow.items() if getattr(args, name) is None})
     try:
-        kwargs = json.loads(args.env_kwargs or "{}")
+        kwargs = json.loads(args.env_kwargs or "")
     except ValueError as error:
         raise Refused(f"--env-kwargs is not valid JSON: {error}") from None
     if not isinstance(kwargs, dict):
         raise Refused("--env-kwargs must be a JSON object such as '{\"difficulty\": 2}'")
-    if own := {"split", "budget", "on_budget"} & set(kwargs):
-        raise Refused(f"--env-kwargs: {', '.join(sorted(own))} is set by this script; use --budget")
-    for name, least in (
-        ("rounds", 0), ("tasks_per_round", 1), ("samples_per_task", 1), ("most_per_task", 1), ("parallel", 1),
-        ("max_new_tokens", 1), ("epochs", 1), ("batch_size", 1), ("pass_k", 2), ("pass_tasks", 1),
-        ("micro_batch_tokens", 1), ("eval_episodes", 0),
+    own = {"split", "budget", "on_budget"} & set(kwargs)
+    least = {"rounds": 0, "eval_episodes": 0, "pass_k": 2} | dict.fromkeys(
+        ("tasks_per_round", "samples_per_task", "most_per_task", "parallel", "max_new_tokens", "epochs", "batch_size",
+         "pass_tasks", "micro_batch_tokens"), 1,
+    )  # fmt: skip
+    for wrong, sentence in (
+        *((getattr(args, name) < n, f"--{name.replace('_', '-')} must be {n} or more, not {getattr(args, name)}")
+          for name, n in least.items()),
+        *((not getattr(args, name) > 0, f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
+          for name in ("temperature", "teacher_timeout", "learning_rate")),
+        (own, f"--env-kwargs: {', '.join(sorted(own))} is set by this script; use --budget"),
+        (args.data and args.stage == "rft",
+         "--data belongs to --stage sft; fit the files first, then sample with --init and its checkpoint"),
+        (args.stage == "sft" and not args.data and (args.init or not (tiny or args.warm.updates)),
+         "--stage sft needs --data, or a warm start to make: --warm.updates, without --init"),
+        (url and args.stage == "sft", "--teacher-url belongs to --stage rft; --stage sft samples nothing"),
+        (url and not url.startswith(("http://", "https://")),
+         f"--teacher-url {url} must begin with http:// or https://"),
+        (url and not args.teacher_model, "--teacher-url needs --teacher-model, the model's name at that endpoint"),
+        (args.keep_best and not args.eval_episodes, "--keep-best compares tests: it needs --eval-episodes"),
     ):  # fmt: skip
-        if getattr(args, name) < least:
-            raise Refused(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}")
-    for name in ("temperature", "teacher_timeout", "learning_rate"):
-        if not getattr(args, name) > 0:
-            raise Refused(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
-    if args.data and args.stage == "rft":
-        raise Refused("--data belongs to --stage sft; fit the files first, then sample with --init and its checkpoint")
-    if args.teacher_url and args.stage == "sft":
-        raise Refused("--teacher-url belongs to --stage rft; --stage sft samples nothing")
-    if args.teacher_url and not args.teacher_url.startswith(("http://", "https://")):
-        raise Refused(f"--teacher-url {args.teacher_url} must begin with http:// or https://")
-    if args.teacher_url and not args.teacher_model:
-        raise Refused("--teacher-url needs --teacher-model, the model's name at that endpoint")
-    if args.keep_best and not args.eval_episodes:
-        raise Refused("--keep-best needs the tests of --eval-episodes, which it compares")
+        if wrong:
+            raise Refused(sentence)
+    return args, kwargs
 
 
 if __name__ == "__main__":
