@@ -13,13 +13,13 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 ARGS ?=
 
-.PHONY: train test sandboxes browser clean
+.PHONY: train test sandboxes browser tokenizers clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/train.stamp
 	$(RUN) cleanrl_llm/ppo_c3rl.py $(ARGS)
 
-test: $(VENV)/test.stamp sandboxes browser
+test: $(VENV)/test.stamp sandboxes browser tokenizers
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -32,6 +32,10 @@ sandboxes: $(VENV)/test.stamp
 # Where it may (root or sudo, apt), it installs Chromium; it says what is missing else.
 browser:
 	@.ci/browser
+
+# Fetches published tokenizers with npm; it says what is missing else.
+tokenizers:
+	@.ci/tokenizers
 
 clean:
 	rm -rf $(VENV)
