@@ -5,20 +5,16 @@ import json
 import pickle
 import random
 import re
-import warnings
 import zlib
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sandbox_backends import require
 
-import agent_gym
-from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, restore, snapshot, state_hash
+from agent_gym import Call, Delete, InfraError, Truncate, counterfactuals, state_hash
 from agent_gym.envs.code_agent import generate, load_tasks, published
 from agent_gym.envs.code_agent.budget import line_budget_run
 from agent_gym.envs.code_agent.env import list_files
@@ -88,53 +84,6 @@ def play(env, *actions, task=None, seed=0):
 
 
 MEND = call("edit", path="numbers_.py", old="return low\n    return x", new="return high\n    return x")
-
-
-# ---- the contract --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_check_env_without_a_warning(wrapped):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", ".*render.*|.*different from the unwrapped.*")
-        env = make(difficulty=1)
-        check_env(env if wrapped else env.unwrapped, skip_render_check=True)
-
-
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_vector_environments(kind, mode):
-    kwargs = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": mode}, "sandbox": "bubblewrap"}
-    envs = gym.make_vec("CodeAgent-v0", num_envs=2, difficulty=1, **kwargs)
-    try:
-        observations, _ = envs.reset(seed=3)
-        alone = [make(difficulty=1).reset(seed=3 + i) for i in range(2)]
-        assert list(observations) == [observation for observation, _ in alone]
-        _, rewards, terminations, _, _ = envs.step(("Done.", call("list_files")))
-        assert list(rewards) == [0.0, 0.0]
-        assert list(terminations) == [True, False]
-    finally:
-        envs.close()
-
-
-def test_spec_round_trip():
-    env = make(split="test", difficulty=[2, 3], kinds=["completion"], time_limit=4.5)
-    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
-    assert again.reset(seed=4)[0] == env.reset(seed=4)[0]
-    assert again.unwrapped.time_limit == 4.5
-
-
-def test_same_seed_same_bytes():
-    texts = []
-    for _ in range(2):
-        env = make()
-        trail = []
-        for seed in range(8):
-            trail.append(env.reset(seed=seed))
-            trail += [env.step(action) for action in env.unwrapped.oracle()]
-        texts.append(repr(trail))
-    assert texts[0] == texts[1]
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------
@@ -365,37 +314,6 @@ def test_infra_is_no_verdict(tasks, monkeypatch):
 
 # ---- snapshots and replay ------------------------------------------------------------------------------------------
 
-ACTIONS = st.sampled_from(
-    [call("list_files"), call("read_file", path="numbers_.py"), call("search", text="low"), MEND, call("edit"),
-     call("write_file", path="new.py", text="x = 1\n"), call("write_file", path="new.py", text="x = 2\n"),
-     call("edit_lines", path="notes.txt", start=1, end=1, new="c"), call("run_test", number=1), "Done."]
-)  # fmt: skip
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(before=st.lists(ACTIONS, max_size=4), after=st.lists(ACTIONS, max_size=4))
-def test_after_a_restore_everything_is_the_same(tasks, before, after):
-    def advance(env, actions):
-        trail = []
-        for action in actions:
-            *found, info = env.step(action)
-            trail.append(repr((found, info)))
-            if found[2] or found[3]:
-                trail.append(repr(env.reset()))
-        return trail
-
-    env = make(tasks=tasks)
-    env.reset(seed=1)
-    advance(env, before)
-    snap = pickle.loads(pickle.dumps(snapshot(env)))
-    first = advance(env, after)
-    restore(env, snap)
-    assert advance(env, after) == first
-    other = make(tasks=tasks)
-    other.reset(seed=9)
-    restore(other, snap)
-    assert advance(other, after) == first
-
 
 def test_snapshots_share_unchanged_files(tasks):
     env = make(tasks=tasks)
@@ -440,19 +358,6 @@ def test_line_number_that_only_a_search_showed_is_ungrounded(tasks):
     assert trajectory.reward == 1.0
     (deleted,) = counterfactuals(env, trajectory, [Delete(0)])
     assert deleted.validity[0] == "ungrounded"
-
-
-def test_needless_test_run_costs_and_brings_nothing(tasks):
-    env, trajectory = record(tasks, call("run_tests"), MEND, "Done.")
-    (deleted,) = counterfactuals(env, trajectory, [Delete(0)])
-    assert deleted.reward == trajectory.reward == 1.0
-    assert trajectory.cost_total["latency_ms"] - deleted.cost["latency_ms"] > 100
-
-
-def test_trajectory_file(tasks, tmp_path):
-    _, trajectory = record(tasks, call("read_file", path="notes.txt"), MEND, "Done.")
-    agent_gym.write_trajectories(tmp_path / "t.jsonl", [trajectory])
-    assert list(agent_gym.read_trajectories(tmp_path / "t.jsonl")) == [trajectory]
 
 
 # ---- generated tasks -----------------------------------------------------------------------------------------------
@@ -820,12 +725,6 @@ def test_bad_files_are_named(tmp_path):
 def test_wrong_arguments_are_named(kwargs, says):
     with pytest.raises(ValueError, match=says):
         make(**kwargs)
-
-
-@pytest.mark.parametrize("name", ["train-repair-9-1", "train-poetry-1-1", "dev-repair-1-1", "train-completion-1-4", 3])
-def test_unknown_task_id(name):
-    with pytest.raises(ValueError, match="it reads split-kind-difficulty-seed"):
-        make().reset(options={"task": name})
 
 
 # ---- the workspace -------------------------------------------------------------------------------------------------

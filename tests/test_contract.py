@@ -2,23 +2,51 @@
 
 import json
 import math
+import os
+import pickle
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import permutations
+from multiprocessing import get_context
 
 import gymnasium as gym
+import numpy as np
 import pytest
-from gymnasium.wrappers import TimeLimit
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sandbox_backends import require
 from shop_play import REFUND, call, task, turn, write_tasks
+from shop_play import make as make_shop
+from walks import WALKED, walk
 
 import agent_gym
-from agent_gym import CHANNELS, PARSERS, Call, metrics, tool_env
+from agent_gym import (
+    CHANNELS,
+    PARSERS,
+    Call,
+    Delete,
+    Drift,
+    Perturb,
+    Swap,
+    ToolCache,
+    Truncate,
+    counterfactuals,
+    metrics,
+    restore,
+    snapshot,
+    tool_env,
+)
 from agent_gym.costs import approximate_tokens
 from agent_gym.env import SUBMIT, fingerprint
 from agent_gym.formats import HermesParser, canonical_text
+from agent_gym.sandbox import SandboxUnavailable
+from agent_gym.sandbox.backends import choose
 from agent_gym.wrappers import RecordTrajectory, ScalarCost
 
 KINDS = {
@@ -27,13 +55,27 @@ KINDS = {
     "SQL-v0": {},
     "WebLite-v0": {},
 }
+EASY = {
+    "APIAgent-v0": {"domains": ["shop"]},
+    "CodeAgent-v0": {"difficulty": 1},
+    "SQL-v0": {"difficulty": 1},
+    "WebLite-v0": {"difficulty": 1},
+}
 ONE_CALL = {"APIAgent-v0": "get_order", "CodeAgent-v0": "list_files", "SQL-v0": "list_tables", "WebLite-v0": "look"}
+LOOK = {**ONE_CALL, "APIAgent-v0": "list_orders"}
 
 
 def make(env_id, **kwargs):
     if env_id == "CodeAgent-v0":
         require("bubblewrap")
     return gym.make(env_id, disable_env_checker=True, **KINDS[env_id], **kwargs)
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """Another process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -54,6 +96,131 @@ def played(env, actions, seed=3):
 
 def shown(info):
     return [result for result in info["tool_results"] if result["error"] != "not_run"]
+
+
+# ---- Gymnasium's contract ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_check_env_without_a_warning(env_id, wrapped):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        env = make(env_id, **EASY[env_id])
+        check_env(env if wrapped else env.unwrapped, skip_render_check=env_id == "WebLite-v0")  # pictures need Chromium
+    messages = [str(one.message) for one in caught]
+    if wrapped:  # Gymnasium says this of any wrapped environment
+        messages = [m for m in messages if "is different from the unwrapped version" not in m]
+    assert messages == []
+
+
+def test_random_text_is_a_legal_action(env_id):
+    env = make(env_id, **EASY[env_id])
+    env.action_space.seed(3)
+    env.reset(seed=3)
+    for _ in range(50 if env_id != "CodeAgent-v0" else 10):
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert env.observation_space.contains(observation)
+        assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
+        assert set(info["cost"]) == set(CHANNELS)
+        if terminated or truncated:
+            env.reset()
+    env.close()
+
+
+def in_step(vector, env_id, mode):
+    """Environments side by side: observations, rewards, flags and nested infos equal those of single ones."""
+    look = call(LOOK[env_id])
+    singles = [make(env_id, **EASY[env_id]) for _ in range(vector.num_envs)]
+    rest = [look] * (len(singles) - 2)
+    try:
+        seeds = list(range(5, 5 + len(singles)))
+        observations, infos = vector.reset(seed=seeds)
+        starts = [env.reset(seed=seed) for env, seed in zip(singles, seeds, strict=True)]
+        assert observations in vector.observation_space
+        assert tuple(observations) == tuple(o for o, _ in starts)
+        assert list(infos["task_id"]) == [i["task_id"] for _, i in starts]
+        done = [False] * len(singles)
+        for actions in ([look, "The end. ✓", *rest], [turn((LOOK[env_id], {}), (LOOK[env_id], {})), look, *rest]):
+            if mode is AutoresetMode.DISABLED and any(done):
+                observations, _ = vector.reset(options={"reset_mask": np.array(done)})
+                assert observations[1] == singles[1].reset()[0]
+                done = [False] * len(singles)
+            observations, rewards, terminated, truncated, infos = vector.step(actions)
+            for index, env in enumerate(singles):
+                if done[index]:  # next-step mode spends this step on the reset
+                    observation, info = env.reset()
+                    reward, ended = 0.0, False
+                    assert infos["task_id"][index] == info["task_id"]
+                else:
+                    observation, reward, ended, _, info = env.step(actions[index])
+                    assert ended == (actions[index] == "The end. ✓")
+                    if ended and mode is AutoresetMode.SAME_STEP:
+                        assert infos["final_obs"][index] == observation
+                        assert infos["final_info"]["verdict"]["reason"][index] == info["verdict"]["reason"]
+                        assert infos["final_info"]["cost_total"]["output_tokens"][index] == 3.0
+                        observation, info = env.reset()
+                    elif ended:
+                        assert infos["verdict"]["status"][index] == info["verdict"]["status"] == "fail"
+                assert observations[index] == observation
+                assert rewards[index] == reward
+                assert (terminated[index], truncated[index]) == (ended, False)
+                assert infos["state_hash"][index] == info["state_hash"]
+                for channel in CHANNELS:
+                    assert infos["cost"][channel][index] == info["cost"][channel]
+                assert info["budget_left"] == infos["budget_left"] == {}
+                assert list(infos["tool_results"][index]) == info["tool_results"]
+                done[index] = ended and mode is not AutoresetMode.SAME_STEP
+        observations, *_ = vector.step(vector.action_space.sample())
+        assert observations in vector.observation_space
+    finally:
+        vector.close()
+        for env in singles:
+            env.close()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_vector_environments_play_as_single_ones(env_id, kind, mode):
+    make(env_id).close()
+    kwargs = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": mode}, **KINDS[env_id], **EASY[env_id]}
+    in_step(gym.make_vec(env_id, num_envs=2, **kwargs), env_id, mode)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("shared", [True, False])
+def test_vector_environments_in_fresh_processes(shared, mode):
+    vector = AsyncVectorEnv([make_shop] * 2, shared_memory=shared, autoreset_mode=mode, context="spawn")
+    in_step(vector, "APIAgent-v0", mode)
+
+
+SPELLED = {
+    "APIAgent-v0": {"budget": {"tool_calls": 3}, "difficulty": [1, 2]},
+    "CodeAgent-v0": {"split": "test", "difficulty": [2, 3], "kinds": ["completion"], "time_limit": 4.5},
+    "SQL-v0": {"split": "test", "difficulty": [2, 3], "kinds": ["query"], "instructions": 5000},
+    "WebLite-v0": {"split": "test", "difficulty": [2, 3], "sites": ["mail"]},
+}
+
+
+def test_spec_round_trip(env_id):
+    env = make(env_id, **SPELLED[env_id])
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.spec.kwargs == env.spec.kwargs
+    for name in {"budget", "time_limit", "instructions"} & set(SPELLED[env_id]):
+        assert getattr(again.unwrapped, name) == getattr(env.unwrapped, name) == SPELLED[env_id][name]
+    assert again.reset(seed=4) == env.reset(seed=4)
+    assert again.step(call(LOOK[env_id])) == env.step(call(LOOK[env_id]))
+    env.close()
+    again.close()
+
+
+def test_render_shows_the_last_turn(env_id):
+    env = make(env_id, render_mode="ansi")
+    observation, _ = env.reset(seed=0)
+    assert env.render() == observation
+    look = call(LOOK[env_id])
+    answered = env.step(look)[0]
+    assert env.render() == f"{look}\n{answered}"
+    env.close()
 
 
 # ---- nothing a model writes makes a step fail -------------------------------------------------------------------
@@ -518,15 +685,89 @@ def test_tasks_are_listed_with_their_hashes(env_id):
     env.close()
 
 
-def test_hashes_are_the_same_in_another_process(env_id):
-    env = make(env_id)
-    code = (
-        "import gymnasium as gym, agent_gym, json, sys\n"
-        f"env = gym.make({env_id!r}, disable_env_checker=True, **{KINDS[env_id]!r})\n"
-        "print(json.dumps(env.unwrapped.task_list(3, seed=1)))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert [tuple(one) for one in json.loads(found.stdout)] == env.unwrapped.task_list(3, seed=1)
+PROGRAM = """
+import gymnasium as gym, agent_gym, hashlib, json, sys
+found = {}
+for env_id, kwargs in json.loads(sys.argv[1]).items():
+    trail = []
+    for split in ("train", "test"):
+        env = gym.make(env_id, disable_env_checker=True, split=split, **kwargs)
+        for seed in range(4):
+            trail.append(env.reset(seed=seed))
+            trail += [env.step(action) for action in env.unwrapped.oracle()]
+        env.close()
+    found[env_id] = env.unwrapped.task_list(3, seed=1), hashlib.sha256(repr(trail).encode()).hexdigest()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def everywhere():
+    """The oracle's episodes as other processes play them: a digest and a list of tasks each."""
+    kinds = dict(KINDS)
+    try:
+        choose("bubblewrap")
+    except SandboxUnavailable:
+        del kinds["CodeAgent-v0"]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(kinds)]
+    started = [
+        subprocess.Popen(command, env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True)
+        for seed in ("0", "1", "77")
+    ]
+    return [json.loads(process.communicate()[0]) for process in started]
+
+
+def test_same_seed_same_bytes_in_every_process(env_id, everywhere):
+    env = make(env_id, split="test")
+    listed = [list(one) for one in env.unwrapped.task_list(3, seed=1)]
+    env.close()
+    assert [found[env_id][0] for found in everywhere] == [listed] * 3
+    assert len({found[env_id][1] for found in everywhere}) == 1
+
+
+def test_seed_decides_the_task_and_the_stream_goes_on(env_id):
+    a, b = make(env_id, **EASY[env_id]), make(env_id, **EASY[env_id])
+    first = [a.reset(seed=5)[1]["task_id"], *(a.reset()[1]["task_id"] for _ in range(4))]
+    second = [b.reset(seed=5)[1]["task_id"], *(b.reset()[1]["task_id"] for _ in range(4))]
+    assert first == second
+    assert len(set(first)) > 1
+    assert a.reset(options={"task": first[2]})[0] == b.reset(seed=99, options={"task": first[2]})[0]
+    a.close()
+    b.close()
+
+
+TYPES = {
+    "APIAgent-v0": ({"domains": ["shop"], "difficulty": 1}, {"shop.refund", "shop.cancel", "shop.order_status"}),
+    "CodeAgent-v0": ({"difficulty": 2}, {"repair", "completion"}),
+    "SQL-v0": ({"difficulty": 1}, {"table", "change"}),
+    "WebLite-v0": ({"sites": ["mail"], "difficulty": 2}, {"mail.delete", "mail.store"}),
+}
+
+
+def test_tasks_tell_their_type(env_id):
+    """Of what a task asks for, and not of how hard it is."""
+    kwargs, expected = TYPES[env_id]
+    env = make(env_id, **kwargs)
+    found = {env.reset(seed=seed)[1]["task_type"] for seed in range(60 if env_id != "CodeAgent-v0" else 12)}
+    assert expected <= found
+    assert not any(character.isdigit() or character == ":" for kind in found for character in kind)
+    info = env.reset(seed=1)[1]
+    assert env.reset(options={"task": info["task_id"]})[1]["task_type"] == info["task_type"]
+    env.close()
+
+
+UNKNOWN = ["x", "train-0-1", "train-9-1", "dev-1-1", "train-1", "train-1-x", 5]
+
+
+def test_unknown_task_ids(env_id):
+    env, names, says = make(env_id), UNKNOWN, r"it reads split-(calls|difficulty)-seed, such as"
+    if env_id == "CodeAgent-v0":
+        names = ["train-repair-9-1", "train-poetry-1-1", "dev-repair-1-1", "train-completion-1-4", *UNKNOWN]
+        says = "it reads split-kind-difficulty-seed"
+    for name in names:
+        with pytest.raises(ValueError, match=says):
+            env.reset(options={"task": name})
+    env.reset(seed=0)
     env.close()
 
 
@@ -572,6 +813,176 @@ def test_hash_sees_every_part_of_a_task(tmp_path):
     assert len(set(hashes)) == len(variants)
     renamed = make("APIAgent-v0", tasks=write_tasks(tmp_path / "t", [{**base, "id": "b"}]))
     assert renamed.reset(seed=0)[1]["task_hash"] == hashes[0]
+
+
+# ---- snapshots --------------------------------------------------------------------------------------------------
+
+EXAMPLES = {"APIAgent-v0": 60, "CodeAgent-v0": 10, "SQL-v0": 40, "WebLite-v0": 40}
+REPLAYED = {"APIAgent-v0": 40, "CodeAgent-v0": 2, "SQL-v0": 15, "WebLite-v0": 15}
+
+
+def stack(env_id):
+    env = make(env_id, **WALKED[env_id], budget={"tool_calls": 14, "latency_ms": 9000}, max_turns=12)
+    return ScalarCost(RecordTrajectory(RecordEpisodeStatistics(TimeLimit(env, 9))), {"latency_ms": 0.5})
+
+
+def resumed(env_id, snap, seed, steps):
+    """Goes on from a snapshot in an environment that has played something else."""
+    env = stack(env_id)
+    env.reset(seed=99)
+    env.step(call(LOOK[env_id]))
+    restore(env, snap)
+    return walk(env, seed, steps)
+
+
+def test_after_a_restore_everything_is_the_same(env_id, elsewhere):
+    """Snapshot anywhere, go on, restore (here, after something else, and in another process), go on again: byte for
+    byte the same, also when the episode ends on the way and the next one begins."""
+    env = stack(env_id)
+
+    @settings(max_examples=EXAMPLES[env_id], deadline=None)
+    @given(seed=st.integers(0, 10**6), before=st.integers(0, 8), after=st.integers(1, 8), aside=st.integers(0, 2))
+    def anywhere(seed, before, after, aside):
+        env.reset(seed=seed)
+        walk(env, seed, before)
+        if env_id == "APIAgent-v0":
+            assert env.unwrapped.task.goal  # worked out when first asked for, and kept with the task
+        snap = snapshot(env)
+        taken = pickle.dumps(snap)
+        rest = walk(env, seed + 1, after)
+        restore(env, snap)
+        walk(env, seed + 2, aside)
+        restore(env, snap)
+        assert walk(env, seed + 1, after) == rest
+        assert pickle.dumps(snap) == taken  # nothing that came after has changed it
+        assert elsewhere.submit(resumed, env_id, pickle.loads(taken), seed + 1, after).result() == rest
+
+    anywhere()
+    env.close()
+
+
+# ---- recorded episodes and their replay -------------------------------------------------------------------------
+
+NEEDLESS = {**LOOK, "CodeAgent-v0": "run_tests"}
+
+
+@pytest.mark.parametrize("stack", ["record", "record over scalar", "scalar over record"])
+def test_recorded_episode_replays(env_id, stack, tmp_path):
+    kwargs = {**EASY[env_id], "difficulty": (2, 3)}
+    base = make(env_id, budget={"tool_calls": 9}, token_counter=len, **kwargs)
+    path = tmp_path / "t.jsonl"
+    env = RecordTrajectory(ScalarCost(base) if stack == "record over scalar" else base, path)
+    played = ScalarCost(env) if stack == "scalar over record" else env
+    observation, info = played.reset(seed=3)
+    observations, infos = [observation], []
+    for action in base.unwrapped.oracle():
+        observation, reward, *_, info = played.step(action)
+        observations.append(observation)
+        infos.append(info)
+    (one,) = env.trajectories
+    assert one is env.last
+    assert (one.env_id, one.seed, one.reward, reward) == (env_id, 3, 1.0, 1.0)
+    kwargs = {**KINDS[env_id], **kwargs, "difficulty": [2, 3], "budget": {"tool_calls": 9}}
+    assert one.env_kwargs == kwargs
+    assert [step.observation for step in one.steps] == observations[:-1]
+    assert [step.state_hash for step in one.steps] == [info["state_hash"] for info in infos]
+    assert [step.terminated for step in one.steps] == [False] * (len(infos) - 1) + [True]
+    assert one.cost_total == infos[-1]["cost_total"]
+    assert sum(step.cost["output_tokens"] for step in one.steps) == one.cost_total["output_tokens"]
+    assert one.verdict == infos[-1]["verdict"]
+    assert list(agent_gym.read_trajectories(path)) == [one]
+    agent_gym.write_trajectories(tmp_path / "again.jsonl", [one])
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+    (found,) = counterfactuals(env, one, [Delete(len(one.steps) - 1)])
+    assert found.reward == 0.0
+    assert env.trajectories == [one]  # replays are not recorded
+    assert len(list(agent_gym.read_trajectories(path))) == 1
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def needless(env_id):
+    """The oracle's episode behind two needless calls, the snapshots before its steps, and all that can be asked."""
+    env = RecordTrajectory(make(env_id, **WALKED[env_id]))
+    env.reset(seed=2)
+    oracle, kept = env.unwrapped.oracle(), []
+    for action in [call(NEEDLESS[env_id])] * 2 + oracle:
+        kept.append(snapshot(env))
+        env.step(action)
+    count = len(env.last.steps)
+    wanted = [Delete(0, length=2), *(cut(t) for cut in (Delete, Truncate) for t in range(count))]
+    yield env, env.last, kept, [*wanted, Swap(0, call("unknown")), Perturb(0, str.lower)]
+    env.close()
+
+
+def test_needless_steps_cost_and_bring_nothing(needless):
+    env, base, _, _ = needless
+    (both,) = counterfactuals(env, base, [Delete(0, length=2)])
+    assert both.base is base
+    assert base.reward == both.reward == 1.0
+    assert both.success_credit == 0.0
+    assert both.validity == ("executed",) * (len(base.steps) - 2)
+    for name, credit in both.cost_credit.items():
+        assert credit == pytest.approx(base.steps[0].cost[name] + base.steps[1].cost[name])
+    assert both.cost_credit["tool_calls"] == 2.0
+    assert both.cost_credit["latency_ms"] > 0.0
+
+
+def test_replays_do_not_depend_on_how_they_are_made(needless, elsewhere):
+    """With kept snapshots, with a cache (empty, full and too small) and in another process."""
+    env, base, kept, wanted = needless
+    for grounding in (True, False):
+        plain = counterfactuals(env, base, wanted, grounding=grounding)
+        cache = ToolCache()
+        for options in (
+            {"snapshots": kept}, {"cache": cache}, {"cache": cache}, {"cache": ToolCache(size=1)},
+            {"workers": elsewhere}, {"workers": elsewhere, "cache": ToolCache()},
+        ):  # fmt: skip
+            assert counterfactuals(env, base, wanted, grounding=grounding, **options) == plain
+        assert cache.hits > 0
+
+
+def test_any_episode_is_replayed_without_drift(env_id):
+    env = RecordTrajectory(make(env_id, **WALKED[env_id]))
+
+    @settings(max_examples=REPLAYED[env_id], deadline=None)
+    @given(seed=st.integers(0, 10**6), steps=st.integers(1, 5), grounding=st.booleans())
+    def any_episode(seed, steps, grounding):
+        env.reset(seed=seed)
+        env.trajectories.clear()
+        walk(env, seed, steps)
+        if not env.trajectories:
+            env.step("Done.")
+        base = env.trajectories[0]
+        wanted = [cut(t) for cut in (Delete, Truncate) for t in range(len(base.steps))]
+        wanted += [Swap(0, call(LOOK[env_id])), Perturb(0, str.lower)]
+        plain = counterfactuals(env, base, wanted, grounding=grounding)
+        cache = ToolCache()
+        assert counterfactuals(env, base, wanted, grounding=grounding, cache=cache) == plain
+        misses = cache.misses
+        assert counterfactuals(env, base, wanted, grounding=grounding, cache=cache) == plain
+        assert cache.misses - misses <= misses  # errors alone are asked again
+
+    any_episode()
+    env.close()
+
+
+def test_tampering_is_drift(needless):
+    env, base, _, _ = needless
+    last = len(base.steps) - 1
+
+    def tampered(t, **changes):
+        return replace(base, steps=(*base.steps[:t], replace(base.steps[t], **changes), *base.steps[t + 1 :]))
+
+    for other, says in (
+        (tampered(1, observation="something else"), "step 1: the environment showed"),
+        (tampered(last, state_hash="0" * 32), f"step {last}: state"),
+        (tampered(0, action=call("unknown")), "step "),
+        (tampered(1, cost={**base.steps[1].cost, "latency_ms": 1.0}), "step 1: latency_ms"),
+        (replace(base, steps=(*base.steps, base.steps[-1])), f"step {last + 1}: the episode ended"),
+    ):
+        with pytest.raises(Drift, match=says):
+            counterfactuals(env, other, [Delete(0)])
 
 
 # ---- faults of the caller ---------------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 import pickle
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import gymnasium as gym
 import pytest
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shop_play import call, make, turn, write_tasks
 
@@ -18,89 +16,6 @@ SEED, STEPS = 12, 9
 def stack() -> gym.Env:
     env = make(difficulty=6, budget={"tool_calls": 14, "latency_ms": 9000})
     return ScalarCost(RecordTrajectory(RecordEpisodeStatistics(TimeLimit(env, STEPS))), {"latency_ms": 0.5})
-
-
-def advance(env: gym.Env, actions: list[str]) -> list[str]:
-    """What each action brings, as text; episodes that end are followed by the next one."""
-    trail = []
-    for action in actions:
-        *found, info = env.step(action)
-        if "episode" in info:
-            info["episode"].pop("t")  # wall time
-        trail.append(repr((*found, info, state_hash(env))))
-        if found[2] or found[3]:
-            trail.append(repr((env.get_wrapper_attr("last"), env.reset())))
-    return trail
-
-
-def resume(snap, actions: list[str]) -> list[str]:
-    """The same in another process, in an environment that has played something else."""
-    env = stack()
-    env.reset(seed=99)
-    env.step(call("list_orders"))
-    restore(env, snap)
-    return advance(env, actions)
-
-
-@pytest.fixture(scope="module")
-def elsewhere():
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield pool
-
-
-def _calls():
-    env = stack()
-    env.reset(seed=SEED)
-    tables = env.unwrapped.task.world.tables
-    customers, orders = st.sampled_from([*tables["customers"], "C0"]), st.sampled_from([*tables["orders"], "O0"])
-    tiers = st.fixed_dictionaries({"customer_id": customers, "tier": st.sampled_from(["gold", "basic"])})
-    one_order, tools = st.fixed_dictionaries({"order_id": orders}), ["get_order", "cancel_order", "refund_order"]
-    return st.one_of(
-        st.tuples(st.just("set_tier"), tiers),
-        st.tuples(st.sampled_from(tools), one_order),
-        st.tuples(st.just("cancel_orders"), st.fixed_dictionaries({"order_ids": st.lists(orders, max_size=3)})),
-        st.tuples(st.just("customer_orders"), st.fixed_dictionaries({"customer_id": customers})),
-        st.just(("list_customers", {})),
-        st.just(("unknown", {"x": 1})),
-    )
-
-
-calls = _calls()
-single, several = calls.map(turn), st.lists(calls, min_size=2, max_size=4).map(lambda many: turn(*many))
-broken = st.sampled_from(["<tool_call>{", '<tool_call>{"name": "get_order"}', "<tool_call>5</tool_call>"])
-final = st.sampled_from(["Done.", '{"status": "open"}', call("submit", answer={"status": "open"})])
-actions = st.lists(st.one_of(single, single, single, several, broken, final), min_size=1, max_size=12)
-
-
-@given(actions, st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_after_a_restore_everything_is_the_same(elsewhere, plan, data):
-    """Snapshot anywhere, go on, restore (here, and in another process), go on again: byte for byte the same."""
-    at = data.draw(st.integers(0, len(plan)))
-    env = stack()
-    env.reset(seed=SEED)
-    advance(env, plan[:at])
-    assert env.unwrapped.task.goal  # worked out when first asked for, and kept with the task
-    snap = snapshot(env)
-    taken = pickle.dumps(snap)
-    rest = advance(env, plan[at:])
-    restore(env, snap)
-    assert advance(env, plan[at:]) == rest
-    assert pickle.dumps(snap) == taken  # nothing that came after has changed it
-    assert elsewhere.submit(resume, pickle.loads(taken), plan[at:]).result() == rest
-
-
-@given(actions, st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
-def test_many_branches_from_one_snapshot(plan, extra):
-    env = stack()
-    env.reset(seed=SEED)
-    snap = snapshot(env)
-    first = advance(env, plan)
-    restore(env, snap)
-    advance(env, [call("list_orders")] * extra)
-    restore(env, snap)
-    assert advance(env, plan) == first
 
 
 def test_wrapper_counters_come_back():

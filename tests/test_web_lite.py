@@ -1,6 +1,5 @@
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -13,12 +12,10 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from walks import web
 
-import agent_gym
 from agent_gym import Call, Delete, ToolCache, counterfactuals, restore, snapshot, state_hash
 from agent_gym.envs.web_lite import chromium
 from agent_gym.envs.web_lite.actions import act
@@ -71,52 +68,6 @@ def click(env, name):
 def search(env, text):
     env.step(call("fill", element=number(env, "Search", "textbox"), text=text))
     return env.step(call("click", element=number(env, "Search", "button")))
-
-
-# ---- the contract --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_check_env_without_a_warning(wrapped):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", ".*render.*|.*different from the unwrapped.*")
-        env = make()
-        check_env(env if wrapped else env.unwrapped, skip_render_check=True)
-
-
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_vector_environments(kind, mode):
-    kwargs = {"vectorization_mode": kind, "vector_kwargs": {"autoreset_mode": mode}}
-    envs = gym.make_vec("WebLite-v0", num_envs=2, difficulty=1, **kwargs)
-    try:
-        observations, _ = envs.reset(seed=3)
-        alone = [make(difficulty=1).reset(seed=3 + i)[0] for i in range(2)]
-        assert list(observations) == alone
-        _, rewards, terminations, _, _ = envs.step(("Done.", call("look")))
-        assert list(rewards) == [0.0, 0.0]
-        assert list(terminations) == [True, False]
-    finally:
-        envs.close()
-
-
-def test_spec_round_trip():
-    env = make(split="test", difficulty=[2, 3], sites=["mail"])
-    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
-    assert again.reset(seed=4)[0] == env.reset(seed=4)[0]
-
-
-def test_same_seed_same_bytes():
-    texts = []
-    for _ in range(2):
-        env = make()
-        trail = []
-        for seed in range(12):
-            trail.append(env.reset(seed=seed))
-            trail += [env.step(action) for action in env.unwrapped.oracle()]
-        texts.append(repr(trail))
-    assert texts[0] == texts[1]
 
 
 # ---- sites and pages -----------------------------------------------------------------------------------------------
@@ -495,89 +446,6 @@ def test_the_answer_counts_where_one_is_asked_for():
 # ---- snapshots -----------------------------------------------------------------------------------------------------
 
 
-def random_action(rng, env, seen):
-    """Mostly something that the page offers, now and then something odd."""
-    element = rng.choice(list(page(env).elements.values()))
-    draw = rng.random()
-    if draw < 0.06:
-        return call("back")
-    if draw < 0.1:
-        return call("look")
-    if draw < 0.16:
-        paths = [
-            "/",
-            "/cart",
-            "/mine",
-            "/new",
-            "/nowhere",
-            "/?q=a",
-            "/?page=2",
-            '//x/../?q=<b>&q=é "',
-            "/a%2fb/..//c?x",
-        ]
-        return call("go_to", path=rng.choice([*paths, "relative", "/?q=a+b%20c&z=~*'"]))
-    if draw < 0.2:
-        return call("click", element=rng.choice(seen or [1]))
-    if draw < 0.21:
-        return call("submit", answer="x")
-    if element.control.role == "textbox":
-        texts = ["é" * 500, "", "a", "Ve lo", "3", ' <i>"x"&amp; ', "漢字 \u2028 \ufeff", "a\nb", "2031-03-09"]
-        return call("fill", element=element.number, text=rng.choice(texts))
-    if element.control.role == "select":
-        return call("select", element=element.number, option=rng.choice([*element.control.options, "none"]))
-    return call("click", element=element.number)
-
-
-def advance(env, seed, steps):
-    """A random walk of that seed; everything that it sees."""
-    rng, trail, seen = random.Random(seed), [], []
-    for _ in range(steps):
-        action = random_action(rng, env, seen)
-        seen += page(env).elements
-        *found, info = env.step(action)
-        trail.append(repr((action, found, info)))
-        if found[2] or found[3]:
-            trail.append(repr(env.reset()))
-    return trail
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), before=st.integers(0, 12), after=st.integers(1, 12))
-def test_after_a_restore_everything_is_the_same(seed, before, after):
-    env = make()
-    env.reset(seed=seed)
-    advance(env, seed, before)
-    snap = pickle.loads(pickle.dumps(snapshot(env)))
-    first = advance(env, seed + 1, after)
-    restore(env, snap)
-    assert advance(env, seed + 1, after) == first
-    other = make()
-    other.reset(seed=9)
-    restore(other, snap)
-    assert advance(other, seed + 1, after) == first
-
-
-def elsewhere(data, queue):
-    env = make()
-    env.reset(seed=9)
-    restore(env, pickle.loads(data))
-    queue.put(advance(env, 5, 20))
-
-
-def test_a_snapshot_goes_on_in_another_process():
-    env = make()
-    env.reset(seed=3)
-    advance(env, 4, 6)
-    data = pickle.dumps(snapshot(env))
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=elsewhere, args=(data, queue))
-    process.start()
-    there = queue.get(timeout=60)
-    process.join()
-    assert there == advance(env, 5, 20)
-
-
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_state_hash_is_of_the_content_alone(seed):
@@ -638,24 +506,6 @@ def test_a_needless_page_costs_and_brings_nothing():
     assert deleted.cost_credit["latency_ms"] > 50
 
 
-def test_the_cache_changes_nothing():
-    task = task_of("mail.delete:here", level=2)
-    env, trajectory = record(task, ["Archive", "Inbox", *(name for _, name, _ in task.steps)])
-    interventions = [Delete(t) for t in range(len(trajectory.steps))]
-    cache = ToolCache()
-    assert counterfactuals(env, trajectory, interventions, cache=cache) == counterfactuals(
-        env, trajectory, interventions
-    )
-    assert cache.hits > 0
-
-
-def test_trajectory_file(tmp_path):
-    task = task_of("mail.star:here")
-    _, trajectory = record(task, [task.steps[0][1]])
-    agent_gym.write_trajectories(tmp_path / "t.jsonl", [trajectory])
-    assert list(agent_gym.read_trajectories(tmp_path / "t.jsonl")) == [trajectory]
-
-
 # ---- wrong input ---------------------------------------------------------------------------------------------------
 
 
@@ -680,14 +530,6 @@ def test_arguments_that_cannot_be(kwargs, says):
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=says):
             make(**kwargs)
-
-
-@pytest.mark.parametrize("task", ["x", "train-0-1", "train-9-1", "dev-1-1", "train-1-x", 7])
-def test_unknown_task_ids(task):
-    env = make()
-    with pytest.raises(ValueError, match="it reads split-difficulty-seed"):
-        env.reset(options={"task": task})
-    env.reset(seed=0)
 
 
 def test_a_missing_parser_names_the_extra(monkeypatch):
@@ -728,8 +570,7 @@ def test_both_backends_do_the_same():
             seen, done = [], False
             assert page(real).text == page(dom).text
             while not done:
-                action = random_action(rng, dom, seen)
-                seen += page(dom).elements
+                action = web(rng, dom, seen)
                 ours, theirs = dom.step(action), real.step(action)
                 assert repr(ours) == repr(theirs)
                 done, steps = ours[2] or ours[3], steps + 1
