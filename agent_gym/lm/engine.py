@@ -81,7 +81,8 @@ class _Place:
 
     slots: int = 0  # of the cache
     columns: int = 0
-    rows: slice | Tensor = field(default_factory=lambda: slice(0))  # slots of the pass
+    rows: Any = None  # slots of the pass
+    first: bool = True  # whether they are the first ones, in their order
     at: Any = None  # columns of its tokens, shape [rows, tokens]
     width: int = 0  # columns that it sees
 
@@ -101,14 +102,11 @@ class _Layer(DynamicLayer):
             for new in (key_states, value_states):
                 self.held.append(new.new_zeros(place.slots, new.shape[1], place.columns, new.shape[3]))
         for held, new in zip(self.held, (key_states, value_states), strict=True):
-            if isinstance(place.rows, slice):
-                mine = held[place.rows]
-                mine.scatter_(2, place.at[:, None, :, None].expand_as(new), new)
-                seen.append(mine[:, :, : place.width])
-            else:
-                held[place.rows[:, None], :, place.at] = new.transpose(1, 2)
-                mine = held[:, :, : place.width].index_select(0, place.rows)
-                seen.append(torch.nn.functional.pad(mine, (0, 0, 0, place.width - mine.shape[2])))
+            held[place.rows[:, None], :, place.at] = new.transpose(1, 2)
+            mine = held[:, :, : place.width]
+            mine = mine[: len(new)] if place.first else mine.index_select(0, place.rows)
+            lacking = place.width - mine.shape[2]
+            seen.append(torch.nn.functional.pad(mine, (0, 0, 0, lacking)) if lacking else mine)
         return seen[0], seen[1]
 
     def resize(self, slots: int, columns: int) -> None:
@@ -257,8 +255,8 @@ class TorchEngine:
         self.dtype = model.net.get_input_embeddings().weight.dtype
         ids = [[i % model.vocabulary for i in range(ROWS + 1)]] * ROWS
         self._resize(ROWS, COLUMNS)
-        self._pass(list(range(ROWS)), [row[:-1] for row in ids], [[*range(ROWS)]] * ROWS, COLUMNS)
-        found = self._pass(slice(ROWS), [row[-1:] for row in ids], [[ROWS]] * ROWS, COLUMNS)[:, -1].float()
+        self._pass([*range(ROWS)], [row[:-1] for row in ids], [[*range(ROWS)]] * ROWS, COLUMNS)
+        found = self._pass(range(ROWS), [row[-1:] for row in ids], [[ROWS]] * ROWS, COLUMNS)[:, -1].float()
         right = model.hidden(input_ids=torch.tensor(ids, device=model.device))[:, -1].float()
         if not (found - right).norm() < 0.1 * right.norm():
             raise Refused(f"{model.name} cannot be sampled: fed token by token, it says something else")
@@ -299,8 +297,8 @@ class TorchEngine:
             self._drop(spare.pop(0) if spare else self.queue[0])
         rows, columns = _up(rows, ROWS), _up(columns, COLUMNS)
         if rows > self.place.slots or columns > self.place.columns:
-            most = max(rows, self.place.slots), max(columns, self.place.columns)
-            self._resize(*(most if self._bytes(*most) <= self.limit else (rows, columns)))
+            ample = max(rows, self.place.slots), max(columns + COLUMNS, self.place.columns)
+            self._resize(*(ample if self._bytes(*ample) <= self.limit else (rows, columns)))
         free = (i for i, row in enumerate(self.slots) if row is None)
         for row in self.writing:
             if row.slot < 0:
@@ -340,11 +338,11 @@ class TorchEngine:
     # -----------------------------------------------------------------------------------------------------------------
     # Passes
 
-    def _pass(self, rows: slice | list[int], ids: list[list[int]], at: list[list[int]], width: int) -> Tensor:
+    def _pass(self, rows: Sequence[int], ids: list[list[int]], at: list[list[int]], width: int) -> Tensor:
         """Feed ``ids`` to the slots ``rows`` at the columns ``at``; the hidden states."""
         device, place = self.model.device, self.place
         columns = torch.tensor(at, device=device)
-        place.rows = rows if isinstance(rows, slice) else torch.tensor(rows, device=device)
+        place.rows, place.first = torch.tensor(rows, device=device), rows == range(len(rows))
         place.at, place.width = columns, width
         seen, own, least = torch.arange(width, device=device), columns[:, None, :, None], torch.finfo(self.dtype).min
         mask: Any = torch.zeros(len(at), 1, columns.shape[1], width, dtype=self.dtype, device=device)
@@ -374,7 +372,7 @@ class TorchEngine:
                 size, count = 0, 0
                 for row in rows:
                     longer = _up(row.readable() - row.fed, ROWS)
-                    if count and (longer > 2 * size or (count + 1) * longer > FEED[not self.on_cpu]):
+                    if count and (2 * longer > 3 * size or (count + 1) * longer > FEED[not self.on_cpu]):
                         break
                     size, count = longer if not count else size, count + 1
                 part, rows = rows[:count], rows[count:]
@@ -390,9 +388,9 @@ class TorchEngine:
             row.fed = end
 
     def _close_up(self) -> None:
-        """Bring the rows that write to the first slots, once a pass would look at many others."""
+        """Bring the rows that write to the first slots, where it makes a pass smaller."""
         count = len(self.writing)
-        if 4 * _up(count, ROWS) <= 3 * _up(max(row.slot for row in self.writing) + 1, ROWS):
+        if _up(count, ROWS) <= max(row.slot for row in self.writing):
             there = {row.slot for row in self.writing}
             late = [row for row in self.writing if row.slot >= count]
             self._exchange(list(zip(late, (i for i in range(count) if i not in there), strict=True)))
@@ -403,7 +401,7 @@ class TorchEngine:
         live = self.slots[: _up(max(row.slot for row in self.writing) + 1, ROWS)]
         at = [[row.fed if row else 0] for row in live]
         ids = [[row.ids[row.fed] if row else self.model.pad] for row in live]
-        hidden = self._pass(slice(len(live)), ids, at, _up(max(at)[0] + 1, COLUMNS))
+        hidden = self._pass(range(len(live)), ids, at, _up(max(at)[0] + 1, 32))
         logp = torch.log_softmax(self.model.logits(hidden[:, 0], self.temperature), -1)
         uniforms = [0.0] * len(live)
         for row in self.writing:
