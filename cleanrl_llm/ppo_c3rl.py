@@ -40,7 +40,7 @@ from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import credit_map, draw_credits, draw_dual, table
 from agent_gym.lm.models import Model, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
-from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, play
+from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory, read_lines
 from agent_gym.lm.seeds import stream
 from agent_gym.lm.start import starting_policy
@@ -105,8 +105,6 @@ class Dual:
 
 @dataclass
 class Args:
-    exp_name: str = "ppo_c3rl"
-    """name of this experiment"""
     seed: int = 1
     """seed of everything"""
     env_id: str = "APIAgent-v0"
@@ -270,9 +268,10 @@ def measure(
     """
     cache, credit = ToolCache(), args.credit
     by_tool: dict[str, list[Any]] = {}  # what the whole batch did with each tool
-    calls = [(e.index, t, first_tool(s), s.action) for e in episodes for t, s in enumerate(e.steps) if first_tool(s)]
-    for *_, name, action in sorted((one for part in ranks.gather(calls) for one in part), key=lambda one: one[:2]):
-        by_tool.setdefault(name, []).append(action)
+    calls = [(e.index, t, first_tool(s), s.action) for e in episodes for t, s in enumerate(e.steps)]
+    for *_, tool, action in sorted((one for part in ranks.gather(calls) for one in part), key=lambda one: one[:2]):
+        if tool is not None:
+            by_tool.setdefault(tool, []).append(action)
     us = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[float]]]
     vs = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[np.ndarray]]]
     fresh: list[tuple[int, int]] = []
@@ -663,7 +662,7 @@ def train(args: Args) -> None:
     # ---- set-up ----
     ranks = Ranks.start(args.device)
     env_kwargs = settle(args, ranks)
-    run = Run(args, f"{args.env_id.split(':')[-1]}__{args.exp_name}__{args.method}__{args.seed}", ranks)
+    run = Run(args, f"{args.env_id.split(':')[-1]}__ppo_c3rl__{args.method}__{args.seed}", ranks)
     model, chat = starting_policy(args, run, ranks, [(args.env_id, env_kwargs)])
     model.freeze_reference()
     limits = limits_of(args)
@@ -679,9 +678,9 @@ def train(args: Args) -> None:
     budget = bounds(args.budget, own, made(1, "train")[0], tasks, tiny=args.model == "tiny", ranks=ranks)
     bound = np.array(list(budget.values()))  # [channels]
     cut = args.method == "truncation"
-    groups = args.num_episodes // args.group_size
-    share = len(ranks.share(range(groups))) * args.group_size
-    envs = made(share, "train", args.truncation_slack, "truncate") if cut else made(share, "train", 1.0)
+    groups = ranks.share(range(args.num_episodes // args.group_size))
+    mine = [group * args.group_size + i for group in groups for i in range(args.group_size)]
+    envs = made(len(mine), "train", args.truncation_slack, "truncate") if cut else made(len(mine), "train", 1.0)
     tests = made(min(128, args.eval_episodes or 0), "test", 1.0)
 
     engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
@@ -722,14 +721,13 @@ def train(args: Args) -> None:
         clock = [time.perf_counter()]
 
         # roll out: group_size episodes of each task
-        own = [g * args.group_size + i for g in ranks.share(range(groups)) for i in range(args.group_size)]
-        tasks = [stream("task", args.seed, iteration, i // args.group_size) for i in own]
-        draws = [stream("rollout", args.seed, iteration, i) for i in own]
+        tasks = [stream("task", args.seed, iteration, i // args.group_size) for i in mine]
+        draws = [stream("rollout", args.seed, iteration, i) for i in mine]
         engine.update(model)
         played = play(engine, chat, envs, tasks, limits, draws=draws)
-        for i, episode in zip(own, played, strict=True):
-            episode.index = i
-        episodes = alive(played, iteration, ranks)
+        for i, episode in zip(mine, played, strict=True):
+            episode.index = i  # its number in the whole batch
+        episodes = judged(played, ranks, f"iteration {iteration}")
         generated = sum(len(e.logprobs) for e in played)
         clock.append(time.perf_counter())
 
@@ -741,8 +739,7 @@ def train(args: Args) -> None:
         clock.append(time.perf_counter())
 
         # the multipliers follow the violation
-        cost = np.array([[e.cost_total[k] for k in CHANNELS] for e in episodes]).reshape(-1, K)
-        mean_cost = ranks.mean(cost, width=K)
+        mean_cost = ranks.mean([[e.cost_total[k] for k in CHANNELS] for e in episodes], width=K)
         now = dual.bounds(bound, mean_cost, iteration, args.dual)
         dual.update(mean_cost, now, iteration, args.dual)
 
@@ -762,41 +759,19 @@ def train(args: Args) -> None:
         clock.append(time.perf_counter())
 
         # report
-        all_generated = float(ranks.sum(np.array([generated]))[0])
-        spent += round(all_generated)
-        over = cost > bound
-        success = np.array([e.success for e in episodes])
-        seeds = [e.seed for e in episodes]
-        flat = [float(len({e.success for e in episodes if e.seed == seed}) == 1) for seed in set(seeds)]
-        shares = {
-            "charts/success": success, "charts/in_budget_success": success * ~over.any(axis=1),
-            "charts/turns": [len(e.steps) for e in episodes], "violation/any": over.any(axis=1),
-            "charts/cut_turns": [e.cut > n for e in episodes for n in range(len(e.steps))],
-            **{f"violation/{k}": over[:, i] for i, k in enumerate(CHANNELS)},
-            **({} if credits is None else {
-                "credit/u_mean": [x for c in credits for x in c.u],
-                "credit/measured": [not math.isnan(x) for c in credits for x in c.u],
-            }),
-        }  # fmt: skip
-        row = {name: float(ranks.mean(np.asarray(of, dtype=float), width=1)[0]) for name, of in shares.items()}
-        row |= {
-            "iteration": iteration,
-            "charts/flat_groups": float(ranks.mean(np.array(flat), width=1)[0]),
-            "charts/infra": float(ranks.sum(np.array([len(played) - len(episodes)], dtype=float))[0]),
-            "charts/generated_tokens": float(spent),
-            **losses,
-        }
+        spent += (new := round(float(ranks.sum(np.array([generated]))[0])))
+        row = {"iteration": iteration, "charts/generated_tokens": float(spent), **losses}
+        row |= figures(episodes, credits, bound, ranks)
+        row["charts/infra"] = float(ranks.sum(np.array([sum(e.infra for e in played)]))[0])
         for k, channel in enumerate(CHANNELS):
-            row[f"cost/{channel}"], row[f"lambda/{channel}"] = float(mean_cost[k]), float(dual.lambdas[k])
+            row[f"lambda/{channel}"] = float(dual.lambdas[k])
             row[f"budget/{channel}"] = float(now[k]) if math.isfinite(now[k]) else -1.0
         row |= dict(zip(("seconds/rollout", "seconds/measure", "seconds/update"), np.diff(clock).tolist(), strict=True))
-        row["speed/tokens_per_second"] = all_generated / (clock[1] - clock[0])
+        row["speed/tokens_per_second"] = new / (clock[1] - clock[0])
         row["memory/peak_gib"] = peak_memory(ranks.device)
         if logging and credits is not None and ranks.first:
             run.trajectories(f"iteration_{iteration:06d}", [e.trajectory() for e in episodes])
-            longest = sorted(range(len(episodes)), key=lambda i: (-episodes[i].success, -len(episodes[i].steps)))
-            shown = list({episodes[i].task_id: i for i in reversed(longest)}.values())[::-1][:3]
-            maps += [credit_map(iteration, episodes[i], credits[i].u, credits[i].v) for i in shown]
+            maps += [credit_map(iteration, episodes[i], credits[i].u, credits[i].v) for i in longest(episodes)[:3]]
             run.lines("credits.jsonl", maps)
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} in-budget {row['charts/in_budget_success']:.2f} "
@@ -832,6 +807,36 @@ def train(args: Args) -> None:
     run.close()
 
 
+def figures(
+    episodes: list[Episode], credits: list[Credits] | None, bound: np.ndarray, ranks: Ranks
+) -> dict[str, float]:
+    """What an iteration's episodes did, over all ranks: shares and means of what ``rows`` lists one by one."""
+    over = np.array([[e.cost_total[k] for k in CHANNELS] for e in episodes]).reshape(-1, K) > bound
+    any_over: list[bool] = over.any(axis=1).tolist()
+    of_task = {e.seed: {other.success for other in episodes if other.seed == e.seed} for e in episodes}
+    rows: dict[str, Any] = {
+        "charts/success": [e.success for e in episodes],
+        "charts/in_budget_success": [e.success * (not above) for e, above in zip(episodes, any_over, strict=True)],
+        "charts/turns": [len(e.steps) for e in episodes],
+        "charts/cut_turns": [turn < e.cut for e in episodes for turn in range(len(e.steps))],
+        "charts/flat_groups": [len(found) == 1 for found in of_task.values()],
+        "violation/any": any_over,
+    }
+    for k, channel in enumerate(CHANNELS):
+        rows[f"violation/{channel}"] = over[:, k]
+        rows[f"cost/{channel}"] = [e.cost_total[channel] for e in episodes]
+    if credits is not None:
+        rows["credit/u_mean"] = [u for c in credits for u in c.u]
+        rows["credit/measured"] = [not math.isnan(u) for c in credits for u in c.u]
+    return {name: float(ranks.mean(np.asarray(of, dtype=float))[0]) for name, of in rows.items()}
+
+
+def longest(episodes: list[Episode]) -> list[int]:
+    """One episode of each task, successes first, then those of most steps."""
+    order = sorted(range(len(episodes)), key=lambda i: (-episodes[i].success, -len(episodes[i].steps)))
+    return list({episodes[i].task_id: i for i in reversed(order)}.values())[::-1]
+
+
 def report(run: Run, maps: list[dict[str, Any]], budget: dict[str, float], spent: int) -> None:
     """Pictures, and the table of the tests of the starting and the final policy."""
     if run.rows:
@@ -847,21 +852,6 @@ def report(run: Run, maps: list[dict[str, Any]], budget: dict[str, float], spent
         run.text("table.md", table(tables) + "\n")
         finite = {k: round(b, 1) for k, b in budget.items() if math.isfinite(b)}
         print(f"{len(tested['final'])} unseen test tasks, budget {finite}, mean [95% interval]\n{table(tables)}")
-
-
-def alive(played: list[Episode], iteration: int, ranks: Ranks) -> list[Episode]:
-    """Those that have a verdict and a turn to learn from; some process must have one."""
-    kept = [e for e in played if not e.infra and e.steps]
-    why = {e.verdict["diagnostics"][0] if e.verdict else "cut by a wrapper" for e in played if e.infra}
-    found = ranks.gather((len(kept), why))
-    if not any(count for count, _ in found):
-        reasons = "; ".join(sorted({reason for _, own in found for reason in own}))[:200]
-        raise Refused(
-            f"iteration {iteration}: no episode reached a verdict ({reasons})"
-            if reasons
-            else f"iteration {iteration}: no episode has a turn, as no prompt fits into --max-context"
-        )
-    return kept
 
 
 def limits_of(args: Args) -> Limits:

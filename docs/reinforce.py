@@ -13,7 +13,7 @@ from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Limits, environments, play
 from agent_gym.lm.seeds import stream
 
-EPISODES, ITERATIONS = 32, 4
+UPDATES, ITERATIONS, EPISODES = 400, 20, 32
 TASKS = {"domains": ["shop"], "difficulty": 1, "max_turns": 6}
 
 ranks = Ranks.start("cpu")
@@ -21,11 +21,11 @@ torch.set_num_threads(1)
 
 # the oracle's dialogues make the tokenizer, and the model copies them for a while
 source = environments("APIAgent-v0", 1, chat=None, split="train", bounds={}, **TASKS)[0]
-dialogues = demonstrations(source, range(400), wasteful=0.5, waste=0.3)
+dialogues = demonstrations(source, range(3000), wasteful=0.5, waste=0.3)
 model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), seed=1)
 chat = Chat(model.tokenizer, stops=model.stops, sees_tools=False)
 examples = [encoded(chat, dialogue) for dialogue in dialogues]
-warm_start(model, examples, WarmStart(updates=40), context=512, most_tokens=8192, seed=1, ranks=ranks)
+warm_start(model, examples, WarmStart(updates=UPDATES), context=512, most_tokens=8192, seed=1, ranks=ranks)
 
 envs = environments("APIAgent-v0", EPISODES, chat=chat, split="train", bounds={}, **TASKS)
 engine = TorchEngine(model, stops=chat.stops)

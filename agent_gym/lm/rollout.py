@@ -23,7 +23,7 @@ from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.seeds import stream
 from agent_gym.replay import plain_kwargs
 
-__all__ = ["Branch", "Episode", "Limits", "answers", "environments", "evaluate", "play"]
+__all__ = ["Branch", "Episode", "Limits", "answers", "environments", "evaluate", "judged", "play"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +282,28 @@ def _overlong(episode: Episode, more: int, limits: Limits) -> bool:
         return False
     episode.reward, episode.verdict = 0.0, Verdict("fail", "context", 0.0).to_dict()
     return True
+
+
+def judged(episodes: Sequence[Episode], ranks: Ranks, when: str) -> list[Episode]:
+    """The episodes that can be learnt from: they have a verdict, and a turn of the model.
+
+    Args:
+        episodes: Those of this process.
+        ranks: The processes; one of them must have such an episode.
+        when: What was played, for the sentence that says there is none.
+
+    Raises:
+        Refused: In every process, if none has one.
+    """
+    kept = [episode for episode in episodes if not episode.infra and episode.steps]
+    lost = [episode.verdict for episode in episodes if episode.infra]
+    why = {verdict["diagnostics"][0] if verdict else "cut by a wrapper" for verdict in lost}
+    found = ranks.gather((len(kept), why))
+    if not any(count for count, _ in found):
+        reasons = "; ".join(sorted(reason for _, own in found for reason in own))[:200]
+        said = f"reached a verdict ({reasons})" if reasons else "has a turn, as no prompt fits into --max-context"
+        raise Refused(f"{when}: no episode {said}")
+    return kept
 
 
 def answers(observation: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
