@@ -58,7 +58,6 @@ def settings(options: argparse.Namespace, surgery: str) -> Any:
     args = trainer.Args(
         env_kwargs=(json.dumps(TASK),), num_episodes=options.episodes, group_size=options.group_size,
         max_new_tokens=options.tokens, kl_coef=0.0, surgery=surgery, device="cpu",
-        pool_tasks=options.episodes // options.group_size,
     )  # fmt: skip
     trainer.settle(args, torch.device("cpu"))
     return args
