@@ -883,8 +883,9 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
     if args.keep_best and not args.eval_every:
         raise Refused("--keep-best needs --eval-every, the iterations between the tests that it compares")
     size = size_of(args.model, args.init)
+    rate = RATES[size] * (0.1 if size != "tiny" and not args.lora_rank else 1.0)  # of all parameters a tenth
     few = size != "tiny" and ranks.device.type == "cpu"
-    fill(args, size, learning_rate=RATES[size], eval_episodes=args.num_episodes if few else 256)
+    fill(args, size, learning_rate=rate, eval_episodes=args.num_episodes if few else 256)
     return env_kwargs
 
 
