@@ -117,7 +117,7 @@ def test_random_text_is_a_legal_action(env_id):
     env = make(env_id, **EASY[env_id])
     env.action_space.seed(3)
     env.reset(seed=3)
-    for _ in range(50 if env_id != "CodeAgent-v0" else 10):
+    for _ in range(50 if env_id != "CodeAgent-v0" else 5):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         assert env.observation_space.contains(observation)
         assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
@@ -692,7 +692,7 @@ for env_id, kwargs in json.loads(sys.argv[1]).items():
     trail = []
     for split in ("train", "test"):
         env = gym.make(env_id, disable_env_checker=True, split=split, **kwargs)
-        for seed in range(4):
+        for seed in range(3):
             trail.append(env.reset(seed=seed))
             trail += [env.step(action) for action in env.unwrapped.oracle()]
         env.close()
@@ -712,7 +712,7 @@ def everywhere():
     command = [sys.executable, "-c", PROGRAM, json.dumps(kinds)]
     started = [
         subprocess.Popen(command, env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True)
-        for seed in ("0", "1", "77")
+        for seed in ("1", "77")
     ]
     return [json.loads(process.communicate()[0]) for process in started]
 
@@ -721,7 +721,7 @@ def test_same_seed_same_bytes_in_every_process(env_id, everywhere):
     env = make(env_id, split="test")
     listed = [list(one) for one in env.unwrapped.task_list(3, seed=1)]
     env.close()
-    assert [found[env_id][0] for found in everywhere] == [listed] * 3
+    assert [found[env_id][0] for found in everywhere] == [listed] * 2
     assert len({found[env_id][1] for found in everywhere}) == 1
 
 
@@ -748,11 +748,13 @@ def test_tasks_tell_their_type(env_id):
     """Of what a task asks for, and not of how hard it is."""
     kwargs, expected = TYPES[env_id]
     env = make(env_id, **kwargs)
-    found = {env.reset(seed=seed)[1]["task_type"] for seed in range(60 if env_id != "CodeAgent-v0" else 12)}
+    infos = [env.reset(seed=seed)[1] for seed in range(60 if env_id != "CodeAgent-v0" else 8)]
+    found = {info["task_type"] for info in infos}
     assert expected <= found
     assert not any(character.isdigit() or character == ":" for kind in found for character in kind)
-    info = env.reset(seed=1)[1]
-    assert env.reset(options={"task": info["task_id"]})[1]["task_type"] == info["task_type"]
+    if env_id == "CodeAgent-v0":
+        assert all(info["task_type"] == info["task_id"].split("-")[1] for info in infos)
+    assert env.reset(options={"task": infos[1]["task_id"]})[1]["task_type"] == infos[1]["task_type"]
     env.close()
 
 
@@ -817,8 +819,8 @@ def test_hash_sees_every_part_of_a_task(tmp_path):
 
 # ---- snapshots --------------------------------------------------------------------------------------------------
 
-EXAMPLES = {"APIAgent-v0": 60, "CodeAgent-v0": 10, "SQL-v0": 40, "WebLite-v0": 40}
-REPLAYED = {"APIAgent-v0": 40, "CodeAgent-v0": 2, "SQL-v0": 15, "WebLite-v0": 15}
+EXAMPLES = {"APIAgent-v0": 40, "CodeAgent-v0": 6, "SQL-v0": 25, "WebLite-v0": 25}
+REPLAYED = {"APIAgent-v0": 30, "CodeAgent-v0": 2, "SQL-v0": 10, "WebLite-v0": 10}
 
 
 def stack(env_id):
