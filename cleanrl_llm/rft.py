@@ -550,7 +550,9 @@ def settled(args: Args, ranks: Ranks) -> tuple[Args, dict[str, Any]]:
         The arguments, and those of the environment.
     """
     tiny, url = args.model == "tiny", args.teacher_url
-    size = "tiny" if tiny else "small" if parameters_of(args.init or args.model) < 1e9 else "large"
+    asked = not tiny and any(getattr(args, name) is None for name in SIZES["tiny"])  # a resumed run has them all
+    parameters = parameters_of(args.init or args.model) if asked else 0
+    size = "tiny" if tiny else "small" if parameters < 1e9 else "large"
     follow = SIZES[size] | {"eval_episodes": 256 if tiny or ranks.device.type == "cuda" else 48}
     follow["env_kwargs"] = json.dumps(preset(args.env_id).env_kwargs)
     if not tiny and not args.lora_rank:

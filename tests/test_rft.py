@@ -615,9 +615,9 @@ def test_adapters_in_bfloat16_with_checkpointing_from_a_checkpoint(start, finish
     base.tokenizer.save_pretrained(tmp_path / "base")
     settings = {
         "stage": "sft", "model": str(tmp_path / "base"), "lora_rank": 2, "dtype": "bfloat16", "checkpointing": True,
-        "learning_rate": 1e-2, "max_context": 4096, "eval_episodes": 2, "pass_tasks": 1, "budget": {"relative": 9.0},
+        "learning_rate": 1e-2, "epochs": 1, "max_context": 4096, "eval_episodes": 1, "pass_tasks": 1, "budget": {"relative": 9.0},
     }  # fmt: skip
-    first = run(trainer, arguments(warm={"demonstrations": 4, "updates": 4}, **settings))
+    first = run(trainer, arguments(warm={"demonstrations": 4, "updates": 2, "batch_size": 2}, **settings))
     init = first / "checkpoints" / "start"
     assert (init / "adapter_model.safetensors").exists()
     assert not (init / "model.safetensors").exists()
@@ -629,8 +629,9 @@ def test_adapters_in_bfloat16_with_checkpointing_from_a_checkpoint(start, finish
     again, forward = [], LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda *a, **k: again.append(
         torch._C._current_graph_task_id() != -1) or forward(*a, **k))  # fmt: skip
-    data = str(finished / "trajectories" / "round_01_samples.jsonl")
-    begun = run(trainer, arguments(init=str(init), data=(data,), **settings))
+    data = tmp_path / "three.jsonl"
+    agent_gym.write_trajectories(data, kept(finished, 2)[:3])
+    begun = run(trainer, arguments(init=str(init), data=(str(data),), **settings))
     assert any(again)  # layers are computed again in the backward pass
     shutil.rmtree(first)
     started = load(begun / "checkpoints" / "start", dtype=torch.bfloat16)
