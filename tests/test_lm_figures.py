@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 from agent_gym import CHANNELS, Group, Step, Trajectory, write_trajectories
 from agent_gym.lm import figures
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
 NAN = (math.nan, math.nan, math.nan)
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -208,7 +208,7 @@ def test_no_window_system_is_asked_for(drawn, monkeypatch):
     assert "matplotlib.pyplot" not in sys.modules
 
 
-# ---- sweeps over runs ----
+# ---- runs and sweeps without a verdict ----
 
 
 def unjudged(task, seed):
@@ -219,8 +219,8 @@ def unjudged(task, seed):
     return Trajectory(task, "APIAgent-v0", {}, seed, steps, None, verdict, cost, Group("a"))
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"figures_{name}", BENCHMARKS / f"{name}.py")
+def load(folder, name):
+    spec = importlib.util.spec_from_file_location(f"figures_{name}", ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -231,11 +231,31 @@ def is_nan(interval):
     return all(math.isnan(x) for x in interval)
 
 
+NOTHING = [unjudged(f"train-1-{i // 2}", i) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["ppo_c3rl", "grpo_pcgrad", "rft"])
+def test_a_table_of_nothing_but_infra(name, drawn):
+    trainer = load("cleanrl_llm", name)
+    bounds = {"tool_calls": 2.0, "output_tokens": 48.0, "read_tokens": math.inf, "latency_ms": 200.0}
+    found = trainer.summary(NOTHING, bounds, *([4] if name == "rft" else []))
+    if name == "grpo_pcgrad":
+        assert list(found) == ["pass@1"]
+        assert is_nan(found["pass@1"])
+        assert drawn(figures.draw_diversity, {"start": found, "final": found}) is None
+    else:
+        shares = ["success@1", "in-budget success", "violation any", *(f"violation {k}" for k in CHANNELS)]
+        assert all(math.isnan(found[key][0]) and found[key][1:] == (0.0, 1.0) for key in shares)
+        means = [key for key in found if key not in shares]
+        assert len(means) == len(CHANNELS) + (name == "rft")
+        assert all(is_nan(found[key]) for key in means)
+    assert "nan [nan, nan]" in figures.table({"final": found}, {"final": {}})
+
+
 def test_sweeps_of_nothing_but_infra(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    passk, budget = load("grpo_passk"), load("rft_budget")
-    nothing = [unjudged(f"train-1-{i // 2}", i) for i in range(4)]
-    values = passk.figures(nothing)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    passk, budget = load("benchmarks", "grpo_passk"), load("benchmarks", "rft_budget")
+    values = passk.figures(NOTHING)
     assert values.shape == (2, len(passk.FIGURES))
     assert np.isnan(values).all()
     assert is_nan(passk.interval(np.stack([values[:, 0], values[:, 0]])))
@@ -246,7 +266,7 @@ def test_sweeps_of_nothing_but_infra(tmp_path, monkeypatch):
     folder = tmp_path / "runs" / "one"
     (folder / "trajectories").mkdir(parents=True)
     (folder / "result.json").write_text('{"generated_tokens": 7}')
-    write_trajectories(folder / "trajectories" / "test_final.jsonl", nothing)
+    write_trajectories(folder / "trajectories" / "test_final.jsonl", NOTHING)
     found = budget.tested(tmp_path)
     assert found.pop("generated tokens") == 7
     assert set(found) == set(budget.KEYS)
