@@ -23,7 +23,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import agent_gym.lm  # isort: skip  # noqa: F401  (before torch)
+import agent_gym.lm  # isort: skip  (before torch)
 import gymnasium as gym
 import numpy as np
 import torch
