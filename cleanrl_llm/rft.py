@@ -20,21 +20,21 @@ import json
 import math
 import random
 import shutil
-import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import agent_gym.lm  # isort: skip  # noqa: F401  (before torch)
 import gymnasium as gym
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from agent_gym import CHANNELS, Trajectory, metrics, read_trajectories
+from agent_gym.lm.arguments import at_least, env_kwargs_of, fill, size_of
 from agent_gym.lm.budget import Budget, bounds
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import Example, WarmStart, dialogue_of, encoded
@@ -42,7 +42,7 @@ from agent_gym.lm.endpoint import Endpoint, play_endpoint
 from agent_gym.lm.engine import TorchEngine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import draw_rounds, table
-from agent_gym.lm.models import Model, micro_batches, parameters_of, token_logprobs
+from agent_gym.lm.models import Model, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, play
 from agent_gym.lm.runs import Run, command, dumps, peak_memory, write
@@ -53,9 +53,9 @@ from agent_gym.lm.tiny import preset
 Interval = tuple[float, float, float]  # mean, and both ends of its 95% interval
 
 SIZES: dict[str, dict[str, Any]] = {  # what is not set follows the size of the model
-    "tiny": {"max_new_tokens": 48, "max_context": 512, "learning_rate": 1e-3, "epochs": 4, "parallel": 128},
-    "small": {"max_new_tokens": 256, "max_context": 4096, "learning_rate": 5e-4, "epochs": 3, "parallel": 64},
-    "large": {"max_new_tokens": 1024, "max_context": 8192, "learning_rate": 1e-4, "epochs": 2, "parallel": 64},
+    "tiny": {"learning_rate": 1e-3, "epochs": 4, "parallel": 128},
+    "small": {"learning_rate": 5e-4, "epochs": 3, "parallel": 64},  # below one billion parameters
+    "large": {"learning_rate": 1e-4, "epochs": 2, "parallel": 64},
 }
 
 
@@ -68,8 +68,7 @@ class Args:
     env_id: str = "APIAgent-v0"
     """Gymnasium id of the environment"""
     env_kwargs: str | None = None
-    """keyword arguments of gym.make, as JSON, by default those of the small model's preset; split and budget are set
-    by this script"""
+    """keyword arguments of gym.make, as JSON; unset, the preset's; split and budget are set by this script"""
     stage: Literal["rft", "sft"] = "rft"
     """rounds of sampling, selection and refit, or one refit to --data; without data the warm start alone"""
     data: tuple[str, ...] = ()
@@ -96,9 +95,10 @@ class Args:
     checkpointing: bool | None = None
     """compute activations anew in the backward pass, which saves memory; unset, on a GPU"""
     thinking: bool | None = None
-    """the template's switch for thinking, where it has one"""
+    """the chat template's own switch for reasoning; unset, it is not touched"""
     kv_gib: float | None = None
-    """memory of the KV cache in GiB; unset, what is free allows"""
+    """memory of the sampler's KV cache; rows beyond it wait; unset, half of what is free on a GPU, and unbounded on a
+    CPU"""
 
     rounds: int = 2
     """rounds of stage rft"""
@@ -113,7 +113,7 @@ class Args:
     parallel: int | None = None
     """episodes played side by side, over all processes; unset, by the model's size"""
     max_new_tokens: int | None = None
-    """tokens of one assistant turn, at most; unset, by the model's size"""
+    """tokens of one assistant turn, at most; a turn that is cut there is an invalid one; unset, by the model's size"""
     max_context: int | None = None
     """tokens of one episode, at most; a longer one fails; unset, by the model's size"""
     temperature: float = 1.0
@@ -307,17 +307,13 @@ def sample(
 
 
 def read(path: Path) -> list[Trajectory]:
-    """A trajectory file; what is wrong with it is said in one sentence, and a last line that is cut off is left out."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            found = list(read_trajectories(path))
-        except (OSError, ValueError) as error:
-            why = f"{path} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-            raise Refused(why) from None
-    for warning in caught:
-        print(f"rft: {warning.message}", file=sys.stderr)
-    return found
+    """A trajectory file; warns of a last line that is cut off, and leaves it out."""
+    try:
+        return list(read_trajectories(path))
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise Refused(str(error)) from None
 
 
 def opened(trajectories: Sequence[Trajectory], path: Path, chat: Chat, args: Args, ranks: Ranks) -> list[Example]:
@@ -435,12 +431,17 @@ def report(run: Run, bounds: dict[str, float], args: Args) -> None:
 def train(args: Args) -> None:
     # ---- set-up ----
     ranks = Ranks.start(args.device)
-    args, kwargs = settled(args, ranks)
+    kwargs = settle(args, ranks)
     rft, side = args.stage == "rft", -(-(args.parallel or 0) // ranks.world)
+    limits, teacher = Limits(args.max_new_tokens or 0, args.max_context or 0), None
+    if args.teacher_url:
+        teacher = Endpoint(
+            url=args.teacher_url, model=args.teacher_model or "", timeout=args.teacher_timeout,
+            temperature=args.temperature, max_tokens=limits.new_tokens,
+        )  # fmt: skip
     run = Run(args, f"{args.env_id}__{args.exp_name}__{args.keep if rft else 'sft'}__{args.seed}", ranks)
     model, chat = starting_policy(args, run, ranks, [(args.env_id, kwargs)])
     engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
-    limits = Limits(args.max_new_tokens or 0, args.max_context or 0)
 
     made = partial(environments, args.env_id, chat=chat, **kwargs)
     seeds = [stream("oracle", args.seed, i) for i in range(64)]
@@ -451,14 +452,10 @@ def train(args: Args) -> None:
     tests = made(min(side, args.eval_episodes or 0), split="test", bounds=budget)
 
     def player(starts: list[int], draws: list[int], keep: Callable[[int, Episode, int], None]) -> None:
-        if not args.teacher_url:
+        if teacher:
+            play_endpoint(teacher, envs, starts, draws, keep)
+        else:
             play(engine, chat, envs, starts, limits, draws=draws, on_done=lambda e: keep(e.index, e, len(e.logprobs)))
-            return
-        teacher = Endpoint(
-            url=args.teacher_url, model=args.teacher_model or "", timeout=args.teacher_timeout,
-            temperature=args.temperature, max_tokens=limits.new_tokens,
-        )  # fmt: skip
-        play_endpoint(teacher, envs, starts, draws, keep)
 
     def test(number: int) -> list[Trajectory]:
         """One episode on each test task, the same for every run; then k - 1 more on some of them, for pass@k."""
@@ -543,51 +540,35 @@ def train(args: Args) -> None:
     run.close()
 
 
-def settled(args: Args, ranks: Ranks) -> tuple[Args, dict[str, Any]]:
+def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
     """Refuse what cannot work, and fill in what follows from the environment and the model's size.
 
     Returns:
-        The arguments, and those of the environment.
+        Keyword arguments of the environment.
     """
-    tiny, url = args.model == "tiny", args.teacher_url
-    asked = not tiny and any(getattr(args, name) is None for name in SIZES["tiny"])  # a resumed run has them all
-    parameters = parameters_of(args.init or args.model) if asked else 0
-    size = "tiny" if tiny else "small" if parameters < 1e9 else "large"
-    follow = SIZES[size] | {"eval_episodes": 256 if tiny or ranks.device.type == "cuda" else 48}
-    follow["env_kwargs"] = json.dumps(preset(args.env_id).env_kwargs)
-    if not tiny and not args.lora_rank:
-        follow["learning_rate"] /= 10
-    args = replace(args, **{name: value for name, value in follow.items() if getattr(args, name) is None})
-    try:
-        kwargs = json.loads(args.env_kwargs or "")
-    except ValueError as error:
-        raise Refused(f"--env-kwargs is not valid JSON: {error}") from None
-    if not isinstance(kwargs, dict):
-        raise Refused("--env-kwargs must be a JSON object such as '{\"difficulty\": 2}'")
-    own = {"split", "budget", "on_budget"} & set(kwargs)
-    least = {"rounds": 0, "eval_episodes": 0, "pass_k": 2} | dict.fromkeys(
-        ("tasks_per_round", "samples_per_task", "most_per_task", "parallel", "max_new_tokens", "epochs", "batch_size",
-         "pass_tasks", "micro_batch_tokens"), 1,
-    )  # fmt: skip
+    kwargs, sft = env_kwargs_of(args.env_kwargs, args.env_id), args.stage == "sft"
+    ones = ("tasks_per_round", "samples_per_task", "most_per_task", "parallel", "max_new_tokens", "max_context",
+            "epochs", "batch_size", "micro_batch_tokens", "pass_tasks")  # fmt: skip
+    least = dict.fromkeys(ones, 1) | {"rounds": 0, "eval_episodes": 0, "pass_k": 2}
+    at_least(args, least, above=("temperature", "learning_rate", "max_grad_norm"))
     for wrong, sentence in (
-        *((getattr(args, name) < n, f"--{name.replace('_', '-')} must be {n} or more, not {getattr(args, name)}")
-          for name, n in least.items()),
-        *((not getattr(args, name) > 0, f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
-          for name in ("temperature", "teacher_timeout", "learning_rate")),
-        (own, f"--env-kwargs: {', '.join(sorted(own))} is set by this script; use --budget"),
-        (args.data and args.stage == "rft",
+        (args.data and not sft,
          "--data belongs to --stage sft; fit the files first, then sample with --init and its checkpoint"),
-        (args.stage == "sft" and not args.data and (args.init or not (tiny or args.warm.updates)),
+        (sft and not args.data and (args.init or not (args.model == "tiny" or args.warm.updates)),
          "--stage sft needs --data, or a warm start to make: --warm.updates, without --init"),
-        (url and args.stage == "sft", "--teacher-url belongs to --stage rft; --stage sft samples nothing"),
-        (url and not url.startswith(("http://", "https://")),
-         f"--teacher-url {url} must begin with http:// or https://"),
-        (url and not args.teacher_model, "--teacher-url needs --teacher-model, the model's name at that endpoint"),
-        (args.keep_best and not args.eval_episodes, "--keep-best compares tests: it needs --eval-episodes"),
+        (args.teacher_url and sft, "--teacher-url belongs to --stage rft; --stage sft samples nothing"),
+        (args.keep_best and args.eval_episodes == 0, "--keep-best compares tests: it needs --eval-episodes"),
     ):  # fmt: skip
         if wrong:
             raise Refused(sentence)
-    return args, kwargs
+    if not args.resume:  # a run that goes on has all of it, and --init may be gone
+        size = size_of(args.model, args.init)
+        whole = size != "tiny" and not args.lora_rank
+        rate = SIZES[size]["learning_rate"] * (0.1 if whole else 1.0)
+        few = size != "tiny" and ranks.device.type == "cpu"
+        fill(args, size, **SIZES[size] | {"learning_rate": rate, "eval_episodes": 48 if few else 256})
+        args.env_kwargs = json.dumps(kwargs)
+    return kwargs
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """rft.py: selection, the refit against a plain one and in two processes, rounds, killed and extended runs, files, a
 teacher, adapters, wrong input."""
 
-import ast
 import json
 import math
 import os
@@ -66,7 +65,7 @@ def kwargs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(kwargs, tmp_path_factory):
     def make(**changes):
-        warm = {"updates": 250, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5}
+        warm = {"updates": 160, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5}
         warm |= changes.pop("warm", {})
         settings = {
             "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
@@ -478,12 +477,11 @@ def killed_after(calls):
 
 KILLS = {
     "warm start": ("Ranks.all_reduce_gradients", 10),
-    "start's checkpoint": ("torch.save", 0),
     "test of the start": ("Step", 5),
     "an episode's file": ("part", 5),
     "episodes put together": ("write", 17),
     "selection": ("Run.trajectories", 1),
-    "first refit": ("Ranks.all_reduce_gradients", 251),
+    "first refit": ("Ranks.all_reduce_gradients", 1),
     "first checkpoint": ("torch.save", 1),
     "second test": ("Run.trajectories", 2),
     "first row": ("Run.log", 1),
@@ -498,10 +496,8 @@ KILLS = {
 def test_killed_and_resumed(point, finished, arguments, tmp_path):
     """SIGKILL, then --resume: the same files, byte by byte, the same rows, and the same weights."""
     name, calls = KILLS[point]
-    early = point in ("warm start", "start's checkpoint")
-    args = arguments(run_dir=str(tmp_path), init=None if early else str(finished / "checkpoints" / "start"))
-    if not early:
-        calls -= 250 if name == "Ranks.all_reduce_gradients" else 0
+    init = None if point == "warm start" else str(finished / "checkpoints" / "start")
+    args = arguments(run_dir=str(tmp_path), init=init)
     child = os.fork()
     if not child:
         wrap = killed_after(calls)
@@ -578,13 +574,12 @@ def test_fitting_a_checkpoint_to_a_file_trains_on_what_passed(finished, start, a
     assert same_weights(weights(folder), before)
 
 
-def test_a_cut_off_data_file_is_used_up_to_the_cut(finished, start, arguments, tmp_path, capsys):
+def test_a_cut_off_data_file_is_used_up_to_the_cut(finished, start, arguments, tmp_path):
     whole = (finished / "trajectories" / "round_02_kept.jsonl").read_text()
     path = tmp_path / "cut.jsonl"
     path.write_text(whole[:-40])
-    folder = run(trainer, arguments(stage="sft", data=(str(path),), init=start, eval_episodes=0))
-    lines = len(whole.splitlines())
-    assert f"rft: {path}, line {lines} is cut off and was skipped" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=f"line {len(whole.splitlines())} is cut off and was skipped"):
+        folder = run(trainer, arguments(stage="sft", data=(str(path),), init=start, eval_episodes=0))
     assert kept(folder, 1) == kept(finished, 2)[:-1]
 
 
@@ -615,7 +610,8 @@ def test_adapters_in_bfloat16_with_checkpointing_from_a_checkpoint(start, finish
     base.tokenizer.save_pretrained(tmp_path / "base")
     settings = {
         "stage": "sft", "model": str(tmp_path / "base"), "lora_rank": 2, "dtype": "bfloat16", "checkpointing": True,
-        "learning_rate": 1e-2, "epochs": 1, "max_context": 4096, "eval_episodes": 1, "pass_tasks": 1, "budget": {"relative": 9.0},
+        "learning_rate": 1e-2, "epochs": 1, "max_context": 4096, "eval_episodes": 1, "pass_tasks": 1,
+        "budget": {"relative": 9.0},
     }  # fmt: skip
     first = run(trainer, arguments(warm={"demonstrations": 4, "updates": 2, "batch_size": 2}, **settings))
     init = first / "checkpoints" / "start"
@@ -667,17 +663,23 @@ def test_the_next_trainer_takes_the_checkpoint(finished, arguments, tmp_path):
     assert chat_of(own).encode(text) == chat_of(model).encode(text)
 
 
-def test_settings_follow_the_models_size(arguments, tmp_path):
-    tiny_one, _ = trainer.settled(trainer.Args(), ALONE)
+def settled(**changes):
+    args = trainer.Args(**changes)
+    trainer.settle(args, ALONE)
+    return args
+
+
+def test_settings_follow_the_models_size(tmp_path):
+    tiny_one = settled()
     assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (48, 512, 1e-3)
     from transformers import LlamaConfig
 
     LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2).save_pretrained(tmp_path)
-    small_one, _ = trainer.settled(trainer.Args(model=str(tmp_path)), ALONE)
+    small_one = settled(model=str(tmp_path))
     assert (small_one.max_new_tokens, small_one.max_context, small_one.learning_rate) == (256, 4096, 5e-4)
     assert small_one.eval_episodes == 48  # on a CPU
-    assert trainer.settled(trainer.Args(model=str(tmp_path), lora_rank=0), ALONE)[0].learning_rate == 5e-5
-    assert trainer.settled(trainer.Args(model=str(tmp_path), epochs=7), ALONE)[0].epochs == 7
+    assert settled(model=str(tmp_path), lora_rank=0).learning_rate == pytest.approx(5e-5)
+    assert settled(model=str(tmp_path), epochs=7).epochs == 7
 
 
 # ---- a teacher ----
@@ -816,11 +818,11 @@ def test_wrong_numbers_and_combinations(refused, start, finished):
     assert refused(rounds=-1) == "--rounds must be 0 or more, not -1"
     assert refused(pass_k=1) == "--pass-k must be 2 or more, not 1"
     assert refused(parallel=0) == "--parallel must be 1 or more, not 0"
-    assert refused(temperature=0.0) == "--temperature must be above 0, not 0.0"
+    assert refused(temperature=0.0) == "--temperature must be a number above 0, not 0.0"
     assert refused(data=("x",)).startswith("--data belongs to --stage sft")
     assert refused(stage="sft", teacher_url="http://x").startswith("--teacher-url belongs to --stage rft")
-    assert refused(teacher_url="localhost:8000") == "--teacher-url localhost:8000 must begin with http:// or https://"
-    assert refused(teacher_url="http://x").startswith("--teacher-url needs --teacher-model")
+    assert "localhost:8000 must begin with http://" in refused(teacher_url="localhost:8000", teacher_model="x")
+    assert "http://x needs a model" in refused(teacher_url="http://x")
     assert refused(keep_best=True, eval_episodes=0).startswith("--keep-best compares tests")
     assert refused(env_kwargs="[1]").startswith("--env-kwargs must be a JSON object")
     assert refused(init=start, budget={"tool_calls": -1.0}) == "--budget.tool-calls must be 0 or more, not -1"
@@ -831,24 +833,6 @@ def test_wrong_numbers_and_combinations(refused, start, finished):
 
 
 # ---- the page ----
-
-GROUPS = {"Args": "", "Budget": "budget.", "WarmStart": "warm."}
-
-
-def test_flag_table_follows_the_code():
-    listed = re.findall(r"^\| `--([\w.-]+)` \| (.*?) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    found = []
-    files = (SCRIPT, ROOT / "agent_gym" / "lm" / "budget.py", ROOT / "agent_gym" / "lm" / "demonstrations.py")
-    for node in (node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body):
-        if not isinstance(node, ast.ClassDef) or node.name not in GROUPS:
-            continue
-        for field, doc in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.value).startswith("field("):
-                default = ast.unparse(field.value)
-                default = {"None": "none", "()": "none"}.get(default, f"`{default}`")
-                name = GROUPS[node.name] + field.target.id.replace("_", "-")
-                found.append((name, default, " ".join(doc.value.value.split())))
-    assert sorted(listed) == sorted(found)
 
 
 def test_every_logged_metric_is_explained(finished):
