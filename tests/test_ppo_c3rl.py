@@ -680,7 +680,7 @@ def update(ranks, model, episodes, credits, args):
     dual = trainer.DualState()
     dual.update(ranks.mean(cost, width=trainer.K), bound, 9, trainer.Dual(warmup=0))
     found = trainer.advantages(episodes, credits, None, dual.lambdas, bound, args, ranks)
-    optimizer = torch.optim.AdamW(model.trained(), lr=3e-4, weight_decay=0.0)
+    optimizer = torch.optim.SGD(model.trained(), lr=0.1)  # Adam makes much of gradients that are rounding alone
     losses = trainer.update(model, None, optimizer, episodes, found, bound, args, ranks, 7)
     ranks.check_equal(model.trained())
     return [p.detach() for p in model.trained()], losses
@@ -715,7 +715,7 @@ def test_one_update_in_one_two_and_four_processes(model, tmp_path):
         exec(WORLD, script)
     alone = [script["update"](ALONE, *case) for case in pickle.loads((tmp_path / "cases").read_bytes())]
     for weights, _ in alone:
-        assert max(float((p - q).abs().max()) for p, q in zip(weights, before, strict=True)) > 1e-4
+        assert max(float((p - q).abs().max()) for p, q in zip(weights, before, strict=True)) > 1e-3
     for count in (2, 4):
         torchrun(count, tmp_path / "world.py", ROOT / "tests", tmp_path / "cases", tmp_path / "out", cwd=tmp_path)
         for (one, losses), (other, theirs) in zip(alone, torch.load(tmp_path / "out"), strict=True):
