@@ -187,8 +187,10 @@ class Chat:
         return self._pieces.ids(self._pieces.cut(text, cut), cut)
 
     def count(self, text: str) -> int:
-        """Tokens of a message, its end included: what an environment charges for a turn and for a result."""
-        return len(self.encode(text)) + 1
+        """Tokens of a message, its end included: what an environment charges for a turn and for a result. The marks of
+        a call count as the tokens that the model writes for them."""
+        cut = mark(text)
+        return len(self._pieces.ids(self._pieces.cut(text, cut, self._markers), cut)) + 1
 
     def _frame_of(self, action: str) -> _Frame:
         return self._calls if self._calls is not self._words and self.parser.parse(action).calls else self._words
