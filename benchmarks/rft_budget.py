@@ -59,13 +59,14 @@ def place(options: argparse.Namespace, method: str, seed: int) -> Path:
 
 
 def tested(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run, from the first episode of each task of its last test: mean and 95% interval by
-    name, and the tokens it took."""
+    """The figures of a finished run, from its last test: mean and 95% interval by name, and the tokens it took."""
     done = next(folder.glob("runs/*/result.json"))
     tests = [done.parent / "trajectories" / "test_final.jsonl", *sorted(done.parent.glob("trajectories/test_round_*"))]
     path = next(t for t in reversed(tests) if t.exists())
-    firsts = {t.seed: t for t in reversed(list(read_trajectories(path)))}
-    episodes = [t for t in reversed(firsts.values()) if t.reward is not None]
+    played = list(read_trajectories(path))
+    if path.name.startswith("test_round"):  # of some tasks there are more, for pass@k
+        played = list({t.seed: t for t in reversed(played)}.values())[::-1]
+    episodes = [t for t in played if t.reward is not None]
     with path.open() as file:
         charged = json.loads(file.readline())["cost_total"]  # what an older run did not count is not 0, but not known
     figures: dict[str, Any] = {"generated tokens": json.loads(done.read_text())["generated_tokens"]}
