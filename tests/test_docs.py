@@ -150,10 +150,10 @@ def test_goal_table_follows_the_code():
             assert f"`{source.build.__name__}` ({source.type})" in page
 
 
-GROUPS = {"Args": "", "Budget": "budget.", "Credit": "credit.", "Dual": "dual.", "WarmStart": "warm."}
+GROUPS = {"Args": "", "Common": "", "Budget": "budget.", "Credit": "credit.", "Dual": "dual.", "WarmStart": "warm."}
 LM = ROOT / "agent_gym" / "lm"
 FLAGS = {**{name: [code] for name, code in TRAINERS.items()}, "lm": [
-    (LM / name).read_text(encoding="utf-8") for name in ("budget.py", "demonstrations.py")
+    (LM / name).read_text(encoding="utf-8") for name in ("arguments.py", "budget.py", "demonstrations.py")
 ]}  # fmt: skip
 
 

