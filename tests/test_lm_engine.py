@@ -276,6 +276,16 @@ def test_a_prompt_is_read_once(model, monkeypatch):
     assert spy.read() == 0
 
 
+def test_a_prompt_that_was_changed_is_not_copied(model, monkeypatch):
+    engine = TorchEngine(model, stops=())
+    spy = Spy(engine, monkeypatch)
+    first, second = [9] * 41, [9] * 20 + [7] * 21
+    for key, ids, read in ((0, first, 40), (0, second, 20), (1, first, 40), (2, second, 0)):
+        engine.submit(key, ids, 4, key)
+        check(model, ids, turns_of(engine, 1)[key], key)
+        assert spy.read() == read
+
+
 def test_passes_have_little_padding(model, monkeypatch):
     engine = TorchEngine(model, stops=())
     spy = Spy(engine, monkeypatch)

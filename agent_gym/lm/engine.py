@@ -95,9 +95,9 @@ class TorchEngine:
     later, and what was sampled stays. When no row is left, no memory is held.
 
     On the CPU with one thread, a row's ids and log-probabilities are bit for bit the same whatever rows are beside it,
-    whenever it is admitted and whether it had to leave. With more threads, and on GPUs, the size of a pass decides how
-    sums are split: log-probabilities then differ in their last digits, and an id where its draw falls that close to the
-    border between two.
+    whenever it is admitted and whether it had to leave. With more threads, and on GPUs, the size of a pass may decide
+    how sums are split (with two threads, not for the model of lm.tiny, but for wider ones): log-probabilities then
+    differ in their last digits, and an id where its draw falls that close to the border between two.
     """
 
     def __init__(
