@@ -29,13 +29,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+import agent_gym.lm  # isort: skip  # noqa: F401  (before torch)
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from agent_gym import CHANNELS, Group, Trajectory, metrics, read_trajectories, write_trajectories
+from agent_gym import CHANNELS, Group, Trajectory, metrics, read_trajectories
 from agent_gym.lm import figures
 from agent_gym.lm.budget import Budget, bounds
 from agent_gym.lm.chat import Chat
@@ -440,7 +441,7 @@ def grouped(
 ) -> tuple[Grouping, list[Task], list[Task], int]:
     """The groups, the training and the test tasks, and the tokens that the calibration took of the training tasks; as
     groups.json has them in a run that is resumed."""
-    path = run.folder / "groups.json"
+    path = run.path("groups.json")
     if not run.fresh and path.exists():
         saved = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: {
             k: math.nan if v is None else v for k, v in found.items()})  # fmt: skip
@@ -897,7 +898,7 @@ def summary(trajectories: list[Trajectory], budget: dict[str, float]) -> dict[st
 
 def report(run: Run, names: list[str], budget: dict[str, float], spent: int, args: Args) -> None:
     """Pictures, and the table of the tests of the starting and the final policy."""
-    paths = {name: run.folder / "trajectories" / f"test_{name}.jsonl" for name in ("start", "final")}
+    paths = {name: run.path(f"trajectories/test_{name}.jsonl") for name in ("start", "final")}
     tests = {name: list(read_trajectories(path)) for name, path in paths.items() if path.exists()}
     tables = {name: summary(trajectories, budget) for name, trajectories in tests.items()}
     if tables:
@@ -908,14 +909,14 @@ def report(run: Run, names: list[str], budget: dict[str, float], spent: int, arg
         curve = [{name.removeprefix("test/"): x for name, x in row.items()} for row in curve]
         ends = {name: {k: one[0] for k, one in table.items()} for name, table in tables.items()}
         curve = [{"iteration": 0, **ends.get("start", {})}, *curve, {"iteration": len(run.rows), **ends["final"]}]
-        figures.draw_passk(curve, run.rows, run.folder / "passk.png")
-        figures.draw_diversity(tables, run.folder / "diversity.png")
+        figures.draw_passk(curve, run.rows, run.path("passk.png"))
+        figures.draw_diversity(tables, run.path("diversity.png"))
         print(f"{args.eval_tasks} unseen test tasks, {args.eval_samples} episodes each, mean [95% interval]")
         print(figures.table(tables))
     if run.rows:
-        figures.draw_groups(run.rows, names, tables, run.folder / "groups.png")
+        figures.draw_groups(run.rows, names, tables, run.path("groups.png"))
         if args.surgery != "none":
-            figures.draw_conflict(run.rows, names, run.folder / "conflict.png")
+            figures.draw_conflict(run.rows, names, run.path("conflict.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -955,13 +956,8 @@ def train(args: Args) -> None:
         played = examine(test_stage, tests, samples, ranks, stream("test", args.seed, title), title)
         return [replace(t, group=grouping.of(tests[i // samples], t)) for i, t in enumerate(played)]
 
-    def keep(name: str, trajectories: list[Trajectory]) -> None:
-        if ranks.first:
-            write_trajectories(run.folder / "trajectories" / f"{name}.jsonl", trajectories)
-
-    started = run.folder / "trajectories" / "test_start.jsonl"
-    if tests and args.eval_start and not started.exists():
-        keep("test_start", test("start", args.eval_samples))
+    if tests and args.eval_start and not run.path("trajectories/test_start.jsonl").exists():
+        run.trajectories("test_start", test("start", args.eval_samples))
 
     # ---- where a resumed run stands ----
     first, best = 0, -1.0
@@ -1035,7 +1031,7 @@ def train(args: Args) -> None:
         if iteration % args.log_every == 0 or last:
             every = sorted((one for part in ranks.gather([(s.slot, s.trajectory) for s in judged]) for one in part),
                            key=lambda one: one[0])  # fmt: skip
-            keep(f"iteration_{iteration:06d}", [trajectory for _, trajectory in every])
+            run.trajectories(f"iteration_{iteration:06d}", [trajectory for _, trajectory in every])
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} entropy {row['charts/entropy']:.2f} flat "
             f"{row['charts/flat_groups']:.2f} conflict {row.get('conflict/rate', math.nan):.2f} calls "
@@ -1063,7 +1059,7 @@ def train(args: Args) -> None:
 
     # ---- the table and the pictures ----
     if tests:
-        keep("test_final", test("final", args.eval_samples))
+        run.trajectories("test_final", test("final", args.eval_samples))
     if ranks.first:
         report(run, names, budget, spent, args)
     run.close()
