@@ -297,6 +297,10 @@ def test_passes_have_little_padding(model, monkeypatch):
     assert len(spy.passes) < 25
     real = sum(len(ids) - 1 for ids in long)
     assert real < spy.read() < 1.2 * real
+    for key, length in enumerate((9, 101, 9, 10), 60):
+        engine.submit(key, [key] * length, 1, key)
+    turns_of(engine, 4)
+    assert spy.read() == 3 * 12 + 100
 
 
 def test_rows_write_side_by_side(model, monkeypatch):
