@@ -641,15 +641,27 @@ def test_adapters_in_bfloat16_with_checkpointing_from_a_checkpoint(start, finish
     assert (data_files(begun), rows(begun)) == (files, history)
 
 
+class Trap:
+    """An object that writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "sprung")
+
+
 def test_an_older_folder_of_transformers_is_taken(start, arguments, tmp_path):
-    """Weights, config and tokenizer, without what describes a checkpoint here."""
+    """Weights, config and tokenizer, without what describes a checkpoint here; objects beside them are not unpickled."""
     model = load(start)
     model.net.save_pretrained(tmp_path / "warm")
     model.tokenizer.save_pretrained(tmp_path / "warm")
+    torch.save({"trap": Trap(tmp_path / "trap")}, tmp_path / "warm" / "trainer.pt")
     folder = run(trainer, arguments(init=str(tmp_path / "warm"), rounds=0, eval_episodes=2, pass_tasks=1))
     own = dict(load(folder / "checkpoints" / "start").net.named_parameters())
     assert same_weights(own, dict(model.net.named_parameters()))
     assert [row["iteration"] for row in rows(folder)] == [0]
+    assert not (tmp_path / "trap").exists()
 
 
 def test_the_next_trainer_takes_the_checkpoint(finished, arguments, tmp_path):
