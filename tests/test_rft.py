@@ -652,7 +652,7 @@ class Trap:
 
 
 def test_an_older_folder_of_transformers_is_taken(start, arguments, tmp_path):
-    """Weights, config and tokenizer, without what describes a checkpoint here; objects beside them are not unpickled."""
+    """Weights, config and tokenizer, without what describes a checkpoint here; no object beside them is unpickled."""
     model = load(start)
     model.net.save_pretrained(tmp_path / "warm")
     model.tokenizer.save_pretrained(tmp_path / "warm")
