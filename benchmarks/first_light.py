@@ -64,7 +64,7 @@ def job(out: Path, method: str, setting: str, seed: int) -> Path:
     knob = KNOBS[method][0]
     return launch(
         place(out, method, setting, seed), TRAINER, "--method", method, knob, setting, "--seed", str(seed),
-        "--init", str(warm(out, seed) / "checkpoints" / "warm"), "--no-eval-start",
+        "--init", str(warm(out, seed) / "checkpoints" / "start"), "--no-eval-start",
         "--total-iterations", "1000", "--total-tokens", str(TOKENS),
         "--checkpoint-every", "1000", "--log-every", "1000", "--eval-episodes", str(EVAL),
     )  # fmt: skip
