@@ -29,7 +29,7 @@ warm_start(model, examples, WarmStart(updates=UPDATES), context=512, most_tokens
 
 envs = environments("APIAgent-v0", EPISODES, chat=chat, split="train", bounds={}, **TASKS)
 engine = TorchEngine(model, stops=chat.stops)
-optimizer = torch.optim.AdamW(model.trained(), lr=3e-4)
+optimizer = torch.optim.AdamW(model.trained(), lr=1e-3)
 
 for iteration in range(ITERATIONS):
     tasks = [stream("task", iteration, i) for i in range(EPISODES)]
@@ -49,5 +49,6 @@ for iteration in range(ITERATIONS):
         (-(logprobs * torch.tensor(of_tokens, dtype=torch.float32)).sum() / tokens).backward()
     optimizer.step()
     optimizer.zero_grad()
+    success = np.mean([e.success for e in episodes])
     calls = np.mean([e.cost_total["tool_calls"] for e in episodes])
-    print(f"{iteration}: worth {worth.mean():.2f}, success {np.mean([e.success for e in episodes]):.2f}, calls {calls:.1f}")
+    print(f"{iteration}: worth {worth.mean():.2f}, success {success:.2f}, calls {calls:.1f}")
