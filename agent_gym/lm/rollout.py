@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import torch
 from tqdm import tqdm
 
 import agent_gym
@@ -136,7 +137,7 @@ def play(
     *,
     draws: Sequence[int],
     workers: int = 8,
-    patience: float = 0.2,
+    patience: float | None = None,
     on_done: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
     """Play an episode from each start to its end.
@@ -154,7 +155,8 @@ def play(
         draws: One sampling seed an episode; its turn ``t`` is sampled with ``stream(draw, t)``.
         workers: Threads that environments step in.
         patience: The engine waits for an answer that takes no longer than so many seconds. It takes in what has come
-            in the order of the starts, so that fast environments make a schedule that repeats itself.
+            in the order of the starts, so that fast environments make a schedule that repeats itself. By default 0.2,
+            and 0.02 where there is a GPU, whose passes do not repeat themselves bit by bit anyway.
         on_done: Told of each episode as it ends.
 
     Returns:
@@ -163,6 +165,8 @@ def play(
     Raises:
         Exception: What an environment raised.
     """
+    if patience is None:
+        patience = 0.02 if torch.cuda.is_available() else 0.2
     if len(draws) != len(starts):
         raise ValueError(f"{len(draws)} draws for {len(starts)} starts: there must be one for each")
     if starts and not envs:
