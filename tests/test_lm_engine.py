@@ -246,10 +246,10 @@ def test_a_row_that_comes_back_is_fed_what_is_new(model, monkeypatch):
     engine.submit(0, ids, 5, 1)
     turn = turns_of(engine, 1)[0]
     assert spy.read() == 8  # the last id of the turn and seven of the eight
-    ids = [*ids[:20], 11, *ids[21:61]]  # another text from column 20 on
+    ids = [*ids[:20], 11, *ids[21:71]]  # another text from column 20 on
     engine.submit(0, ids, 5, 2)
     check(model, ids, turns_of(engine, 1)[0], 2)
-    assert spy.read() == 40
+    assert spy.read() == 52  # 50, and two of padding
     engine.submit(0, ids, 5, 3)  # the same again
     check(model, ids, turns_of(engine, 1)[0], 3)
     assert spy.read() == 0
@@ -410,14 +410,16 @@ def test_released_rows_leave_no_trace(model, monkeypatch):
     assert spy.read() == 20
 
 
-def test_new_weights(model):
+def test_new_weights(model, monkeypatch):
     other = model_of(seed=3)
     engine = TorchEngine(model, stops=())
     for key in range(3):
         engine.submit(key, [9] * 20 + [key + 6], 6 if key else 3, key)
     first = turns_of(engine, 1)[0]
     engine.update(other)
+    spy = Spy(engine, monkeypatch)
     found = turns_of(engine, 2)
+    assert spy.read() == 24 + 4  # the prompt once, and what was written is read like it
     for key, turn in found.items():  # in the middle of a turn: what was written stays
         ids, draws = [9] * 20 + [key + 6], np.random.default_rng(key)
         draws.random(3)
@@ -442,7 +444,7 @@ def config_of(name, **sizes):
     [
         ("MistralConfig", {"sliding_window": 24}),
         ("Gemma3TextConfig", {"sliding_window": 24, "head_dim": 16, "layer_types": MIXED}),
-        ("Qwen2Config", {"sliding_window": 24}),  # set, but not used
+        ("Gemma3TextConfig", {"sliding_window": 24, "head_dim": 16, "layer_types": ["full_attention"] * 2}),
     ],
 )  # fmt: skip
 def test_sliding_windows(name, sizes):
