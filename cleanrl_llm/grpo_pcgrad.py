@@ -641,7 +641,6 @@ def update(
         scores = token_logprobs(model, rows, spans, args.temperature, entropy_grad=args.entropy_coef != 0.0)
         return scores.logprobs, scores.entropies
 
-    model.train()
     once = args.update_epochs == args.num_minibatches == 1  # the policy is still the one that sampled
     fixed: dict[int, tuple[Tensor | None, Tensor | None]] = {}  # old and reference, by a micro-batch's first sample
     with torch.no_grad():
@@ -855,12 +854,12 @@ def train(args: Args) -> None:
     ranks.check_equal(model.trained())
 
     # ---- the loop ----
+    most_tokens = math.inf if args.total_tokens is None else args.total_tokens
     bar = tqdm(range(first, args.total_iterations), f"{args.method}, {args.surgery}", args.total_iterations,
                initial=first, disable=not ranks.first)  # fmt: skip
     for iteration in bar:
-        if args.total_tokens is not None and spent >= args.total_tokens:
+        if spent >= most_tokens:
             break
-        last = iteration + 1 == args.total_iterations
         clock = [time.perf_counter()]
 
         # roll out: group_size episodes of each task; slots and episodes have the same numbers in any world
@@ -890,6 +889,7 @@ def train(args: Args) -> None:
         counts = [(len(e.logprobs), -sum(e.logprobs), e.cut, len(e.steps), e not in learnt) for e in played]
         tokens, surprise, cut, turns, lost = ranks.sum(np.array(counts, dtype=float).reshape(-1, 5).sum(0)).tolist()
         spent += round(tokens)
+        last = iteration + 1 == args.total_iterations or spent >= most_tokens
         success = np.array([s.episode.success for s in samples])  # [samples], as are the next two
         over = np.array([s.trajectory.violates(budget) for s in samples], dtype=bool)
         member = np.array([s.group for s in samples])

@@ -1059,9 +1059,10 @@ def test_what_a_wrapper_cuts_has_no_verdict(checkpoint, tmp_path):
     with pytest.raises(Refused, match=r"iteration 0: no episode reached a verdict \(cut by a wrapper\)"):
         trainer.train(args)
     two = ('{"max_turns": 4, "max_episode_steps": 2}', '{"max_turns": 4}')
-    changes = {"env_kwargs": two, "total_iterations": 1, "run_dir": str(tmp_path / "two"), "method": "pass-at-k"}
+    changes = {"env_kwargs": two, "total_tokens": 1, "run_dir": str(tmp_path / "two"), "method": "pass-at-k"}
     folder = run(trainer, replace(args, **changes))
-    (row,) = rows(folder)
+    (row,) = rows(folder)  # one iteration is more than one token, and the end of the run
+    assert (folder / "checkpoints" / "iteration_000001").is_dir()
     kept = list(agent_gym.read_trajectories(folder / "trajectories" / "iteration_000000.jsonl"))
     assert 16 <= len(kept) == 32 - row["charts/infra"] < 32
     assert row["charts/success"] == np.mean([t.success for t in kept])
