@@ -219,8 +219,8 @@ def follow(rates: np.ndarray, samples: list[Sample], ranks: Ranks) -> np.ndarray
 
 
 def roll_out(stage: Stage, tasks: list[Task], chosen: list[int], draws: list[int]) -> list[Episode]:
-    """Play an episode of each task that ``chosen`` names by its index, those of each environment in its own pool;
-    ``draws`` are the sampling seeds. All three have the shape [episodes]."""
+    """Play an episode of each task that ``chosen`` names by its index, shape [episodes], those of each environment in
+    its own pool. ``draws`` are the sampling seeds, shape [episodes]."""
     played: dict[int, Episode] = {}
     for env, pool in enumerate(stage.pools):
         own = [n for n, i in enumerate(chosen) if tasks[i].env == env]
