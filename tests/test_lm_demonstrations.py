@@ -108,9 +108,6 @@ def test_what_is_copied_has_the_same_tokens_everywhere(chat):
         assert has(text, "O4151")
         assert len(chat.encode("O4151")) == 5
     assert len(chat.encode('","customer":"')) == 1
-    assert chat.count(action) == len(chat.spelled(action))  # what is charged is what is written
-    for end in ("}}", "]", "", "\n", '"}'):
-        assert chat.encode(f"{end}</tool_call>")[-1] == chat.spelled(action)[-2]
     assert chat.tokenizer.convert_ids_to_tokens(chat.spelled(action))[::len(chat.spelled(action)) - 1] == [
         "<tool_call>", "<|end|>",
     ]  # fmt: skip

@@ -103,8 +103,9 @@ def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: ra
 
 
 def demonstrations(
-    env: gym.Env, seeds: Sequence[int], *, wasteful: float, waste: float, ranks: Ranks | None = None
-) -> list[Dialogue]:
+    env: gym.Env, seeds: Sequence[int], *, wasteful: float, waste: float, draws: Sequence[int] | None = None,
+    ranks: Ranks | None = None,
+) -> list[Dialogue]:  # fmt: skip
     """Play the oracle on the tasks that ``seeds`` draw.
 
     Args:
@@ -112,15 +113,18 @@ def demonstrations(
         seeds: One a task.
         wasteful: Share of demonstrations with needless calls.
         waste: Probability of a needless call before each step of those.
+        draws: Seeds of what is needless in each; by default they follow from ``seeds``.
         ranks: Every process plays its share and has all of them in the end.
 
     Returns:
         Those that passed, in the order of the seeds.
     """
-    mine = list(enumerate(seeds)) if ranks is None else ranks.share(list(enumerate(seeds)))
+    draws = [stream("demonstration", seed) for seed in seeds] if draws is None else draws
+    every = list(enumerate(zip(seeds, draws, strict=True)))
+    mine = every if ranks is None else ranks.share(every)
     base, played = tool_env(env), []
-    for place, seed in tqdm(mine, "demonstrations", disable=ranks is not None and not ranks.first):
-        rng = random.Random(stream("demonstration", seed))
+    for place, (seed, draw) in tqdm(mine, "demonstrations", disable=ranks is not None and not ranks.first):
+        rng = random.Random(draw)
         _, info = env.reset(seed=seed)
         dialogue = Dialogue(info["messages"], info["tools"], [])
         actions = base.oracle()
@@ -236,7 +240,7 @@ def warm_start(
         raise Refused(f"none of {len(examples)} demonstrations is within {context} tokens; raise --max-context")
     parameters, optimizers = model.trained(), _optimizers(model, warm.lr)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    rng = random.Random(stream("warm start", seed))
+    rng = random.Random(stream(seed, "warm start"))
     size, updates = warm.batch_size, warm.updates or 0
     losses: list[float] = []
     queue: list[list[int]] = []

@@ -79,6 +79,9 @@ def _demonstrations(chat: Chat | None, args: Any, ranks: Ranks, kinds: Sequence[
     found: list[Dialogue] = []
     for number, (env_id, kwargs) in enumerate(kinds):
         (env,) = environments(env_id, 1, chat=chat, split="train", bounds={}, **kwargs)
-        seeds = [stream("demonstration", args.seed, i) for i in range(number, count, len(kinds))]
-        found += demonstrations(env, seeds, wasteful=args.warm.wasteful, waste=args.warm.waste, ranks=ranks)
+        own = range(number, count, len(kinds))
+        found += demonstrations(
+            env, [stream(args.seed, "demonstration task", i) for i in own], wasteful=args.warm.wasteful,
+            waste=args.warm.waste, draws=[stream(args.seed, "demonstration", i) for i in own], ranks=ranks,
+        )  # fmt: skip
     return found
