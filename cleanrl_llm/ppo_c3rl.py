@@ -663,13 +663,13 @@ def train(args: Args) -> None:
     ranks.check_equal(model.trained())
 
     # ---- the loop ----
+    most_tokens = math.inf if args.total_tokens is None else args.total_tokens
     bar = tqdm(range(first, args.total_iterations), args.method, args.total_iterations, initial=first,
                disable=not ranks.first)  # fmt: skip
     for iteration in bar:
-        if args.total_tokens is not None and spent >= args.total_tokens:
+        if spent >= most_tokens:
             break
         logging = iteration % args.log_every == 0 or iteration == args.total_iterations - 1
-        last = iteration == args.total_iterations - 1
         clock = [time.perf_counter()]
 
         # roll out: group_size episodes of each task
@@ -712,6 +712,7 @@ def train(args: Args) -> None:
 
         # report
         spent += (new := round(float(ranks.sum(np.array([generated]))[0])))
+        last = iteration == args.total_iterations - 1 or spent >= most_tokens
         row = {"iteration": iteration, "charts/generated_tokens": float(spent), **losses}
         row |= figures(episodes, credits, bound, ranks)
         row["charts/infra"] = float(ranks.sum(np.array([sum(e.infra for e in played)]))[0])
@@ -834,7 +835,7 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
         raise Refused(f"--dual.channels: unknown {sorted(unknown)}; the channels are {', '.join(CHANNELS)}")
     if args.keep_best and not args.eval_every:
         raise Refused("--keep-best needs --eval-every, the iterations between the tests that it compares")
-    size = size_of(args.model, args.init)
+    size = size_of(args.model, None if args.resume else args.init)
     rate = RATES[size] * (0.1 if size != "tiny" and not args.lora_rank else 1.0)  # of all parameters a tenth
     few = size != "tiny" and ranks.device.type == "cpu"
     fill(args, size, learning_rate=rate, eval_episodes=args.num_episodes if few else 256)
@@ -842,5 +843,4 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    torch.set_flush_denormal(True)
     command(Args, train, __doc__, "ppo_c3rl", extends=("total_iterations", "total_tokens"))

@@ -43,7 +43,7 @@ def starting_policy(
         "adapters": 0 if args.model == "tiny" else args.lora_rank,
     }  # fmt: skip
     kept = run.folder / "checkpoints" / "start"
-    begun = kept.exists()
+    begun = ranks.gather(kept.exists())[0]  # one answer, or a late process would see what the first has just written
     dialogues: list[Dialogue] = []
     if begun or args.init or args.model != "tiny":
         model = load(str(kept) if begun else args.init or args.model, **options)
