@@ -513,7 +513,7 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
         if wrong:
             raise Refused(sentence)
     if not args.resume:  # a run that goes on has all of it, and --init may be gone
-        size = size_of(args.model, None if args.resume else args.init)
+        size = size_of(args.model, args.init)
         whole = size != "tiny" and not args.lora_rank
         rate = SIZES[size]["learning_rate"] * (0.1 if whole else 1.0)
         few = size != "tiny" and ranks.device.type == "cpu"
