@@ -722,7 +722,7 @@ def test_one_update_in_one_two_and_four_processes(model, tmp_path):
         for (one, losses), (other, theirs) in zip(alone, torch.load(tmp_path / "out"), strict=True):
             for p, q in zip(one, other, strict=True):
                 torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
-            assert theirs == pytest.approx(losses, abs=1e-5)
+            assert theirs == pytest.approx(losses, abs=1e-5, rel=1e-4)
 
 
 # ---- whole runs ----
