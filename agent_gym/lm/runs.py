@@ -381,4 +381,5 @@ def command(
         print("\ninterrupted; continue with --resume and the run folder above", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
+        torch.set_flush_denormal(False)  # a caller's numbers are not ours to round
         Ranks.stop()
