@@ -675,7 +675,6 @@ def train(args: Args) -> None:
         # roll out: group_size episodes of each task
         tasks = [stream("task", args.seed, iteration, i // args.group_size) for i in mine]
         draws = [stream("rollout", args.seed, iteration, i) for i in mine]
-        engine.update(model)
         played = play(engine, chat, envs, tasks, limits, draws=draws)
         for i, episode in zip(mine, played, strict=True):
             episode.index = i  # its number in the whole batch
@@ -708,6 +707,7 @@ def train(args: Args) -> None:
             model, critic, optimizer, episodes, steps_advantages, bound, args, ranks,
             stream("update", args.seed, iteration),
         )  # fmt: skip
+        engine.update(model)
         clock.append(time.perf_counter())
 
         # report
@@ -733,7 +733,6 @@ def train(args: Args) -> None:
         )
         better = False
         if args.eval_every and (iteration + 1) % args.eval_every == 0:
-            engine.update(model)
             tested = summary(test(f"update {iteration + 1}"), budget)
             row |= {"test/success": tested["success@1"][0], "test/in_budget_success": tested["in-budget success"][0]}
             better, best = row["test/in_budget_success"] > best, max(best, row["test/in_budget_success"])
@@ -752,7 +751,6 @@ def train(args: Args) -> None:
                 run.save(f"iteration_{iteration + 1:06d}", model, state)
 
     # ---- the table and the pictures ----
-    engine.update(model)
     if args.eval_episodes:
         run.trajectories("test_final", test("final"))
     if ranks.first:

@@ -42,9 +42,9 @@ def oracle_costs(env: gym.Env, seeds: Sequence[int], ranks: Ranks | None = None)
         Total costs, shape [tasks, channels], in the order of the seeds; without the tasks that were not passed, since
         what runs them failed or a wrapper cut them.
     """
-    mine = list(enumerate(seeds)) if ranks is None else ranks.share(list(enumerate(seeds)))
+    ranks = ranks or Ranks()
     base, paid = tool_env(env), []
-    for place, seed in mine:
+    for place, seed in ranks.share(list(enumerate(seeds))):
         env.reset(seed=seed)
         for action in base.oracle():
             _, _, terminated, truncated, info = env.step(action)
@@ -52,7 +52,7 @@ def oracle_costs(env: gym.Env, seeds: Sequence[int], ranks: Ranks | None = None)
                 break
         if info.get("verdict", {}).get("status") == "pass":
             paid.append((place, [info["cost_total"][channel] for channel in CHANNELS]))
-    every = sorted(one for share in ([paid] if ranks is None else ranks.gather(paid)) for one in share)
+    every = sorted(one for share in ranks.gather(paid) for one in share)
     return np.array([costs for _, costs in every]).reshape(-1, len(CHANNELS))
 
 
@@ -99,7 +99,7 @@ def bounds(
         else:
             found[channel] = relative * mean[channel] if mean[channel] else math.inf
     broken = float((costs > np.array([found[channel] for channel in CHANNELS])).any(axis=1).sum()) / max(1, len(costs))
-    if ranks is None or ranks.first:
+    if (ranks or Ranks()).first:
         words = [
             f"{channel} {bound:.4g} ({bound / mean[channel]:.2f} x)" if mean[channel] else f"{channel} {bound:.4g}"
             for channel, bound in found.items()

@@ -120,10 +120,10 @@ def demonstrations(
         Those that passed, in the order of the seeds.
     """
     draws = [stream("demonstration", seed) for seed in seeds] if draws is None else draws
-    every = list(enumerate(zip(seeds, draws, strict=True)))
-    mine = every if ranks is None else ranks.share(every)
+    ranks = ranks or Ranks()
+    mine = ranks.share(list(enumerate(zip(seeds, draws, strict=True))))
     base, played = tool_env(env), []
-    for place, (seed, draw) in tqdm(mine, "demonstrations", disable=ranks is not None and not ranks.first):
+    for place, (seed, draw) in tqdm(mine, "demonstrations", disable=not ranks.first):
         rng = random.Random(draw)
         _, info = env.reset(seed=seed)
         dialogue = Dialogue(info["messages"], info["tools"], [])
@@ -137,8 +137,8 @@ def demonstrations(
                 break
         if info.get("verdict", {}).get("status") == "pass":
             played.append((place, dialogue))
-    shares = [played] if ranks is None else ranks.gather(played)
-    return [dialogue for _, dialogue in sorted((one for share in shares for one in share), key=lambda one: one[0])]
+    every = [one for share in ranks.gather(played) for one in share]
+    return [dialogue for _, dialogue in sorted(every, key=lambda one: one[0])]
 
 
 def dialogue_of(trajectory: Trajectory, env: gym.Env, where: str = "trajectory") -> Dialogue:

@@ -19,9 +19,7 @@ from agent_gym.env import tool_env
 from agent_gym.formats import Turn
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.rollout import Episode, answers
-from agent_gym.replay import plain_kwargs
 from agent_gym.tools import dump
-from agent_gym.trajectory import Step
 
 __all__ = ["Endpoint", "EndpointError", "play_endpoint"]
 
@@ -179,33 +177,18 @@ def play_endpoint(
 
 def _played(endpoint: Endpoint, env: gym.Env, index: int, seed: int, draw: int) -> tuple[Episode, int]:
     """An episode from its reset to its end, and the tokens it took."""
-    base: Any = tool_env(env)
     observation, info = env.reset(seed=seed)
-    kwargs = {**plain_kwargs(base.spec.kwargs), **({"budget": base.budget} if "budget" in base.spec.kwargs else {})}
-    episode = Episode(
-        index, base.spec.id, kwargs, info["task_id"], info["task_hash"], info["task_type"], seed, [],
-        info["cost_total"], observation,
-    )  # fmt: skip
-    messages, tools = list(info["messages"]), info["tools"]
-    spent = 0
+    episode = Episode.begun(index, env, seed, observation, info)
+    messages, tools, spent = list(info["messages"]), info["tools"], 0
     while True:
         message, tokens = endpoint.ask(messages, tools, draw)
-        turn = base.read(message)
-        observation, reward, terminated, truncated, info = env.step(message)
-        episode.steps.append(
-            Step(
-                episode.observation, message, info["cost"], info["tool_results"], info["state_hash"], terminated,
-                truncated,
-            )
-        )  # fmt: skip
-        episode.observation, episode.cost_total = observation, info["cost_total"]
-        episode.cut += message.get("finish_reason") == "length"
-        spent += int(info["cost"]["output_tokens"]) if tokens is None else tokens
-        if terminated or truncated:
-            episode.verdict = info.get("verdict")
-            episode.reward = None if episode.infra else float(reward)
+        turn = tool_env(env).read(message)
+        over = episode.note(message, env.step(message))
+        step = episode.steps[-1]
+        spent += int(step.cost["output_tokens"]) if tokens is None else tokens
+        if over:
             return episode, spent
-        messages += _exchange(turn, info["tool_results"], observation, len(episode.steps))
+        messages += _exchange(turn, step.tool_results, episode.observation, len(episode.steps))
 
 
 def _exchange(turn: Turn, results: Sequence[Mapping[str, Any]], observation: str, number: int) -> list[dict[str, Any]]:

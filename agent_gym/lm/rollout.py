@@ -94,6 +94,55 @@ class Episode:
         """Whether it ended without a verdict: what runs it failed, or a wrapper cut it."""
         return self.verdict is None or self.verdict["status"] == "infra"
 
+    @classmethod
+    def begun(
+        cls, index: int, env: gym.Env, seed: int, observation: str, info: Mapping[str, Any], ids: Sequence[int] = ()
+    ) -> Episode:
+        """The episode that a reset begins.
+
+        Args:
+            index: Its place among the starts.
+            env: Where.
+            seed: Of the reset.
+            observation: What the reset returned, as is the next.
+            info: See there.
+            ids: The prompt, where a model reads ids.
+        """
+        base: Any = tool_env(env)
+        kwargs = plain_kwargs(base.spec.kwargs) | ({"budget": base.budget} if "budget" in base.spec.kwargs else {})
+        return cls(
+            index, base.spec.id, kwargs, info["task_id"], info["task_hash"], info["task_type"], seed, list(ids),
+            info["cost_total"], observation,
+        )  # fmt: skip
+
+    def note(
+        self, action: Any, outcome: Any, ids: list[int] | None = None, logprobs: list[float] | None = None
+    ) -> bool:
+        """Write down a step and what came of it.
+
+        Args:
+            action: What was played.
+            outcome: What ``env.step`` returned.
+            ids: Of a turn that was sampled here.
+            logprobs: Of these.
+
+        Returns:
+            Whether it ended the episode.
+        """
+        observation, reward, terminated, truncated, info = outcome
+        self.cut += isinstance(action, Mapping) and action.get("finish_reason") == "length"
+        self.steps.append(
+            Step(
+                self.observation, action, info["cost"], info["tool_results"], info["state_hash"], terminated,
+                truncated, ids, logprobs,
+            )
+        )  # fmt: skip
+        self.observation, self.cost_total = observation, info["cost_total"]
+        if terminated or truncated:
+            self.verdict = info.get("verdict")
+            self.reward = None if self.infra else float(reward)
+        return terminated or truncated
+
     def trajectory(self, group: Group | None = None) -> Trajectory:
         """The episode as the suite's trajectory files hold it, a branch's from its origin's first step on.
 
@@ -231,22 +280,18 @@ def _opened(chat: Chat, envs: list[gym.Env], indices: list[int], start: int | Br
     """Begin the same episode in each environment; its prompt is encoded once."""
     rows, prompt = [], None
     for env, index in zip(envs, indices, strict=True):
-        base: Any = tool_env(env)
         if isinstance(start, Branch):
             old, t = start.episode, start.t
             agent_gym.restore(env, old.snapshots[t])
             episode = Episode(
                 index, old.env_id, old.env_kwargs, old.task_id, old.task_hash, old.task_type, old.seed,
-                old.ids[: old.spans[t][0]], base.cost_total, old.steps[t].observation, (*old.before, *old.steps[:t]),
+                old.ids[: old.spans[t][0]], tool_env(env).cost_total, old.steps[t].observation,
+                (*old.before, *old.steps[:t]),
             )  # fmt: skip
         else:
             observation, info = env.reset(seed=start)
             prompt = chat.prompt(info["messages"], info["tools"]) if prompt is None else prompt
-            kwargs = plain_kwargs(base.spec.kwargs) | ({"budget": base.budget} if "budget" in base.spec.kwargs else {})
-            episode = Episode(
-                index, base.spec.id, kwargs, info["task_id"], info["task_hash"], info["task_type"], start,
-                list(prompt), info["cost_total"], observation,
-            )  # fmt: skip
+            episode = Episode.begun(index, env, start, observation, info, prompt)
         rows.append(_Row(episode, env, _overlong(episode, 0, limits)))
     return rows
 
@@ -257,24 +302,13 @@ def _advanced(chat: Chat, row: _Row, turn: Turn, limits: Limits) -> list[_Row]:
     ids, logprobs = list(turn.ids), list(turn.logprobs)
     text = chat.text(ids)
     action: Any = text if turn.stopped else {"role": "assistant", "content": text, "finish_reason": "length"}
-    episode.cut += not turn.stopped
     episode.spans.append((len(episode.ids), len(episode.ids) + len(ids)))
     episode.ids += ids
     episode.logprobs += logprobs
     episode.snapshots.append(agent_gym.snapshot(env))
-    observation, reward, terminated, truncated, info = env.step(action)
-    results = info["tool_results"]
-    episode.steps.append(
-        Step(
-            episode.observation, action, info["cost"], results, info["state_hash"], terminated, truncated, ids, logprobs
-        )
-    )
-    episode.observation, episode.cost_total = observation, info["cost_total"]
-    if terminated or truncated:
-        episode.verdict = info.get("verdict")
-        episode.reward = None if episode.infra else float(reward)
+    if episode.note(action, env.step(action), ids, logprobs):
         return [_Row(episode, env, True)]
-    reply = chat.reply(answers(observation, results), turn.stopped)
+    reply = chat.reply(answers(episode.observation, episode.steps[-1].tool_results), turn.stopped)
     done = _overlong(episode, len(reply), limits)
     episode.ids += [] if done else reply
     return [_Row(episode, env, done)]

@@ -44,20 +44,19 @@ def starting_policy(
     }  # fmt: skip
     kept = run.folder / "checkpoints" / "start"
     begun = ranks.gather(kept.exists())[0]  # one answer, or a late process would see what the first has just written
-    dialogues: list[Dialogue] = []
-    if begun or args.init or args.model != "tiny":
-        model = load(str(kept) if begun else args.init or args.model, **options)
-        chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops, sees_tools=args.model != "tiny")
-        updates = 0 if begun or args.init else args.warm.updates or 0
-        if updates:
-            dialogues = _demonstrations(chat, args, ranks, kinds)
-    else:
-        chosen = [tiny.preset(env_id) for env_id, _ in kinds]
-        updates = max(one.updates for one in chosen) if args.warm.updates is None else args.warm.updates
+    fresh = args.model == "tiny" and not begun and not args.init
+    if fresh:
         dialogues = _demonstrations(None, args, ranks, kinds)
         model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), args.seed).to(ranks.device)
-        chat = Chat(model.tokenizer, stops=model.stops, sees_tools=False)
+    else:
+        model = load(str(kept) if begun else args.init or args.model, **options)
+    chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops, sees_tools=args.model != "tiny")
+    updates = 0 if begun or args.init else args.warm.updates
+    if updates is None:
+        updates = max(tiny.preset(env_id).updates for env_id, _ in kinds) if fresh else 0
     if updates:
+        if not fresh:
+            dialogues = _demonstrations(chat, args, ranks, kinds)
         loss = warm_start(
             model, [encoded(chat, dialogue) for dialogue in dialogues], replace(args.warm, updates=updates),
             context=args.max_context, most_tokens=args.micro_batch_tokens, seed=args.seed, ranks=ranks,
@@ -66,12 +65,14 @@ def starting_policy(
             print(f"warm start: the loss is still {loss:.2f} a token, which leaves little to improve (--warm.updates)")
     if not begun:
         run.save("start", model, {})
-    if not begun and args.model == "tiny" and not args.init:
+    if fresh:
         model = load(str(kept), **options)  # as a resumed run has it, in the asked precision
     return model, chat
 
 
-def _demonstrations(chat: Chat | None, args: Any, ranks: Ranks, kinds: Sequence[tuple[str, dict[str, Any]]]) -> Any:
+def _demonstrations(
+    chat: Chat | None, args: Any, ranks: Ranks, kinds: Sequence[tuple[str, dict[str, Any]]]
+) -> list[Dialogue]:
     """The oracle's, of each environment an equal share."""
     count = args.warm.demonstrations
     if count is None:
