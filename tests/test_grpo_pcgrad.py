@@ -48,13 +48,7 @@ ALONE = Ranks()
 trainer = load_trainer("grpo_pcgrad")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums of floats depend on the number of threads, and runs are compared digit by digit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SMALL = {

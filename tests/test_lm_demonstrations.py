@@ -40,13 +40,7 @@ TIGHT = {"budget": {"output_tokens": 1}, "on_budget": "truncate"}
 WARM = WarmStart(updates=6, batch_size=4, demonstrations=40)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums depend on the number of threads, and weights are compared digit by digit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,7 @@ MIXED = ["sliding_attention", "full_attention"]
 TOKEN = 2 * 2 * 2 * 16 * 4  # bytes: layers, keys and values, heads, size, float32
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model_of(config=None, seed=0):

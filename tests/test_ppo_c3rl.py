@@ -37,13 +37,7 @@ trainer = load_trainer("ppo_c3rl")
 ALONE = Ranks()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums of floats depend on the number of threads, and a resumed run is compared digit by digit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arguments(**changes):
