@@ -834,7 +834,6 @@ def train(args: Args) -> None:
 
     def test(title: str, samples: int) -> list[Trajectory]:
         """So many episodes of each test task, with their groups; the same list on all ranks."""
-        engine.update(model)
         played = examine(test_stage, tests, samples, ranks, stream("test", args.seed, title), title)
         return [replace(t, group=grouping.of(tests[i // samples], t)) for i, t in enumerate(played)]
 
@@ -847,6 +846,7 @@ def train(args: Args) -> None:
     optimizer = torch.optim.AdamW(model.trained(), lr=args.learning_rate or 0.0, weight_decay=0.0)
     if newest := run.newest("iteration"):
         model.restore(newest)
+        engine.update(model)
         state = run.state(newest)
         first, spent, best, rates = state["iteration"], state["tokens"], state["best"], np.array(state["rates"])
         optimizer.load_state_dict(state["optimizer"])
@@ -866,7 +866,6 @@ def train(args: Args) -> None:
         drawn = draw(pool, rates, args, iteration)  # [slots]
         own = [s * args.group_size + i for s in ranks.share(range(len(drawn))) for i in range(args.group_size)]
         draws = [stream("rollout", args.seed, iteration, n) for n in own]
-        engine.update(model)
         played = roll_out(stage, pool, [drawn[n // args.group_size] for n in own], draws)
         clock.append(time.perf_counter())
 
@@ -882,6 +881,7 @@ def train(args: Args) -> None:
         # advantages, update
         advantage = advantages(samples, args)  # [samples]
         losses, conflict = update(model, optimizer, samples, advantage, len(names), args, iteration, ranks)
+        engine.update(model)
         rates = follow(rates, samples, ranks)
         clock.append(time.perf_counter())
 
