@@ -27,6 +27,7 @@ from typing import Any
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv
+from agent_gym.envs.splits import check_split
 from agent_gym.tools import Call, Tool, ToolError, dump
 from agent_gym.verdict import Verdict
 
@@ -436,8 +437,7 @@ class BFCLEnv(ToolEnv):
         super().__init__(max_turns=max_turns, **kwargs)
         if tasks != "bfcl":
             raise ValueError(f"tasks={tasks!r}: BFCLEnv has only 'bfcl'")
-        if split not in ("train", "test"):
-            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        check_split(split)
         self.split = split
         self.task_ids: tuple[str, ...] = tuple(_tasks())
 

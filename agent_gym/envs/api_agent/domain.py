@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ from agent_gym.env import Outcome
 from agent_gym.envs.api_agent.answer import spoken
 from agent_gym.envs.api_agent.schema import SchemaTool
 from agent_gym.envs.api_agent.world import Record, Transaction, World
+from agent_gym.envs.splits import split_of
 from agent_gym.tools import Call, Tool
 
 __all__ = ["DOMAINS", "APITask", "Domain", "Draft", "compose", "register_domain", "run_tool", "split_of"]
 
 R = TypeVar("R", bound=Record)
 
-SPLITS = ("train", "test")
 # what the built-in services take: an indexed look-up, a slow scan, a write
 LOOKUP = Latency(base_ms=40.0, per_unit_ms=2.0)
 SCAN = Latency(base_ms=300.0, per_unit_ms=30.0)
@@ -36,11 +35,6 @@ MOST_GOALS = 4
 MOST_REPLIES = 16
 TWINS = 4
 """Records beside the right one that a reader of one listing cannot tell from it, so that a guess seldom passes."""
-
-
-def split_of(entity: str) -> str:
-    """The split an entity's name or id belongs to: a quarter of all strings is kept for test."""
-    return SPLITS[zlib.crc32(entity.encode()) % 4 == 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,7 +437,7 @@ _atom_tables: dict[tuple[str, ...], dict[int, list[Atom]]] = {}
 
 def _grouped(atom: Atom, domains: tuple[str, ...]) -> Atom:
     """The atom with the groups of the calls it makes, found by building it once."""
-    g = Draft(random.Random(0), SPLITS[0])
+    g = Draft(random.Random(0), "train")
     g.tables = {table: {} for d in domains for table in DOMAINS[d].tables}
     g._source = atom.source
     atom.goal.build(g, atom.by)
@@ -468,7 +462,7 @@ def _atoms(domains: tuple[str, ...]) -> dict[int, list[Atom]]:
 
 def composition_split(atoms: Sequence[Atom]) -> str:
     """The split of a multiset of atoms: a third of all compositions is kept for test."""
-    return SPLITS[sum(atom.phase for atom in atoms) % 3 == 0]
+    return "test" if sum(atom.phase for atom in atoms) % 3 == 0 else "train"
 
 
 def _draw_composition(rng: random.Random, domains: tuple[str, ...], split: str, calls: int) -> list[Atom]:
@@ -489,7 +483,7 @@ def _draw_composition(rng: random.Random, domains: tuple[str, ...], split: str, 
             atoms.append(rng.choice(fitting[rng.choice([*fitting])]))
             taken |= atoms[-1].groups
             left -= atoms[-1].calls
-        if not left and composition_split(atoms) == split:
+        if not left and (composition_split(atoms) == "test") == (split == "test"):
             return atoms
     raise ValueError(
         f"the domains {list(domains)} have no {split} task of {calls} necessary calls; "
@@ -512,7 +506,7 @@ def compose(split: str, calls: int, seed: int, domains: tuple[str, ...]) -> APIT
     """The task of a split and a seed: a pure function.
 
     Args:
-        split: ``"train"`` or ``"test"``; they share neither entities nor compositions of goals.
+        split: One of ``SPLITS``. No two share an entity; test has compositions of goals of its own.
         calls: Necessary tool calls, 1 to 8. Distractors grow with it.
         seed: Any non-negative integer.
         domains: Where goals, sources and distractors come from.

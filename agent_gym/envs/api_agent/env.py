@@ -18,7 +18,6 @@ from agent_gym.envs.api_agent.answer import answer_faults, spoken
 from agent_gym.envs.api_agent.domain import (
     DOMAINS,
     MOST_CALLS,
-    SPLITS,
     APITask,
     Talk,
     check_names,
@@ -29,6 +28,7 @@ from agent_gym.envs.api_agent.domain import (
 )
 from agent_gym.envs.api_agent.guesses import gambles
 from agent_gym.envs.api_agent.world import Record, World
+from agent_gym.envs.splits import SPLITS, check_split
 from agent_gym.records import Own, Text, checked, load_records
 from agent_gym.tools import Call, Tool, ToolError, dump, load
 from agent_gym.verdict import Verdict
@@ -63,8 +63,7 @@ class APIAgentEnv(ToolEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        check_split(split)
         names = _builtin.NAMES if domains is None else _in_order(domains)
         self.split, self.domains = split, names
         given, self.left_out = ([], {}) if tasks is None else load_tasks(tasks, self.max_turns)

@@ -12,10 +12,11 @@ from typing import Any
 
 from agent_gym.costs import Latency
 from agent_gym.env import Action, Outcome, ToolEnv, asked_levels, fingerprint
-from agent_gym.envs.code_agent.generate import KINDS, LEVELS, SPLITS, compose
+from agent_gym.envs.code_agent.generate import KINDS, LEVELS, compose
 from agent_gym.envs.code_agent.published import load_tasks
 from agent_gym.envs.code_agent.tasks import Checks, CodeTask, Computed, count, subset
 from agent_gym.envs.code_agent.workspace import Workspace
+from agent_gym.envs.splits import SPLITS, check_split
 from agent_gym.sandbox import Asserts, Cases, Limits, Raises, Test, shared_pool
 from agent_gym.sandbox.grader import Calls
 from agent_gym.sandbox.pool import Pool
@@ -178,8 +179,7 @@ class CodeAgentEnv(ToolEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        check_split(split)
         difficulty = [LEVELS[0], LEVELS[-1]] if difficulty is None else difficulty
         asked = asked_levels(difficulty, LEVELS[-1])
         if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_gym.envs.code_agent.inputs import TEST_PROGRAMS, Case, draw_cases, files, programs
+from agent_gym.envs.code_agent.inputs import TEST_PROGRAMS, VALIDATION_PROGRAMS, Case, draw_cases, files, programs
 from agent_gym.envs.code_agent.mutate import Mutant, line_budget_run, mutants, same
 from agent_gym.envs.code_agent.tasks import CodeTask
 from agent_gym.envs.code_agent.workspace import Workspace
@@ -24,9 +24,10 @@ from agent_gym.sandbox import Raises, Test
 from agent_gym.text import split_lines
 from agent_gym.tools import Call, dump
 
-__all__ = ["KINDS", "LEVELS", "SPLITS", "compose"]
+__all__ = ["KINDS", "LEVELS", "compose"]
 
-SPLITS = ("train", "test")
+STREAMS = {"train": 0, "test": 1, "validation": 2}
+"""The number of a split in the seeds of its tasks."""
 LEVELS = (1, 2, 3, 4, 5)
 KINDS: dict[str, tuple[int, ...]] = {"repair": LEVELS, "completion": (2, 3)}
 
@@ -46,17 +47,23 @@ SECOND = ("item part value mark limit total count place score entry group piece 
           "step unit point index chunk label key size order offset buffer table").split()  # fmt: skip
 
 
+def _programs(split: str) -> Sequence[str]:
+    """The programs of a split, sorted."""
+    held_out = {"validation": VALIDATION_PROGRAMS, "test": TEST_PROGRAMS}
+    return held_out.get(split) or [n for n in programs() if not any(n in names for names in held_out.values())]
+
+
 def compose(split: str, kind: str, level: int, seed: int) -> CodeTask:
     """The task that these four name; the same on every machine.
 
     Args:
-        split: ``"train"`` or ``"test"``, which have no program in common.
+        split: One of ``SPLITS``; no two have a program in common.
         kind: A key of ``KINDS``.
         level: Its difficulty.
         seed: Any whole number.
     """
-    rng = np.random.default_rng([SPLITS.index(split), list(KINDS).index(kind), level, seed])
-    names = [name for name in programs() if (name in TEST_PROGRAMS) == (split == "test")]
+    rng = np.random.default_rng([STREAMS[split], list(KINDS).index(kind), level, seed])
+    names = _programs(split)
     while True:  # not every program has a fault of every kind
         program = names[int(rng.integers(len(names)))]
         fault = (_repair if kind == "repair" else _completion)(program, level, rng)

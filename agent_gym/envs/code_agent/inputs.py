@@ -38,6 +38,17 @@ TEST_PROGRAMS: tuple[str, ...] = (
     "task_order",
     "truth_tables",
 )
+# Only the split "validation" uses these.
+VALIDATION_PROGRAMS: tuple[str, ...] = (
+    "durations",
+    "grade_book",
+    "graph_paths",
+    "lru_pages",
+    "polynomials",
+    "shipping",
+    "spiral",
+    "wrapping",
+)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv, asked_levels
+from agent_gym.envs.splits import SPLITS, check_split
 from agent_gym.envs.sql_agent.compare import differences, same_rows, same_value
 from agent_gym.envs.sql_agent.database import INSTRUCTIONS, MOST_SQL, Database, QueryError, Result, cut, shown, spelled
-from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, SPLITS, compose, kind_of
+from agent_gym.envs.sql_agent.generate import KINDS, LEVELS, compose, kind_of
 from agent_gym.envs.sql_agent.syntax import holds_fence, identifiers, looks_like_query, tokens, writes
 from agent_gym.envs.sql_agent.tasks import SQLTask, changed, gold_order, gold_result, load_tasks
 from agent_gym.envs.sql_agent.world import World
@@ -150,8 +151,7 @@ class SQLEnv(ToolEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        check_split(split)
         difficulty = [LEVELS[0], LEVELS[-1]] if difficulty is None else difficulty
         self.levels = asked_levels(difficulty, LEVELS[-1])
         if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):

@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
+from agent_gym.envs.splits import split_of
 from agent_gym.envs.sql_agent.compare import differences
 from agent_gym.envs.sql_agent.database import Database, Result, Row
 from agent_gym.envs.sql_agent.mutants import beside, mutants
@@ -19,9 +20,8 @@ from agent_gym.envs.sql_agent.tasks import SQLTask, gold_result, in_order
 from agent_gym.envs.sql_agent.world import World
 from agent_gym.tools import Call, ToolError
 
-__all__ = ["KINDS", "LEVELS", "SPLITS", "compose", "kind_of"]
+__all__ = ["KINDS", "LEVELS", "compose", "kind_of"]
 
-SPLITS = ("train", "test")
 LEVELS = (1, 2, 3, 4, 5)
 KINDS = ("query", "change")
 REFILLS = 2
@@ -55,12 +55,12 @@ _SYLLABLES = [
 
 
 def _words(rng: np.random.Generator, split: str, syllables: int, count: int) -> list[str]:
-    """Different made-up words; a quarter of all words is kept for the test split."""
+    """Different made-up words; no two splits have one in common."""
     found: dict[str, None] = {}
     while len(found) < count:
         for numbers in rng.integers(len(_SYLLABLES), size=(4 * count, syllables)).tolist():
             word = "".join([_SYLLABLES[n] for n in numbers]).capitalize()
-            if (crc32(word.encode()) % 4 == 0) == (split == "test"):
+            if split_of(word) == split:
                 found[word] = None
                 if len(found) == count:
                     break
@@ -974,7 +974,7 @@ def compose(split: str, level: int, seed: int) -> SQLTask:
     """The task of a seed.
 
     Args:
-        split: ``"train"`` or ``"test"``.
+        split: One of ``SPLITS``.
         level: Difficulty, 1 to 5.
         seed: Any whole number from 0.
 

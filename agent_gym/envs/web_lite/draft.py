@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-import zlib
 from dataclasses import dataclass, field
 
 from agent_gym.envs.api_agent.world import Record
+from agent_gym.envs.splits import split_of
 from agent_gym.envs.web_lite.site import Goal
 
-__all__ = ["SPLITS", "Clash", "Draft", "Step", "split_of"]
-
-SPLITS = ("train", "test")
+__all__ = ["Clash", "Draft", "Step"]
 
 Step = tuple[str, str, str]
 """A tool; the name of an element, or the address to go to; what is written there."""
@@ -19,11 +17,6 @@ Step = tuple[str, str, str]
 
 class Clash(Exception):
     """These goals do not go together, or there is no room for them."""
-
-
-def split_of(entity: str) -> str:
-    """The split an entity belongs to: a quarter of all strings is kept for test."""
-    return SPLITS[zlib.crc32(f"web {entity}".encode()) % 4 == 0]
 
 
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "st")
@@ -77,7 +70,7 @@ class Draft:
         while True:
             syllables = range(2 + (self.rng.random() < 0.5))
             word = "".join(self.rng.choice(_ONSETS) + self.rng.choice(_VOWELS) for _ in syllables).capitalize()
-            if split_of(word) == self.split and word not in self._names:
+            if split_of(f"web {word}") == self.split and word not in self._names:
                 self._names.add(word)
                 return begin + word
 
@@ -85,7 +78,7 @@ class Draft:
         """A new code such as ``C4821``."""
         while True:
             code = f"{prefix}{self.rng.randrange(1000, 10_000)}"
-            if split_of(code) == self.split and code not in self._names:
+            if split_of(f"web {code}") == self.split and code not in self._names:
                 self._names.add(code)
                 return code
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv, asked_levels
+from agent_gym.envs.splits import SPLITS, check_split
 from agent_gym.envs.web_lite.actions import act
 from agent_gym.envs.web_lite.dom import DomBackend
-from agent_gym.envs.web_lite.draft import SPLITS
 from agent_gym.envs.web_lite.page import Page
 from agent_gym.envs.web_lite.site import unsigned
 from agent_gym.envs.web_lite.sites import SITES
@@ -120,8 +120,7 @@ class WebLiteEnv(ToolEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(render_mode=None if render_mode == "rgb_array" else render_mode, **kwargs)
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        check_split(split)
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r}: choose one of {', '.join(map(repr, BACKENDS))}")
         if tasks is not None:

@@ -18,6 +18,7 @@ import gymnasium as gym
 
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv
+from agent_gym.envs.splits import check_split
 from agent_gym.envs.web_lite.chromium import CENTRE, OnePage, find_chromium, open_page, pixels
 from agent_gym.replay import Drift
 from agent_gym.tools import Tool, ToolError
@@ -352,8 +353,7 @@ class MiniWoBEnv(OnePage, ToolEnv):
         super().__init__(render_mode=None if render_mode == "rgb_array" else render_mode, **kwargs)
         if backend != "chromium":
             raise ValueError(f"backend={backend!r}: the pages of MiniWoB++ are scripts; they need 'chromium'")
-        if split not in ("train", "test"):
-            raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+        check_split(split)
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold!r}: a reward above 0, at most 1")
         find_chromium()

@@ -11,7 +11,7 @@ from typing import Any
 
 from agent_gym.envs.web_lite.actions import Backend, act
 from agent_gym.envs.web_lite.dom import DomBackend
-from agent_gym.envs.web_lite.draft import SPLITS, Clash, Draft, Step
+from agent_gym.envs.web_lite.draft import Clash, Draft, Step
 from agent_gym.envs.web_lite.page import Element, canonical_path
 from agent_gym.envs.web_lite.site import Goal, Session, Setting, Site, signed
 from agent_gym.envs.web_lite.sites import SITES
@@ -126,10 +126,10 @@ Part = tuple[Goal, str]
 
 
 def composition_split(parts: Sequence[Part]) -> str | None:
-    """The split of a multiset of goals: a third of them is test's. A single goal belongs to both (None)."""
+    """The split of a multiset of goals: a third of them is test's. A single goal belongs to all (None)."""
     if len(parts) < 2:
         return None
-    return SPLITS[sum(goal.index + list(goal.ways).index(way) for goal, way in parts) % 3 == 0]
+    return "test" if sum(goal.index + list(goal.ways).index(way) for goal, way in parts) % 3 == 0 else "train"
 
 
 def _draw(rng: random.Random, site: Site, calls: int) -> list[Part]:
@@ -223,7 +223,7 @@ def compose(split: str, calls: int, seed: int, sites: tuple[str, ...]) -> WebTas
     """The task of a split and a seed: a pure function.
 
     Args:
-        split: ``"train"`` or ``"test"``; they share no name and no composition of two goals or more.
+        split: One of ``SPLITS``. No two share a name; test has compositions of two goals or more of its own.
         calls: Actions of a straightforward solution, 1 to 8.
         seed: Any non-negative integer.
         sites: Where it may take place.
@@ -232,10 +232,11 @@ def compose(split: str, calls: int, seed: int, sites: tuple[str, ...]) -> WebTas
         ValueError: If these sites have no such task.
     """
     rng = random.Random(f"web-{split}-{calls}-{seed}")
+    ours = (None, "test" if split == "test" else "train")
     for _ in range(1000):
         site = SITES[rng.choice(sites)]
         parts = _draw(rng, site, calls)
-        if parts and composition_split(parts) in (None, split) and (task := _try(rng, site, parts, split, calls, seed)):
+        if parts and composition_split(parts) in ours and (task := _try(rng, site, parts, split, calls, seed)):
             return task
     raise ValueError(f"the sites {', '.join(sites)} have no {split} task of {calls} actions")
 
