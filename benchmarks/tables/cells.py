@@ -1,0 +1,201 @@
+"""Every cell of the tables: a table, an environment, a method, a budget and a seed make the command line of a trainer.
+
+All methods of a table start from the ready-made policy of the environment, generate the same number of tokens, and are
+tested on the same tasks. A method's own knob has three settings, tried on a seed that is in no table (``tune``).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ABLATIONS", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "METHODS", "OURS", "PASSK", "Cell", "Method",
+           "cells"]  # fmt: skip
+
+ROOT = Path(__file__).parents[2]
+ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
+TOKENS = {"APIAgent-v0": 300_000, "SQL-v0": 250_000, "WebLite-v0": 250_000, "CodeAgent-v0": 250_000}  # of a run
+BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
+SEEDS, TUNING_SEED = (1, 2, 3, 4, 5), 100
+
+EPISODES, GROUP, ITERATIONS = 64, 8, 120  # the tokens end a run, after 40 iterations or more
+TESTS = ("--eval-episodes", "256", "--no-eval-start")
+STEADY = (
+    "--num-episodes", str(EPISODES), "--group-size", str(GROUP), "--total-iterations", str(ITERATIONS),
+    "--checkpoint-every", "1000",
+)  # fmt: skip
+COMMON = {
+    "ppo_c3rl": (*STEADY, *TESTS, "--log-every", "5"),
+    "grpo_pcgrad": (*STEADY, "--log-every", "1000", "--eval-every", "0", "--group-by", "task-type"),
+    "rft": (*TESTS, "--rounds", "100", "--tasks-per-round", "128"),
+}
+SMOKE = {  # what is said last counts
+    "ppo_c3rl": ("--num-episodes", "8", "--total-iterations", "2", "--eval-episodes", "4"),
+    "grpo_pcgrad": ("--num-episodes", "8", "--total-iterations", "2", "--pool-tasks", "4"),
+    "rft": ("--tasks-per-round", "2", "--rounds", "1", "--eval-episodes", "4", "--pass-tasks", "1"),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a table.
+
+    Args:
+        title: Its name there.
+        trainer: A file of cleanrl_llm.
+        flags: What it differs by.
+        knob: The flag that is tuned for it; none has nothing to tune.
+        trials: Its three settings.
+        chosen: The one that the tables use.
+    """
+
+    title: str
+    trainer: str
+    flags: tuple[str, ...] = ()
+    knob: str = ""
+    trials: tuple[str, ...] = ()
+    chosen: str = ""
+
+    def tuned(self, setting: str) -> tuple[str, ...]:
+        """Its flags, with the knob at a setting."""
+        return (*self.flags, self.knob, setting) if self.knob else self.flags
+
+
+def _ppo(title: str, flags: str, knob: str, trials: str, chosen: str) -> Method:
+    return Method(title, "ppo_c3rl", tuple(flags.split()), knob, tuple(trials.split()), chosen)
+
+
+PLAIN_GRPO = ("--surgery", "none", "--pool-tasks", "512", "--eval-tasks", "256", "--eval-samples", "1",
+              "--no-eval-start")  # fmt: skip
+REFIT = ("--learning-rate", ("3e-4", "1e-3", "2e-3"), "1e-3")
+C3 = "--method c3rl --credit.mode eliminate --credit.cost excess-group"
+C3_LOO = "--method c3rl --credit.mode leave-one-out"
+
+METHODS = {  # chosen: the default, until the table ``tune`` names a winner
+    "c3": _ppo("C3-RL", C3, "--dual.lr", "0.05 0.1 0.2", "0.1"),
+    "c3_loo": _ppo("C3-RL, leave-one-out", C3_LOO, "--dual.lr", "0.05 0.1 0.2", "0.1"),
+    "penalty": _ppo("fixed penalty", "--method penalty", "--penalty-alpha", "0.1 0.3 1.0", "0.3"),
+    "truncation": _ppo("hard truncation", "--method truncation", "--truncation-slack", "1.0 1.5 2.0", "1.0"),
+    "lagrangian": _ppo("PPO-Lagrangian, trajectory", "--method lagrangian", "--dual.lr", "0.05 0.1 0.2", "0.1"),
+    "lagrangian_to_go": _ppo(
+        "PPO-Lagrangian, to go", "--method lagrangian --lagrangian-to-go", "--dual.lr", "0.05 0.1 0.2", "0.1"
+    ),
+    "lagrangian_critics": _ppo(
+        "PPO-Lagrangian, critics", "--method lagrangian --critic", "--dual.lr", "0.05 0.1 0.2", "0.1"
+    ),
+    "lagrangian_curriculum": _ppo(
+        "PPO-Lagrangian, curriculum", "--method lagrangian", "--dual.curriculum", "10 20 30", "20"
+    ),
+    "rft_pruned": Method("RFT, pruned", "rft", ("--keep", "pruned"), *REFIT),
+    "rft_in_budget": Method("RFT, success in budget", "rft", ("--keep", "success-in-budget"), *REFIT),
+    "stepgroup": _ppo("step credit without costs", "--method stepgroup", "--credit.weight", "0.3 1.0 3.0", "1.0"),
+    "ppo": _ppo("PPO", "--method ppo", "--learning-rate", "1e-4 3e-4 1e-3", "3e-4"),
+    "grpo": Method("GRPO", "grpo_pcgrad", PLAIN_GRPO, "--learning-rate", ("1e-4", "5e-4", "1e-3"), "5e-4"),
+    "sft": Method("SFT (the start)", "ppo_c3rl", ("--method", "ppo", "--total-iterations", "0")),
+}
+OURS = ("c3", "c3_loo", "rft_pruned")
+BASELINES = tuple(name for name in METHODS if name not in (*OURS, "sft"))
+CONSTRAINED = tuple(name for name in BASELINES if name.startswith(("lagrangian", "penalty", "truncation")))
+FIVE = ("c3", "c3_loo", "penalty", "lagrangian_curriculum", "rft_pruned")  # at the tight and the loose budget too
+
+LOO, FEW = "--credit.mode leave-one-out", "--credit.selection uncertain"
+ABLATIONS = {
+    name: Method(title, "ppo_c3rl", (*METHODS["c3"].tuned(METHODS["c3"].chosen), *flags.split()))
+    for name, title, flags in (
+        ("global_cost", "global cost only", "--credit.cost trajectory"),
+        ("cost_best", "v: over the best so far", "--credit.cost excess-best"),
+        ("cost_own", "v: own cost", "--credit.cost own"),
+        ("cost_loo", "v: leave-one-out", "--credit.cost leave-one-out"),
+        ("no_success_credit", "without u", "--credit.weight 0"),
+        ("fixed_lambda", "fixed multipliers", "--dual.fixed 0.5"),
+        ("one_channel", "calls only", "--dual.channels tool_calls"),
+        ("no_z_reward", "without z(R)", "--credit.no-z-reward"),
+        ("no_gate", "without the success gate", "--credit.no-success-gate"),
+        ("loo", "leave-one-out", LOO),
+        ("truncate", "truncate alone", f"{LOO} --credit.interventions truncate"),
+        ("swap", "swap alone", f"{LOO} --credit.interventions swap"),
+        ("replace", "replace", f"{LOO} --credit.interventions replace"),
+        ("literal", "literal replay", "--credit.no-grounding"),
+        ("m2", "M = 2", f"{FEW} --credit.most-steps 2"),
+        ("m4", "M = 4", f"{FEW} --credit.most-steps 4"),
+        ("k2", "K = 2", f"{FEW} --credit.most-steps 16 --credit.most-interventions 2"),
+        ("k4", "K = 4", f"{FEW} --credit.most-steps 16 --credit.most-interventions 4"),
+        ("k8", "K = 8", f"{FEW} --credit.most-steps 16 --credit.most-interventions 8"),
+        ("block2", "block of 2", f"{LOO} --credit.block 2"),
+        ("block4", "block of 4", f"{LOO} --credit.block 4"),
+        ("successes", "successes only", "--credit.episodes successes"),
+        ("near_misses", "successes and near-misses", "--credit.episodes near-misses"),
+    )
+}
+
+TWICE = ("--eval-tasks", "64", "--eval-samples", "16", "--no-eval-start", "--pool-tasks", "128")
+PASSK = {
+    name: Method(title, "grpo_pcgrad", (*TWICE, *flags.split()))
+    for name, title, flags in (
+        ("grpo", "GRPO", "--surgery stats"),  # updates as none does, to the bit, and measures the conflict
+        ("balanced", "balanced", "--surgery balanced"),
+        ("pcgrad", "pcgrad", "--surgery pcgrad"),
+        ("unique", "uniqueness", "--surgery none --method unique"),  # the best baseline of the first tables
+        ("start", "the start", "--surgery none --total-iterations 0"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. ``setting`` is that of the method's knob."""
+
+    table: str
+    env: str
+    method: str
+    budget: str
+    seed: int
+    setting: str = ""
+
+    @property
+    def of(self) -> Method:
+        """Its method."""
+        return {"ablations": ABLATIONS, "passk": PASSK}.get(self.table, METHODS)[self.method]
+
+    @property
+    def path(self) -> str:
+        """Its result file below the folder of the results, without the ending."""
+        method = f"{self.method}={self.setting}" if self.table == "tune" else self.method
+        return f"{self.table}/{self.env}/{method}__{self.budget}__seed{self.seed}"
+
+    def command(self, smoke: bool = False) -> list[str]:
+        """The trainer's file below the root and its flags.
+
+        Args:
+            smoke: A few episodes from a small model that has learnt nothing: does it run at all?
+        """
+        method = self.of
+        flags = [
+            *COMMON[method.trainer], "--env-id", self.env, "--seed", str(self.seed),
+            "--budget.relative", BUDGETS[self.budget], "--total-tokens", str(TOKENS[self.env]),
+            *method.tuned(self.setting or method.chosen),
+        ]  # fmt: skip
+        if smoke:
+            flags += ["--model", "tiny", "--warm.updates", "2", "--warm.demonstrations", "64", *SMOKE[method.trainer]]
+        return [f"cleanrl_llm/{method.trainer}.py", *flags]
+
+
+def cells() -> Iterator[Cell]:
+    """Every cell, the most valuable first."""
+    first, second, *others = ENVS
+    for name, method in METHODS.items():
+        yield from (Cell("tune", first, name, "medium", TUNING_SEED, setting) for setting in method.trials)
+    yield from _main(first, SEEDS)
+    yield from _main(second, SEEDS[:3])
+    yield from (Cell("ablations", first, name, "medium", seed) for name in ABLATIONS for seed in SEEDS[:3])
+    for env in others:
+        yield from _main(env, SEEDS[:3])
+    yield from (Cell("passk", first, name, "medium", seed) for seed in SEEDS[:3] for name in PASSK)
+    for env in ENVS:
+        for budget in ("tight", "loose"):
+            seeds = SEEDS if env == first else SEEDS[:3]
+            yield from (Cell("main", env, name, budget, seed) for seed in seeds for name in (*FIVE, "sft"))
+
+
+def _main(env: str, seeds: tuple[int, ...]) -> Iterator[Cell]:
+    """The main table at the medium budget, seed by seed: of a sweep that is cut short, whole seeds are there."""
+    return (Cell("main", env, name, "medium", seed) for seed in seeds for name in METHODS)
