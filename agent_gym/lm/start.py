@@ -1,4 +1,4 @@
-"""The policy that a run begins with: a checkpoint, a pretrained model, or the small one, warm-started."""
+"""The policy that a run begins with: a checkpoint, a ready-made or pretrained model, or a small one, warm-started."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ def starting_policy(
     A run that is resumed starts from there, whatever became of ``init``.
 
     Args:
-        args: The trainer's arguments: ``model``, ``init``, ``lora_rank``, ``load_in_4bit``, ``dtype``,
+        args: The trainer's arguments: ``model`` (a name by now), ``init``, ``lora_rank``, ``load_in_4bit``, ``dtype``,
             ``checkpointing``, ``thinking``, ``warm``, ``seed``, ``max_context`` and ``micro_batch_tokens``.
         run: Where it is kept.
         ranks: The demonstrations and the warm start are shared over them.
@@ -37,10 +37,11 @@ def starting_policy(
     Returns:
         The policy and its chat.
     """
+    small = args.model.startswith("tiny")
     options: dict[str, Any] = {
         "four_bit": args.load_in_4bit, "device": ranks.device, "dtype": DTYPES[args.dtype],
         "checkpointing": args.checkpointing, "seed": args.seed,
-        "adapters": 0 if args.model == "tiny" else args.lora_rank,
+        "adapters": 0 if small else args.lora_rank,
     }  # fmt: skip
     kept = run.folder / "checkpoints" / "start"
     begun = ranks.gather(kept.exists())[0]  # one answer, or a late process would see what the first has just written
@@ -50,7 +51,7 @@ def starting_policy(
         model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), args.seed).to(ranks.device)
     else:
         model = load(str(kept) if begun else args.init or args.model, **options)
-    chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops, sees_tools=args.model != "tiny")
+    chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops, sees_tools=not small)
     updates = 0 if begun or args.init else args.warm.updates
     if updates is None:
         updates = max(tiny.preset(env_id).updates for env_id, _ in kinds) if fresh else 0

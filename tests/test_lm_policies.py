@@ -1,0 +1,178 @@
+"""Ready-made small policies: packed, loaded by name, refused, the default of a trainer."""
+
+import hashlib
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="policies need the extra 'train'")
+pytest.importorskip("transformers", reason="policies need the extra 'train'")
+
+from safetensors.torch import load_file  # noqa: E402
+from small_lm import chat_of, small_model  # noqa: E402
+
+from agent_gym.lm import models, start  # noqa: E402
+from agent_gym.lm.arguments import Common, fill, model_of, size_of  # noqa: E402
+from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded  # noqa: E402
+from agent_gym.lm.engine import TorchEngine  # noqa: E402
+from agent_gym.lm.errors import Refused  # noqa: E402
+from agent_gym.lm.models import load, pack, parameters_of, policies, token_logprobs  # noqa: E402
+from agent_gym.lm.ranks import Ranks  # noqa: E402
+from agent_gym.lm.rollout import Limits, environments, play  # noqa: E402
+from agent_gym.lm.runs import Run  # noqa: E402
+
+ENV, NAME = "APIAgent-v0", "tiny:APIAgent-v0"
+KWARGS = {"domains": ["shop"], "difficulty": 1, "max_turns": 4}
+CARD = {"env_id": ENV, "env_kwargs": KWARGS, "seed": 1, "hours": 0.0, "updates": 0, "curve": [[0, 7.0, 0.0]]}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    (env,) = environments(ENV, 1, chat=None, split="train", bounds={}, **KWARGS)
+    return demonstrations(env, range(20), wasteful=0.0, waste=0.0)
+
+
+@pytest.fixture(scope="module")
+def made(dialogues):
+    """A policy that has learnt nothing; its weights are those of float16."""
+    model = small_model(text for dialogue in dialogues for text in dialogue.texts)
+    for p in model.parameters():
+        p.data = p.data.half().float()
+    return model
+
+
+@pytest.fixture
+def packed(made, tmp_path, monkeypatch):
+    """The folder of the policies, with one in it."""
+    folder = tmp_path / "policies"
+    pack(made, folder / ENV, CARD)
+    monkeypatch.setattr(models, "POLICIES", folder)
+    return folder
+
+
+def scores(model, dialogues):
+    ids, spans = encoded(chat_of(model), dialogues[0])
+    return token_logprobs(model, [ids], [spans]).logprobs
+
+
+# ---- what is on the disk ----
+
+
+def test_float16_on_disk_float32_in_memory(packed, made, dialogues):
+    model = load(NAME)
+    weights = load_file(packed / ENV / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(scores(model, dialogues), scores(made, dialogues))
+    assert (model.name, model.adapters, model.four_bit) == (NAME, 0, False)
+    assert len(model.trained()) == len(list(model.parameters()))
+    assert parameters_of(NAME) == sum(p.numel() for p in made.parameters())
+    assert chat_of(model).parser is chat_of(made).parser
+
+
+def test_the_model_that_is_packed_stays_as_it_is(made, tmp_path):
+    before = [p.clone() for p in made.parameters()]
+    pack(made, tmp_path / ENV, CARD)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
+
+
+def test_the_card(packed):
+    card = json.loads((packed / ENV / "card.json").read_text())
+    weights = (packed / ENV / "model.safetensors").read_bytes()
+    assert card == {**CARD, "sha256": hashlib.sha256(weights).hexdigest()}
+
+
+def test_packing_again_replaces_and_is_the_same_to_the_byte(packed, made):
+    first = {path.name: path.read_bytes() for path in (packed / ENV).iterdir()}
+    (packed / ENV / "left.txt").write_text("of an older version")
+    pack(made, packed / ENV, CARD)
+    assert {path.name: path.read_bytes() for path in (packed / ENV).iterdir()} == first
+    assert [path.name for path in packed.iterdir()] == [ENV]
+    pack(load(NAME), packed / ENV, CARD)
+    assert (packed / ENV / "model.safetensors").read_bytes() == first["model.safetensors"]
+    for path in (packed / ENV).iterdir():  # none of the maker's machine
+        assert str(packed.parent).encode() not in path.read_bytes(), path.name
+
+
+# ---- by name ----
+
+
+def test_policies_are_those_with_a_card(packed, made, tmp_path, monkeypatch):
+    pack(made, packed / "SQL-v0", CARD)
+    (packed / ".WebLite-v0.tmp").mkdir()
+    assert policies() == [ENV, "SQL-v0"]
+    monkeypatch.setattr(models, "POLICIES", tmp_path / "nothing")
+    assert policies() == []
+
+
+def test_refusals(packed):
+    for name in ("tiny:Nothing-v0", "tiny:", f"tiny:../policies/{ENV}"):
+        with pytest.raises(Refused, match=f"^{name}: there is no ready-made policy for .*, only for {ENV}$"):
+            load(name)
+    with pytest.raises(Refused, match="holds all parameters of tiny:APIAgent-v0; it cannot be loaded with adapters"):
+        load(NAME, adapters=8)
+    path = packed / ENV / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Refused, match=r"^tiny:APIAgent-v0: its weights are not those that its card.json names; "):
+        load(NAME)
+
+
+def test_a_checkpoint_of_it_needs_the_package_no_more(packed, made, dialogues, tmp_path, monkeypatch):
+    model = load(NAME)
+    model.save(tmp_path / "saved")
+    monkeypatch.setattr(models, "POLICIES", tmp_path / "nothing")
+    again = load(tmp_path / "saved")
+    assert again.name == NAME
+    assert torch.equal(scores(again, dialogues), scores(made, dialogues))
+    model.restore(tmp_path / "saved")
+
+
+# ---- in a trainer ----
+
+
+def test_the_default_is_the_environments_own(packed):
+    assert model_of(None, ENV) == model_of(None, f"agent_gym:{ENV}") == NAME
+    assert model_of(None, "SQL-v0") == "tiny"
+    assert model_of("tiny", ENV) == "tiny"
+    assert model_of(NAME, "SQL-v0") == NAME
+    assert size_of(NAME, None) == size_of("tiny", "some/folder") == "tiny"
+    args = Common()
+    assert args.model is None
+    fill(args, size_of(model_of(args.model, ENV), None))
+    assert (args.max_new_tokens, args.max_context) == (48, 512)
+
+
+def started(tmp_path, **changes):
+    args = Common(model=NAME, run_dir=str(tmp_path / "runs"), device="cpu", max_context=512, **changes)
+    run = Run(args, "x", Ranks())
+    model, chat = start.starting_policy(args, run, Ranks(), [(ENV, KWARGS)])
+    return args, run, model, chat
+
+
+def test_a_run_starts_from_it_without_a_warm_start(packed, made, dialogues, tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "warm_start", lambda *_, **__: pytest.fail("nothing is left to be taught"))
+    monkeypatch.setattr(start, "demonstrations", lambda *_, **__: pytest.fail("nobody learns from them"))
+    args, run, model, chat = started(tmp_path)
+    assert torch.equal(scores(model, dialogues), scores(made, dialogues))
+    assert encoded(chat, dialogues[0]) == encoded(chat_of(made), dialogues[0])
+    monkeypatch.setattr(models, "POLICIES", tmp_path / "nothing")  # a run that is resumed has its own copy
+    again, _ = start.starting_policy(args, run, Ranks(), [(ENV, KWARGS)])
+    assert torch.equal(scores(again, dialogues), scores(made, dialogues))
+
+
+def test_a_warm_start_that_is_asked_for(packed, made, dialogues, tmp_path):
+    _, _, model, _ = started(tmp_path, warm=WarmStart(updates=2, demonstrations=20))
+    assert not torch.equal(scores(model, dialogues), scores(made, dialogues))
+
+
+def test_it_plays(packed):
+    model = load(NAME)
+    chat = chat_of(model)
+    envs = environments(ENV, 2, chat=chat, split="train", bounds={}, **KWARGS)
+    episodes = play(TorchEngine(model, stops=chat.stops), chat, envs, [1, 2], Limits(12, 256), draws=[1, 2])
+    assert len(episodes) == 2
+    assert all(episode.logprobs for episode in episodes)
