@@ -1,15 +1,16 @@
 """Rejection-sampling fine-tuning under budgets: sample, keep what passed and stayed within the budgets, refit, repeat.
 
     round r:  sample   n episodes a task with the policy of round r - 1   (or let a teacher play them)
+              prune    with --keep pruned: what passed loses the calls that it did not need
               select   what passed within the budgets: once by its call sequence, at most so many a task
               refit    the policy that the run started from to all that was kept so far, the model's tokens only
               test     on unseen tasks: success, pass@k, success within the budgets
 
 The rounds are those of STaR (Zelikman et al. 2022) and ReST-EM (Singh et al. 2023), which begin every refit at the
-start; keeping different ways to a solution once each is RFT's (Yuan et al. 2023). New is that the budgets select. Left
-out: a reward threshold that rises (rewards are 0 or 1), hints for the tasks that nobody solved, weights. There is no
-advantage, no ratio and no value function: whoever wants them goes on with another trainer, which takes the checkpoint
-with ``--init``.
+start; keeping different ways to a solution once each is RFT's (Yuan et al. 2023). New is that the budgets select, and
+that a dear success may be pruned until it is within them. Left out: a reward threshold that rises (rewards are 0 or 1),
+hints for the tasks that nobody solved, weights. There is no advantage, no ratio and no value function: whoever wants
+them goes on with another trainer, which takes the checkpoint with ``--init``.
 
 ``--stage sft`` is one refit to trajectory files, or without any the warm start alone.
 
@@ -21,7 +22,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,10 +32,11 @@ import agent_gym.lm  # isort: skip  # noqa: F401  (before torch)
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from agent_gym import CHANNELS, Trajectory, metrics, read_trajectories
-from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, size_of
+from agent_gym import CHANNELS, ToolCache, Trajectory, eliminate, metrics, read_trajectories
+from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, model_of, size_of
 from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import Example, dialogue_of, encoded
@@ -51,11 +53,12 @@ from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
 
 Interval = tuple[float, float, float]  # mean, and both ends of its 95% interval
+SPLITS, WHEN = ("validation", "test"), ("start", "final")  # of the table
 
 SIZES: dict[str, dict[str, Any]] = {  # what is not set follows the size of the model
-    "tiny": {"learning_rate": 1e-3, "epochs": 4, "parallel": 128},
-    "small": {"learning_rate": 5e-4, "epochs": 3, "parallel": 64},  # below one billion parameters
-    "large": {"learning_rate": 1e-4, "epochs": 2, "parallel": 64},
+    "tiny": {"learning_rate": 5e-4, "epochs": 12, "parallel": 128},
+    "small": {"learning_rate": 2e-4, "epochs": 4, "parallel": 64},  # below one billion parameters
+    "large": {"learning_rate": 1e-4, "epochs": 3, "parallel": 64},
 }
 
 
@@ -69,9 +72,9 @@ class Args(Common):
     """rounds of sampling, selection and refit, or one refit to --data; without data the warm start alone"""
     data: tuple[str, ...] = ()
     """trajectory files for stage sft, which fits what passed in them"""
-    keep: Literal["success", "success-in-budget", "cheapest-per-task"] = "success-in-budget"
-    """what is kept of the samples: all that passed, what passed within every bound, or of each task the cheapest that
-    passed"""
+    keep: Literal["success", "success-in-budget", "cheapest-per-task", "pruned", "pruned-any"] = "success-in-budget"
+    """what is kept of the samples: all that passed, what passed within every bound, of each task the cheapest that
+    passed, what passes within every bound without the calls that it did not need, or all that passed without those"""
 
     rounds: int = 2
     """rounds of stage rft"""
@@ -82,7 +85,8 @@ class Args(Common):
     samples_per_task: int = 4
     """n: episodes of one task"""
     most_per_task: int = 2
-    """kept episodes of one task, at most, over all rounds; cheapest-per-task keeps one"""
+    """kept episodes of one task, at most, over all rounds: the first ones, or the last ones of those that were pruned;
+    cheapest-per-task keeps one"""
     parallel: int | None = None
     """episodes played side by side, over all processes; unset, by the model's size"""
     teacher_url: str | None = None
@@ -94,33 +98,58 @@ class Args(Common):
     """seconds without a byte of an answer, at most"""
 
     learning_rate: float | None = None
-    """peak learning rate of AdamW in a refit, with linear warm-up and cosine decay; unset, by the model's size, and a
-    tenth of it where all parameters of a pretrained model are trained"""
+    """learning rate of AdamW in a refit, constant after a linear warm-up; unset, by the model's size, and a tenth of it
+    where all parameters of a pretrained model are trained"""
     epochs: int | None = None
-    """passes of a refit over what was kept; unset, by the model's size"""
+    """passes of a refit over what was kept, at most; unset, by the model's size"""
     batch_size: int = 16
     """episodes of one optimiser step"""
+    ema: float = 0.9
+    """what is left of the average of a refit's weights at each optimiser step; the average is the next policy; 0 takes
+    the weights as they are"""
+    held_out: float = 0.1
+    """share of the kept tasks that a refit does not see: it ends with the epoch before their loss rises; 0 makes all
+    epochs"""
 
     eval_episodes: int | None = None
-    """test tasks of the table, played once after each round; unset, 256, or 48 for a pretrained model on a CPU"""
+    """tasks of each split of the table, validation and test; those of validation are played after each round; unset,
+    256, or 48 for a pretrained model on a CPU"""
     pass_k: int = 4
     """k of pass@k"""
     pass_tasks: int = 32
-    """test tasks that are played k times for it"""
+    """tasks of a split that are played k times for it"""
     keep_best: bool = False
-    """keep the checkpoint with the best in-budget success on the test tasks, as checkpoints/best"""
+    """keep the checkpoint with the best in-budget success on validation, as checkpoints/best"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Selection
 
 
+def units(bounds: dict[str, float]) -> dict[str, float]:
+    """What costs are divided by to be added up: the finite bounds; where nothing is bounded, tokens written count."""
+    return {k: max(bound, 1e-9) for k, bound in bounds.items() if math.isfinite(bound)} or {"output_tokens": 1.0}
+
+
 def price(trajectory: Trajectory, bounds: dict[str, float]) -> float:
     """What an episode cost: the sum of C_k / B_k over the bounded channels; tokens written where nothing is bounded."""
-    finite = {channel: bound for channel, bound in bounds.items() if math.isfinite(bound)}
-    if not finite:
-        return trajectory.cost_total["output_tokens"]
-    return sum(trajectory.cost_total[channel] / max(bound, 1e-9) for channel, bound in finite.items())
+    return sum(trajectory.cost_total[channel] / unit for channel, unit in units(bounds).items())
+
+
+def pruned(samples: Sequence[Trajectory], env: gym.Env, bounds: dict[str, float], ranks: Ranks) -> list[Trajectory]:
+    """The samples, each success without the steps and calls that it can go without: an episode that was replayed and
+    passed, with what the tools answered there. A turn keeps its sampled ids, unless it lost some of its calls: then it
+    is text in the environment's format.
+
+    Args:
+        samples: The same in all processes, which share the work.
+        env: Made as those they were played in.
+        bounds: B_k by channel; inf is none. The dearest goes first.
+    """
+    cache = ToolCache()
+    mine = [eliminate(env, t, units(bounds), cache=cache).trajectory if t.success else t for t in ranks.share(samples)]
+    parts = ranks.gather(mine)
+    return [parts[i % ranks.world][i // ranks.world] for i in range(len(samples))]
 
 
 def select(
@@ -131,37 +160,67 @@ def select(
 
     Args:
         samples: Of all rounds, in the order they were sampled in; those without a verdict never count.
-        keep: The rule, as ``--keep``.
+        keep: The rule, as ``--keep``; for ``pruned`` and ``pruned-any`` the samples are pruned.
         bounds: B_k by channel; inf is none.
         most: Of one task.
 
     Returns:
         What is kept, and how much each filter left.
     """
-    eligible = [t for t in samples if t.success and not (keep == "success-in-budget" and t.violates(bounds))]
+    within = keep in ("success-in-budget", "pruned")
+    eligible = [t for t in samples if t.success and not (within and t.violates(bounds))]
     if keep == "cheapest-per-task":
         eligible.sort(key=lambda t: price(t, bounds))  # equal ones stay in their order
         most = 1
+    onwards = -1 if keep.startswith("pruned") else 1  # the last ones come first
     ways: dict[str, set[tuple[str, ...]]] = {}
     kept = []
-    for trajectory in eligible:
+    for trajectory in eligible[::onwards]:
         known, way = ways.setdefault(trajectory.task_id, set()), metrics.call_sequence(trajectory)
         if way not in known and len(known) < most:
             kept.append(trajectory)
         known.add(way)
     distinct = sum(map(len, ways.values()))
-    return kept, {"eligible": len(eligible), "distinct": distinct, "kept": len(kept), "tasks_kept": len(ways)}
+    counts = {"eligible": len(eligible), "distinct": distinct, "kept": len(kept), "tasks_kept": len(ways)}
+    return kept[::onwards], counts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Refit
 
 
-def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, seed: int) -> tuple[float, int]:
+def losses(model: Model, examples: Sequence[Example], args: Args) -> Iterator[Tensor]:
+    """The negative log-likelihood of what the model shall write, summed over the tokens of a forward pass: one scalar
+    a pass."""
+    for part in micro_batches([len(ids) for ids, _ in examples], args.micro_batch_tokens):
+        rows, spans = zip(*(examples[i] for i in part), strict=True)
+        yield -token_logprobs(model, rows, spans).logprobs.sum()
+
+
+def written(examples: Sequence[Example]) -> int:
+    """Tokens of the model in them."""
+    return sum(end - begin for _, spans in examples for begin, end in spans)
+
+
+def set_apart(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """What is fitted, and every (1 / share)-th task, by which the fit is judged. A task is known by its prompt; no seed
+    has a part in it, so that refits of the same data are judged alike."""
+    prompts = [tuple(ids[: spans[0][0]]) for ids, spans in examples]
+    every = round(1.0 / share) if share else len(prompts) + 1
+    held = set(list(dict.fromkeys(prompts))[every - 1 :: every])
+    of_both = list(zip(examples, prompts, strict=True))
+    return [one for one, prompt in of_both if prompt not in held], [one for one, prompt in of_both if prompt in held]
+
+
+def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, seed: int) -> dict[str, float]:
     """Fit the model, from where it stands, to the tokens that it shall write.
 
     The loss of a batch is the mean over its model tokens, whatever rows and processes they are spread over. A batch
     whose gradient is not finite is skipped, in all processes alike, since they all see the sum.
+
+    One seed's last weights differ much from another's; their average over the steps does not (Polyak and Juditsky 1992;
+    in place of a decay of the learning rate, Izmailov et al. 2018). It is judged after each epoch on the tasks that are
+    held out, and what is left in the model is the average before their loss rose.
 
     Args:
         model: Trained in place.
@@ -169,39 +228,57 @@ def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, s
         seed: Of the order of the episodes.
 
     Returns:
-        Mean loss a model token over the last epoch, and the number of batches skipped.
+        Mean loss a model token: while fitting, over the last epoch, and of the held-out tasks; the epochs that count,
+        and the batches skipped.
     """
-    rng, size, epochs = random.Random(seed), args.batch_size, args.epochs or 0
-    parameters = model.trained()
+    fitted, held = set_apart(examples, args.held_out)
+    rng, size, parameters, updates, skipped = random.Random(seed), args.batch_size, model.trained(), 0, 0
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
-    orders = [rng.sample(range(len(examples)), len(examples)) for _ in range(epochs)]
-    batches = [order[at : at + size] for order in orders for at in range(0, len(order), size)]
-    sums = np.zeros((len(batches), 2))  # of each batch: the negative log-likelihood of this process's share, tokens
-    skipped = 0
-    model.train()
-    bar = tqdm(batches, "refit", disable=not ranks.first)
-    for update, batch in enumerate(bar):
-        schedule = min(1.0, (update + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * update / len(batches)))
-        for group in optimizer.param_groups:
-            group["lr"] = (args.learning_rate or 0.0) * schedule
-        count, loss = sum(end - begin for i in batch for begin, end in examples[i][1]), 0.0
-        share = ranks.share(sorted(batch, key=lambda i: len(examples[i][0])))
-        for part in micro_batches([len(examples[i][0]) for i in share], args.micro_batch_tokens):
-            rows, spans = zip(*(examples[share[j]] for j in part), strict=True)
-            logprobs = token_logprobs(model, rows, spans).logprobs  # [model tokens of the part]
-            (-logprobs.sum() / count).backward()
-            loss -= float(logprobs.detach().sum())
-        ranks.all_reduce_gradients(parameters)
-        if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)):
-            optimizer.step()
-            sums[update] = loss, count / ranks.world
-        else:
-            skipped += 1
-        optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix(loss=f"{loss * ranks.world / count:.3f}")
+    average = [p.detach().clone() for p in parameters]
+    best, lowest, last = average, math.inf, 0
+
+    def swap() -> None:
+        for p, q in zip(parameters, average, strict=True):
+            p.data, q.data = q.data, p.data
+
+    for epoch in tqdm(range(1, (args.epochs or 0) + 1), "refit", disable=not ranks.first):
+        order = rng.sample(fitted, len(fitted))
+        sums = np.zeros(2)  # of this process's share: the negative log-likelihood, tokens
+        for at in range(0, len(order), size):
+            batch = sorted(order[at : at + size], key=lambda one: len(one[0]))
+            count, loss, updates = written(batch), 0.0, updates + 1
+            for value in losses(model, ranks.share(batch), args):
+                (value / count).backward()
+                loss += float(value.detach())
+            ranks.all_reduce_gradients(parameters)
+            for group in optimizer.param_groups:
+                group["lr"] = (args.learning_rate or 0.0) * min(1.0, updates / 10)
+            if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)):
+                optimizer.step()
+                sums += loss, count / ranks.world
+            else:
+                skipped += 1
+            optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for p, q in zip(parameters, average, strict=True):
+                    q.lerp_(p, 1.0 - args.ema)
+        swap()
+        with torch.no_grad():
+            unseen = sum(float(value) for value in losses(model, ranks.share(held), args))
+        swap()
+        judged = float(ranks.sum(np.array([unseen]))[0]) / written(held) if held else math.nan
+        if held and not judged < lowest:
+            break
+        best, lowest, last = [q.clone() for q in average], judged, epoch
+    with torch.no_grad():
+        for p, q in zip(parameters, best, strict=True):
+            p.copy_(q)
     model.eval()
-    total, tokens = ranks.sum(sums[-len(batches) // epochs :].sum(0))
-    return float(total / tokens) if tokens else math.nan, skipped
+    total, tokens = ranks.sum(sums)
+    return {
+        "losses/refit": float(total / tokens) if tokens else math.nan, "losses/held_out": lowest,
+        "losses/epochs": float(last), "losses/skipped_steps": float(skipped),
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -309,15 +386,20 @@ def given(copy: Path, chat: Chat, args: Args, run: Run, ranks: Ranks) -> list[Ex
 # What the rounds are judged by
 
 
-def of_samples(samples: Sequence[Trajectory], bounds: dict[str, float]) -> dict[str, float]:
-    """What a round's samples are like; those without a verdict are counted and left out."""
+def of_samples(
+    samples: Sequence[Trajectory], shorter: Sequence[Trajectory], bounds: dict[str, float]
+) -> dict[str, float]:
+    """What a round's samples are like, and how much of them was pruned; those without a verdict are counted and left
+    out."""
     judged = [t for t in samples if t.reward is not None]
     actions = [step.action for t in samples for step in t.steps]
+    calls, left = (sum(t.cost_total["tool_calls"] for t in of if t.success) for of in (samples, shorter))
     cut = [isinstance(action, Mapping) and action.get("finish_reason") == "length" for action in actions]
     return {
         "charts/samples": float(len(samples)), "charts/infra": float(len(samples) - len(judged)),
         "charts/sample_success": metrics.success_rate(judged),
         "charts/sample_in_budget": metrics.in_budget_success(judged, bounds),
+        "charts/pruned_calls": 1.0 - left / calls if calls else math.nan,
         "charts/cut_turns": float(np.mean(cut)) if cut else math.nan,
     }  # fmt: skip
 
@@ -348,32 +430,34 @@ def summary(tested: Sequence[Trajectory], bounds: dict[str, float], k: int) -> d
 def row_of(found: Mapping[str, Interval], k: int) -> dict[str, float]:
     """The summary under the names of metrics.jsonl."""
     row: dict[str, float] = {}
-    names = {"pass_at_1": "success@1", "pass_at_k": f"pass@{k}", "in_budget_success": "in-budget success"}
+    names = {"success": "success@1", "pass_at_k": f"pass@{k}", "in_budget_success": "in-budget success"}
     for key, name in names.items():
-        row |= {f"charts/{key}{end}": x for end, x in zip(("", "_low", "_high"), found[name], strict=True)}
+        row |= {f"validation/{key}{end}": x for end, x in zip(("", "_low", "_high"), found[name], strict=True)}
     row |= {f"cost/{channel}": found[f"mean {channel}"][0] for channel in CHANNELS}
     return row | {f"violation/{name}": found[f"violation {name}"][0] for name in (*CHANNELS, "any")}
 
 
 def report(run: Run, bounds: dict[str, float], args: Args) -> None:
-    """The end table and the picture, from the rows and the test episodes of the rounds."""
-    rows = [row for row in run.rows if "charts/pass_at_1" in row]
-    tables, counts, infra = {}, {}, 0
-    for row in rows:
-        number = int(row["iteration"])
-        title = "start" if not number else "final" if row is rows[-1] else f"round {number}"
-        tested = read(run.path(f"trajectories/test_round_{number:02d}.jsonl"))
-        infra += sum(t.reward is None for t in tested)
-        tables[title] = summary(tested, bounds, args.pass_k)
-        names = ("eligible", "distinct", "kept", "tasks_kept", "generated_tokens")
-        counts[title] = {name.replace("_", " "): int(row.get(f"charts/{name}", 0)) for name in names}
-    if rows:
-        draw_rounds(rows, bounds, args.pass_k, run.folder / "rounds.png")
-        spent = int(run.rows[-1]["charts/generated_tokens"])
-        run.json("result.json", {"tables": tables, "counts": counts, "generated_tokens": spent, "infra": infra})
-        run.text("table.md", table(tables, counts) + "\n")
-        finite = {channel: round(bound, 1) for channel, bound in bounds.items() if math.isfinite(bound)}
-        print(f"{args.eval_episodes} unseen test tasks, budget {finite}, mean [95% interval]\n{table(tables, counts)}")
+    """The end table and the picture, from the rows and the tests of the starting and the final policy."""
+    rows = [row for row in run.rows if "validation/success" in row]
+    paths = {split: {when: run.path(f"trajectories/{split}_{when}.jsonl") for when in WHEN} for split in SPLITS}
+    tested = {split: {when: read(path) for when, path in of.items() if path.exists()} for split, of in paths.items()}
+    if not rows:
+        return
+    tables = {split: {when: summary(of[when], bounds, args.pass_k) for when in of} for split, of in tested.items()}
+    infra = sum(t.reward is None for of in tested.values() for own in of.values() for t in own)
+    names = ("eligible", "distinct", "kept", "tasks_kept", "generated_tokens")
+    counts = {name.replace("_", " "): int(run.rows[-1].get(f"charts/{name}", 0)) for name in names}
+    spent = counts["generated tokens"]
+    run.json("result.json", {"tables": tables, "counts": counts, "generated_tokens": spent, "infra": infra})
+    text = table({f"{split}, {when}": found for split, of in tables.items() for when, found in of.items()},
+                 {"validation, final": counts} if "final" in tables["validation"] else None)  # fmt: skip
+    run.text("table.md", text + "\n")
+    drawn = [{k.replace("validation/success", "charts/pass_at_1").replace("validation/", "charts/"): x
+              for k, x in row.items()} for row in rows]  # fmt: skip
+    draw_rounds(drawn, bounds, args.pass_k, run.folder / "rounds.png")
+    finite = {channel: round(bound, 1) for channel, bound in bounds.items() if math.isfinite(bound)}
+    print(f"{args.eval_episodes} unseen tasks a split, budget {finite}, mean [95% interval]\n{text}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -397,10 +481,10 @@ def train(args: Args) -> None:
     made = partial(environments, args.env_id, chat=chat, **kwargs)
     seeds = [stream("oracle", args.seed, i) for i in range(64)]
     own, (free,) = preset(args.env_id).budget, made(1, split="train", bounds={})
-    budget = bounds(args.budget, own, free, seeds, tiny=args.model == "tiny", ranks=ranks)
+    budget = bounds(args.budget, own, free, seeds, tiny=str(args.model).startswith("tiny"), ranks=ranks)
     count = min(side, args.tasks_per_round * args.samples_per_task) if rft else 0
     envs = made(count, split="train", bounds=budget)
-    tests = made(min(side, args.eval_episodes or 0), split="test", bounds=budget)
+    tests = {split: made(min(side, args.eval_episodes or 0), split=split, bounds=budget) for split in SPLITS}
 
     def player(starts: list[int], draws: list[int], keep: Callable[[int, Episode, int], None]) -> None:
         if teacher:
@@ -408,27 +492,23 @@ def train(args: Args) -> None:
         else:
             play(engine, chat, envs, starts, limits, draws=draws, on_done=lambda e: keep(e.index, e, len(e.logprobs)))
 
-    def test(number: int) -> list[Trajectory]:
-        """One episode on each test task, the same for every run; then k - 1 more on some of them, for pass@k."""
-        path, title = run.path(f"trajectories/test_round_{number:02d}.jsonl"), f"round {number}" if number else "start"
-        if path.exists():
-            return read(path)
-        tasks, key = [stream("test", i) for i in range(args.eval_episodes or 0)], stream("evaluate", args.seed, title)
-        shared = partial(evaluate, engine, chat, tests, limits=limits, ranks=ranks, title=f"test, {title}")
+    def test(split: str, number: int) -> list[Trajectory]:
+        """One episode on each task, the same for every run; then k - 1 more on some of them, for pass@k."""
+        title = f"round {number}" if number else "start"
+        tasks, key = [stream(split, i) for i in range(args.eval_episodes or 0)], stream("evaluate", args.seed, title)
+        shared = partial(evaluate, engine, chat, tests[split], limits=limits, ranks=ranks, title=f"{split}, {title}")
         tested = shared(tasks, draw=key)
-        tested += shared(tasks[: args.pass_tasks], draw=stream(key, "again"), samples=args.pass_k - 1)
-        run.trajectories(path.stem, tested)
-        return tested
+        return tested + shared(tasks[: args.pass_tasks], draw=stream(key, "again"), samples=args.pass_k - 1)
 
     # ---- the rounds; round 0 is the test of the start ----
-    pool, spent, state = list[Trajectory](), 0, dict[str, Any](round=0)
+    pool, spent, state, tested = list[Trajectory](), 0, dict[str, Any](round=0), list[Trajectory]()
     if newest := run.newest("round"):
         model.restore(newest)
         engine.update(model)
         state = run.state(newest)
     ranks.check_equal(model.trained())
     logged = {row["iteration"] for row in run.rows}
-    best = max((row.get("charts/in_budget_success", -1.0) for row in run.rows), default=-1.0)
+    best = max((row.get("validation/in_budget_success", -1.0) for row in run.rows), default=-1.0)
     for number in range(1 + (args.rounds if rft else bool(args.data))):
         row: dict[str, float] = {"iteration": number}
         clock = [time.perf_counter()]
@@ -438,8 +518,13 @@ def train(args: Args) -> None:
             if args.total_tokens is not None and spent >= args.total_tokens:
                 break
             samples, tokens, now = sample(number, spent, player, args, run, ranks)
-            pool, spent = pool + samples, spent + tokens
+            spent += tokens
         clock.append(time.perf_counter())
+
+        # prune
+        if number and rft:
+            shorter = pruned(samples, envs[0], budget, ranks) if args.keep.startswith("pruned") else samples
+            pool += shorter
         if number in logged:
             continue
 
@@ -453,7 +538,8 @@ def train(args: Args) -> None:
                     f"({sum(t.success for t in pool)} passed); start from a better policy or sample more"
                 )
             run.trajectories(path.stem, kept)
-            row |= {f"charts/{name}": float(count) for name, count in counts.items()} | of_samples(samples, budget)
+            row |= {f"charts/{name}": float(count) for name, count in counts.items()}
+            row |= of_samples(samples, shorter, budget)
             row["speed/tokens_per_second"] = now / (clock[1] - clock[0])
 
         # refit the start to all that was kept
@@ -462,22 +548,26 @@ def train(args: Args) -> None:
             if not examples:
                 raise Refused(f"round {number}: no episode has passed and is within --max-context {args.max_context}")
             model.restore(run.path("checkpoints/start"))
-            loss, skipped = refit(model, examples, args, ranks, stream("refit", args.seed, number))
+            fit = refit(model, examples, args, ranks, stream("refit", args.seed, number))
             engine.update(model)
             ranks.check_equal(model.trained())
-            state = {"round": number, "loss": loss, "skipped": skipped, "episodes": len(examples)}
+            state = {"round": number, "fit": fit, "episodes": len(examples)}
             run.save(f"round_{number:02d}", model, state)
         if number:
-            row |= {"losses/refit": state["loss"], "losses/skipped_steps": float(state["skipped"])}
+            row |= state["fit"]
             row.setdefault("charts/kept", float(state["episodes"]))
         clock.append(time.perf_counter())
 
         # test
         if args.eval_episodes and (number or args.eval_start):
-            row |= row_of(summary(test(number), budget, args.pass_k), args.pass_k)
-            if args.keep_best and row["charts/in_budget_success"] > best:
+            tested = test("validation", number)
+            if not number:
+                run.trajectories("validation_start", tested)
+                run.trajectories("test_start", test("test", 0))
+            row |= row_of(summary(tested, budget, args.pass_k), args.pass_k)
+            if args.keep_best and row["validation/in_budget_success"] > best:
                 run.save("best", model, state)
-            best = max(best, row["charts/in_budget_success"])
+            best = max(best, row["validation/in_budget_success"])
         elif not number:
             continue
         clock.append(time.perf_counter())
@@ -486,6 +576,9 @@ def train(args: Args) -> None:
         row |= {"charts/generated_tokens": float(spent), "memory/peak_gib": peak_memory(ranks.device)}
         run.log(row)
 
+    if args.eval_episodes and (number := state["round"]):
+        run.trajectories("validation_final", tested or test("validation", number))
+        run.trajectories("test_final", test("test", number))
     if ranks.first:
         report(run, budget, args)
     run.close()
@@ -498,9 +591,10 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
         Keyword arguments of the environment.
     """
     kwargs, sft = env_kwargs_of(args.env_kwargs, args.env_id), args.stage == "sft"
+    args.model = model_of(args.model, args.env_id)
     ones = ("tasks_per_round", "samples_per_task", "most_per_task", "parallel", "max_new_tokens", "max_context",
             "epochs", "batch_size", "micro_batch_tokens", "pass_tasks")  # fmt: skip
-    least = dict.fromkeys(ones, 1) | {"rounds": 0, "eval_episodes": 0, "pass_k": 2}
+    least = dict.fromkeys(ones, 1) | {"rounds": 0, "eval_episodes": 0, "pass_k": 2, "ema": 0, "held_out": 0}
     at_least(args, least, above=("temperature", "learning_rate", "max_grad_norm"))
     for wrong, sentence in (
         (args.data and not sft,
@@ -509,6 +603,8 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
          "--stage sft needs --data, or a warm start to make: --warm.updates, without --init"),
         (args.teacher_url and sft, "--teacher-url belongs to --stage rft; --stage sft samples nothing"),
         (args.keep_best and args.eval_episodes == 0, "--keep-best compares tests: it needs --eval-episodes"),
+        (args.ema >= 1, f"--ema must be below 1, not {args.ema}: nothing would be learnt"),
+        (args.held_out > 0.5, f"--held-out must be 0.5 or less, not {args.held_out}"),
     ):  # fmt: skip
         if wrong:
             raise Refused(sentence)
