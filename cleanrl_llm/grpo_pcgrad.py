@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from agent_gym import CHANNELS, Group, Trajectory, metrics, read_trajectories
 from agent_gym.lm import figures
-from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, size_of
+from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, model_of, size_of
 from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.engine import Engine, TorchEngine
@@ -56,6 +56,7 @@ from agent_gym.lm.tiny import preset
 
 RATES = {"tiny": 5e-4, "small": 1e-4, "large": 2e-5}  # learning rate by the model's size; below and above 1 B
 PARALLEL = 128  # episodes that a process plays side by side in environments of one kind, at most
+SPLITS = ("validation", "test")  # what the policy is tested on
 
 
 @dataclass
@@ -124,13 +125,13 @@ class Args(Common):
     """stop an iteration's updates when the mean KL to the sampling policy exceeds this, on all ranks"""
 
     eval_tasks: int | None = None
-    """test tasks; by default 32, or 4 for a pretrained model on a CPU"""
+    """tasks of the validation split and of the test split each; by default 32, or 4 for a pretrained model on a CPU"""
     eval_samples: int = 16
-    """episodes of each test task for the table at the end, of the starting and the final policy"""
+    """episodes of each of them for the tables at the end, of the starting and the final policy"""
     eval_every: int = 8
-    """iterations between smaller tests, of eval_every_samples episodes a task; 0 is never"""
+    """iterations between smaller tests on the validation tasks, of eval_every_samples episodes a task; 0 is never"""
     eval_every_samples: int = 8
-    """episodes of each test task in these"""
+    """episodes of each validation task in these"""
     keep_best: bool = False
     """keep the checkpoint of the best test in training, by pass@1, as checkpoints/best"""
     log_every: int = 20
@@ -301,7 +302,7 @@ class Grouping:
         return Group(self.names[self.index(task, pattern(trajectory))], known)
 
 
-def form_groups(pool: list[Task], tests: list[Task], ways: list[str], args: Args) -> Grouping:
+def form_groups(pool: list[Task], tests: Sequence[Task], ways: list[str], args: Args) -> Grouping:
     """The groups: quantiles of the calibrated pool's difficulty, or the most frequent types or patterns and one for the
     rest. ``ways`` are the patterns of the calibration's episodes, shape [episodes]."""
     if args.group_by == "difficulty":
@@ -320,33 +321,40 @@ def form_groups(pool: list[Task], tests: list[Task], ways: list[str], args: Args
 
 
 def grouped(
-    stage: Stage, test_stage: Stage, run: Run, args: Args, ranks: Ranks
-) -> tuple[Grouping, list[Task], list[Task], int]:
-    """The groups, the training and the test tasks, and the tokens that the calibration took of the training tasks; as
-    groups.json has them in a run that is resumed."""
+    stages: dict[str, Stage], run: Run, args: Args, ranks: Ranks
+) -> tuple[Grouping, list[Task], dict[str, list[Task]], int]:
+    """The groups, the training tasks, those of the tests by split, and the tokens that the calibration took of the
+    training tasks; as groups.json has them in a run that is resumed."""
     path = run.path("groups.json")
     if not run.fresh and path.exists():
         saved = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: {
             k: math.nan if v is None else v for k, v in found.items()})  # fmt: skip
-        pool, tests = ([Task(**one) for one in saved[name]] for name in ("pool", "tests"))
-        return Grouping(saved["by"], saved["names"], [tuple(e) for e in saved["edges"]]), pool, tests, saved["tokens"]
+        pool, *tests = ([Task(**one) for one in saved[name]] for name in ("pool", *SPLITS))
+        grouping = Grouping(saved["by"], saved["names"], [tuple(e) for e in saved["edges"]])
+        return grouping, pool, dict(zip(SPLITS, tests, strict=True)), saved["tokens"]
+    stage = stages["train"]
     which = dealt(args.pool_tasks, args.env_weights or [1.0] * len(stage.pools), 0.5)
     pool = find_tasks(stage, [stream("pool", args.seed, i) for i in range(len(which))], which, args)
-    which = [i % len(stage.pools) for i in range(args.eval_tasks or 0)]  # the same test tasks for every run
-    tests = find_tasks(test_stage, [stream("test", i) for i in range(len(which))], which, args)
+    which = [i % len(stage.pools) for i in range(args.eval_tasks or 0)]
+    held_out = {  # the same tasks for every run
+        split: find_tasks(stages[split], [stream(split, i) for i in range(len(which))], which, args) for split in SPLITS
+    }
     played: list[Trajectory] = []
     if args.group_by != "task-type" or args.method == "resample":
         key = stream("calibration", args.seed)
         played = examine(stage, pool, args.calibration_samples, ranks, key, "calibration")
         calibrate(pool, played)
-    if args.group_by == "difficulty":  # the test tasks are placed by the same edges, and cost no training tokens
-        key = stream("calibration of tests", args.seed)
-        calibrate(tests, examine(test_stage, tests, args.calibration_samples, ranks, key, "calibration of tests"))
-    grouping = form_groups(pool, tests, [pattern(t) for t in played if t.reward is not None], args)
+    if args.group_by == "difficulty":  # the tests' tasks are placed by the same edges, and cost no training tokens
+        for split, tasks in held_out.items():
+            title = f"calibration of {split}"
+            key = stream(title, args.seed)
+            calibrate(tasks, examine(stages[split], tasks, args.calibration_samples, ranks, key, title))
+    ways = [pattern(t) for t in played if t.reward is not None]
+    grouping = form_groups(pool, list(itertools.chain(*held_out.values())), ways, args)
     spent = sum(len(step.action_ids or ()) for t in played for step in t.steps)
-    tasks = {"pool": [asdict(task) for task in pool], "tests": [asdict(task) for task in tests]}
-    run.json("groups.json", {**asdict(grouping), "tokens": spent, **tasks})
-    return grouping, pool, tests, spent
+    listed = {name: [asdict(task) for task in tasks] for name, tasks in {"pool": pool, **held_out}.items()}
+    run.json("groups.json", {**asdict(grouping), "tokens": spent, **listed})
+    return grouping, pool, held_out, spent
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -771,6 +779,7 @@ def summary(trajectories: list[Trajectory], budget: dict[str, float]) -> dict[st
         "violation any": [float(np.mean([t.violates(budget) for t in own])) for own in tasks],
     }
     table = passing(trajectories)
+    table["in-budget success"] = metrics.mean_interval([metrics.in_budget_success(own, budget) for own in tasks], 0)
     for name, values in means.items():
         values = [value for value in values if not math.isnan(value)]
         if any(values):  # no row of zeros where no code was written, or no budget set
@@ -779,26 +788,29 @@ def summary(trajectories: list[Trajectory], budget: dict[str, float]) -> dict[st
 
 
 def report(run: Run, names: list[str], budget: dict[str, float], spent: int, args: Args) -> None:
-    """Pictures, and the table of the tests of the starting and the final policy."""
-    paths = {name: run.path(f"trajectories/test_{name}.jsonl") for name in ("start", "final")}
-    tests = {name: list(read_trajectories(path)) for name, path in paths.items() if path.exists()}
-    tables = {name: summary(trajectories, budget) for name, trajectories in tests.items()}
+    """Pictures, and the tables of the tests of the starting and the final policy, for each split."""
+    tables: dict[str, dict[str, dict[str, tuple[float, float, float]]]] = {}  # by split, start or final, and figure
+    infra, rows = 0, run.rows
+    for split in SPLITS if args.eval_tasks else ():
+        paths = {name: run.path(f"trajectories/{split}_{name}.jsonl") for name in ("start", "final")}
+        tests = {name: list(read_trajectories(path)) for name, path in paths.items() if path.exists()}
+        infra += sum(t.reward is None for trajectories in tests.values() for t in trajectories)
+        tables[split] = {name: summary(trajectories, budget) for name, trajectories in tests.items()}
+        curve = [row | {"iteration": row["iteration"] + 1} for row in rows]
+        curve = [{name.removeprefix(f"{split}/"): x for name, x in row.items()} for row in curve]
+        ends = {name: {k: one[0] for k, one in table.items()} for name, table in tables[split].items()}
+        curve = [{"iteration": 0, **ends.get("start", {})}, *curve, {"iteration": len(rows), **ends["final"]}]
+        figures.draw_passk(curve, rows, run.path(f"passk_{split}.png"))
+        figures.draw_diversity(tables[split], run.path(f"diversity_{split}.png"))
+        if rows:
+            figures.draw_groups(rows, names, tables[split], run.path(f"groups_{split}.png"))
     if tables:
-        infra = sum(t.reward is None for trajectories in tests.values() for t in trajectories)
         run.json("result.json", {"tables": tables, "generated_tokens": spent, "infra": infra})
-        run.text("table.md", figures.table(tables) + "\n")
-        curve = [row | {"iteration": row["iteration"] + 1} for row in run.rows]
-        curve = [{name.removeprefix("test/"): x for name, x in row.items()} for row in curve]
-        ends = {name: {k: one[0] for k, one in table.items()} for name, table in tables.items()}
-        curve = [{"iteration": 0, **ends.get("start", {})}, *curve, {"iteration": len(run.rows), **ends["final"]}]
-        figures.draw_passk(curve, run.rows, run.path("passk.png"))
-        figures.draw_diversity(tables, run.path("diversity.png"))
-        print(f"{args.eval_tasks} unseen test tasks, {args.eval_samples} episodes each, mean [95% interval]")
-        print(figures.table(tables))
-    if run.rows:
-        figures.draw_groups(run.rows, names, tables, run.path("groups.png"))
-        if args.surgery != "none":
-            figures.draw_conflict(run.rows, names, run.path("conflict.png"))
+        text = figures.table({f"{split}: {name}": one for split, own in tables.items() for name, one in own.items()})
+        run.text("table.md", text + "\n")
+        print(f"{args.eval_tasks} unseen tasks a split, {args.eval_samples} episodes each, mean [95% interval]\n{text}")
+    if rows and args.surgery != "none":
+        figures.draw_conflict(rows, names, run.path("conflict.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -824,21 +836,24 @@ def train(args: Args) -> None:
     if len(kinds) == 1:  # several environments have no bounds but those that are given
         (oracle,), seeds = staged("train", 1).pools[0], [stream("oracle", args.seed, i) for i in range(64)]
         suits = preset(args.env_id[0]).budget
-        budget = bounds(args.budget, suits, oracle, seeds, tiny=args.model == "tiny", ranks=ranks)
-    stage = staged("train", min(PARALLEL, args.num_episodes))
-    test_stage = staged("test", PARALLEL if args.eval_tasks else 1)
+        budget = bounds(args.budget, suits, oracle, seeds, tiny=str(args.model).startswith("tiny"), ranks=ranks)
+    stages = {"train": staged("train", min(PARALLEL, args.num_episodes))}
+    stages |= {split: staged(split, PARALLEL if args.eval_tasks else 1) for split in SPLITS}
 
     # ---- the groups, fixed by what the starting policy makes of the tasks ----
-    grouping, pool, tests, spent = grouped(stage, test_stage, run, args, ranks)
+    grouping, pool, held_out, spent = grouped(stages, run, args, ranks)
     names = grouping.names
 
-    def test(title: str, samples: int) -> list[Trajectory]:
-        """So many episodes of each test task, with their groups; the same list on all ranks."""
-        played = examine(test_stage, tests, samples, ranks, stream("test", args.seed, title), title)
-        return [replace(t, group=grouping.of(tests[i // samples], t)) for i, t in enumerate(played)]
+    def test(split: str, title: str, samples: int) -> list[Trajectory]:
+        """So many episodes of each task that a split is tested on, with their groups; the same list on all ranks."""
+        tasks, key = held_out[split], stream(split, args.seed, title)
+        played = examine(stages[split], tasks, samples, ranks, key, f"{split}, {title}")
+        return [replace(t, group=grouping.of(tasks[i // samples], t)) for i, t in enumerate(played)]
 
-    if tests and args.eval_start and not run.path("trajectories/test_start.jsonl").exists():
-        run.trajectories("test_start", test("start", args.eval_samples))
+    tested = SPLITS if args.eval_tasks else ()
+    for split in tested if args.eval_start else ():
+        if not run.path(f"trajectories/{split}_start.jsonl").exists():
+            run.trajectories(f"{split}_start", test(split, "start", args.eval_samples))
 
     # ---- where a resumed run stands ----
     first, best = 0, -1.0
@@ -866,7 +881,7 @@ def train(args: Args) -> None:
         drawn = draw(pool, rates, args, iteration)  # [slots]
         own = [s * args.group_size + i for s in ranks.share(range(len(drawn))) for i in range(args.group_size)]
         draws = [stream("rollout", args.seed, iteration, n) for n in own]
-        played = roll_out(stage, pool, [drawn[n // args.group_size] for n in own], draws)
+        played = roll_out(stages["train"], pool, [drawn[n // args.group_size] for n in own], draws)
         clock.append(time.perf_counter())
 
         # group
@@ -919,10 +934,12 @@ def train(args: Args) -> None:
 
         # test, and keep what a killed run goes on from
         better = False
-        if tests and args.eval_every and (iteration + 1) % args.eval_every == 0 and not last:
-            found = passing(test(f"update {iteration + 1}", args.eval_every_samples))
-            row |= {f"test/{name}": one[0] for name, one in found.items()}
-            better, best = found["pass@1"][0] > best, max(best, found["pass@1"][0])
+        if tested and args.eval_every and (iteration + 1) % args.eval_every == 0 and not last:
+            trajectories = test("validation", f"update {iteration + 1}", args.eval_every_samples)
+            row |= {f"validation/{name}": one[0] for name, one in passing(trajectories).items()}
+            row["validation/success"] = metrics.success_rate(trajectories)
+            row["validation/in_budget_success"] = metrics.in_budget_success(trajectories, budget)
+            better, best = row["validation/pass@1"] > best, max(best, row["validation/pass@1"])
         clock.append(time.perf_counter())
         row |= zip(("seconds/rollout", "seconds/update", "seconds/test"), np.diff(clock).tolist(), strict=True)
         row["speed/tokens_per_second"] = tokens / row["seconds/rollout"]
@@ -936,9 +953,9 @@ def train(args: Args) -> None:
             ranks.check_equal(model.trained())
             run.save(f"iteration_{iteration + 1:06d}", model, state)
 
-    # ---- the table and the pictures ----
-    if tests:
-        run.trajectories("test_final", test("final", args.eval_samples))
+    # ---- the tables and the pictures ----
+    for split in tested:
+        run.trajectories(f"{split}_final", test(split, "final", args.eval_samples))
     if ranks.first:
         report(run, names, budget, spent, args)
     run.close()
@@ -976,6 +993,8 @@ def settle(args: Args, ranks: Ranks) -> list[tuple[str, dict[str, Any]]]:
     for holds, sentence in wrong:
         if holds:
             raise Refused(sentence)
+    alone = len(set(args.env_id)) == 1  # a ready-made policy knows one environment
+    args.model = model_of(args.model, args.env_id[0]) if alone else args.model or "tiny"
     kinds = [(env_id, env_kwargs_of(text, env_id)) for env_id, text in zip(args.env_id, texts, strict=True)]
     kind = size_of(args.model, None if args.resume else args.init)  # in a resumed run all is set, and init may be gone
     fill(

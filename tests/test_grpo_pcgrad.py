@@ -170,6 +170,7 @@ def test_settings_follow_the_method_and_the_size(monkeypatch):
     unset = dict.fromkeys(("max_new_tokens", "max_context", "learning_rate", "eval_tasks"))
     for count, model, expected in (
         (0, "tiny", (48, 512, 5e-4, 32)),
+        (0, "tiny:APIAgent-v0", (48, 512, 5e-4, 32)),
         (10**8, "a", (256, 4096, 1e-4, 4)),
         (10**10, "b", (1024, 8192, 2e-5, 4)),
     ):
@@ -695,7 +696,7 @@ def test_two_processes_play_the_run_of_one(worlds):
     for a, b in zip(first, second, strict=True):
         for name in a:
             assert a[name] == pytest.approx(b[name], abs=1e-4, rel=1e-3), name
-    for name in ("test_start", "iteration_000000"):
+    for name in ("validation_start", "test_start", "iteration_000000"):
         paths = [folder / "trajectories" / f"{name}.jsonl" for folder in runs.values()]
         ids = [[[s.action_ids for s in t.steps] for t in agent_gym.read_trajectories(path)] for path in paths]
         assert ids[0] == ids[1]
@@ -832,22 +833,36 @@ def finished(checkpoint, tmp_path_factory):
 
 
 def test_run_files(finished):
-    for picture in ("conflict.png", "passk.png", "diversity.png", "groups.png"):
+    splits = ("validation", "test")
+    pictures = [f"{kind}_{split}.png" for kind in ("passk", "diversity", "groups") for split in splits]
+    for picture in ("conflict.png", *pictures):
         data = (finished / picture).read_bytes()
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
         assert len(data) > 10_000
     result = json.loads((finished / "result.json").read_text())
-    assert list(result["tables"]) == ["start", "final"]
-    for table in result["tables"].values():
+    assert list(result["tables"]) == ["validation", "test"]
+    assert [list(tables) for tables in result["tables"].values()] == [["start", "final"]] * 2
+    for table in (table for tables in result["tables"].values() for table in tables.values()):
         assert all(low <= mean <= high for mean, low, high in table.values())
         assert {"pass@1", "pass@4", "mean tool_calls", "different solutions a task"} <= set(table)
+        assert table["in-budget success"] == table["pass@1"]
         assert "pass@8" not in table  # four episodes a task
         assert "violation any" not in table  # no budget
-    assert (finished / "table.md").read_text().startswith("| | start | final |\n|---|---|---|\n")
+    assert (
+        (finished / "table.md")
+        .read_text()
+        .startswith("| | validation: start | validation: final | test: start | test: final |\n|---|---|---|---|---|\n")
+    )
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["best", "iteration_000004", "start"]
-    final = list(agent_gym.read_trajectories(finished / "trajectories" / "test_final.jsonl"))
-    assert len(final) == 16
-    assert result["tables"]["final"]["pass@1"][0] == pytest.approx(np.mean([t.success for t in final]))
+    for split in splits:
+        start, final = (
+            list(agent_gym.read_trajectories(finished / "trajectories" / f"{split}_{name}.jsonl"))
+            for name in ("start", "final")
+        )
+        assert {t.env_kwargs["split"] for t in final} == {split}
+        assert [t.task_hash for t in start] == [t.task_hash for t in final]
+        assert len(final) == 16
+        assert result["tables"][split]["final"]["pass@1"][0] == pytest.approx(np.mean([t.success for t in final]))
 
 
 def test_run_metrics(finished):
@@ -863,7 +878,9 @@ def test_run_metrics(finished):
                 row["dot/1_0"] / row["group/0_norm"] / row["group/1_norm"], abs=1e-6
             )
     assert 0.2 < history[0]["charts/success"] < 0.8
-    assert [i for i, row in enumerate(history) if "test/pass@1" in row] == [1]
+    assert [i for i, row in enumerate(history) if "validation/pass@1" in row] == [1]
+    assert history[1]["validation/success"] == history[1]["validation/in_budget_success"]  # without a budget
+    assert history[1]["validation/success"] == pytest.approx(history[1]["validation/pass@1"])
     with (finished / "metrics.jsonl").open() as file:
         timed = [json.loads(line) for line in file]
     for row in timed:
@@ -962,7 +979,9 @@ def test_killed_in_the_middle_of_a_checkpoint_and_extended(finished, tmp_path, m
     shutil.rmtree(init)
     trainer.train(resumed(folder))
     found, expected = rows(folder), rows(finished)
-    for name in [name for name in expected[1] if name.startswith("test/")]:  # the end of the shorter run had another
+    for name in [
+        name for name in expected[1] if name.startswith("validation/")
+    ]:  # the end of the shorter run had another
         del expected[1][name]
     assert found == expected
     assert (folder / "groups.json").read_text() == (finished / "groups.json").read_text()
@@ -1076,7 +1095,7 @@ def test_the_constructed_conflict_is_seen(checkpoint, tmp_path):
 
 def test_reports_of_runs_from_before_a_channel_have_a_dash(finished, tmp_path):
     """What was not counted then is not known, and not 0."""
-    table = json.loads((finished / "result.json").read_text())["tables"]["final"]
+    table = json.loads((finished / "result.json").read_text())["tables"]["test"]["final"]
     keys = ("pass@1", "mean output_tokens", "mean read_tokens")
     old = {name: figure for name, figure in table.items() if name != "mean read_tokens"}
     now = first_light.cells([first_light.figures(table, keys)] * 2, None).split(" | ")

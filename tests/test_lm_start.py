@@ -6,9 +6,9 @@ import pytest
 pytest.importorskip("torch", reason="the trainers need the extra 'train'")
 pytest.importorskip("transformers", reason="the trainers need the extra 'train'")
 
-from agent_gym import CHANNELS, Trajectory  # noqa: E402
-from agent_gym.lm.demonstrations import dialogue_of  # noqa: E402
-from agent_gym.lm.errors import Refused  # noqa: E402
+from agent_gym import CHANNELS, Trajectory
+from agent_gym.lm.demonstrations import dialogue_of
+from agent_gym.lm.errors import Refused
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
