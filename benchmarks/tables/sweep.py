@@ -41,7 +41,7 @@ def write(path: Path, data: Any) -> None:
     """One line of JSON, under a temporary name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -51,10 +51,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def short(value: Any) -> Any:
-    """Numbers of four digits, whatever they stand in."""
+    """Numbers of five digits, whatever they stand in."""
     if isinstance(value, list):
         return [short(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    rounded = float(f"{value:.5g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 # ---- what stays of a run ----
@@ -71,10 +74,11 @@ def collect(folder: Path) -> dict[str, Any]:
     rows = lines(folder / "metrics.jsonl")
     names = sorted({name for row in rows for name in row if name.startswith(SERIES)})
     played = {split: list(read_trajectories(folder / "trajectories" / f"{split}_final.jsonl")) for split in SPLITS}
+    args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
     return {
-        "args": json.loads((folder / "args.json").read_text(encoding="utf-8")),
+        "args": {name: value for name, value in args.items() if name != "run_dir"},
         "generated_tokens": json.loads((folder / "result.json").read_text(encoding="utf-8"))["generated_tokens"],
-        "bounds": short(played[SPLITS[0]][0].env_kwargs["budget"]),
+        "bounds": played[SPLITS[0]][0].env_kwargs["budget"],
         "series": {name: [short(row.get(name)) for row in rows] for name in names},
         "tested": {split: tested(episodes) for split, episodes in played.items()},
         "credits": [credit(row) for row in lines(folder / "credits.jsonl")],
@@ -86,8 +90,8 @@ def tested(episodes: list[Trajectory]) -> dict[str, Any]:
 
     Returns:
         ``tasks``, a digest of which they are; ``samples`` of each; ``passed``, 0 or 1 an episode, null without a
-        verdict; ``costs`` of each by channel; ``oracle``, calls of the oracle by task; ``ways`` and ``solutions``, how
-        many different sequences of calls there are of each task, and among its successes.
+        verdict; ``within`` its budget, 0 or 1; ``costs`` of each by channel; ``oracle``, calls of the oracle by task;
+        ``ways`` and ``solutions``, different sequences of calls of each task, and of its successes.
     """
     of: dict[int | None, list[Trajectory]] = {}
     for episode in episodes:
@@ -100,6 +104,7 @@ def tested(episodes: list[Trajectory]) -> dict[str, Any]:
         "tasks": hashlib.sha256(repr([own[0].task_id for own in groups]).encode()).hexdigest()[:12],
         "samples": samples,
         "passed": [None if one.reward is None else int(one.success) for one in kept],
+        "within": [int(not one.violates(one.env_kwargs["budget"])) for one in kept],
         "costs": {k: [round(one.cost_total[k]) for one in kept] for k in CHANNELS},
         "oracle": oracle_calls(first.env_id, kwargs, tuple(of)),
         "ways": [distinct_call_sequences(own) for own in groups],
@@ -145,7 +150,7 @@ class Work:
         self.cell, self.began, self.commit = cell, time.time(), commit()
         self.folder = Path(tempfile.mkdtemp(prefix=cell.path.replace("/", "__") + "__", dir=runs))
         self.command = cell.command(smoke)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (self.folder / "log.txt").open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *self.command, "--run-dir", str(self.folder / "runs")],

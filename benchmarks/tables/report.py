@@ -1,0 +1,598 @@
+"""What came out: reads the committed result files alone, and works on whatever is there of them.
+
+    python -m benchmarks.tables.report
+
+Writes docs/results.md, docs/results_*.png and summary.json beside the results, and prints the claims. An interval is
+that of the mean, 95%, by bootstrap over seeds and tasks: seeds are drawn with replacement, and tasks too. Differences
+are paired by seed and task. A seed that collapsed counts like any other; a run that failed is not there.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from agent_gym import CHANNELS
+from agent_gym.metrics import pareto_front, pass_at_k
+
+from .cells import ABLATIONS, BASELINES, BUDGETS, CONSTRAINED, ENVS, METHODS, OURS, PASSK, ROOT, TOKENS
+from .sweep import RESULTS, SPLITS
+
+DOCS = ROOT / "docs"
+FIGURES = ("in-budget success", "success", "over budget", *CHANNELS)
+GOAL = 0.8  # in-budget success, for the tokens that it takes
+RECENT = 5  # iterations that a point of a learning curve is the mean of
+
+Interval = tuple[float, float, float]
+Cells = dict[int, dict[str, Any]]
+"""The result files of one row of a table, by seed."""
+NOTHING: Interval = (math.nan, math.nan, math.nan)
+
+
+@dataclass
+class Found:
+    """Every result file, by table, environment, method (and setting) and budget; and how many cells failed."""
+
+    rows: dict[tuple[str, str, str, str], Cells] = field(default_factory=dict)
+    failed: int = 0
+
+    @classmethod
+    def read(cls, results: Path) -> "Found":
+        """All files of a folder."""
+        found = cls(failed=len(list(results.glob("*/*/*.failed.json"))))
+        for path in sorted(results.glob("*/*/*__seed*.json")):
+            if not path.name.endswith(".failed.json"):
+                data = json.loads(path.read_text(encoding="utf-8"))
+                cell = data["cell"]
+                key = cell["table"], cell["env"], path.name.split("__")[0], cell["budget"]
+                found.rows.setdefault(key, {})[cell["seed"]] = data
+        return found
+
+    def main(self, env: str, method: str, budget: str = "medium") -> Cells:
+        """A row of the main table."""
+        return self.rows.get(("main", env, method, budget), {})
+
+    def ablation(self, method: str) -> Cells:
+        """A row of the ablations."""
+        return self.rows.get(("ablations", ENVS[0], method, "medium"), {})
+
+
+# ---- figures and their intervals ----
+
+
+def values(cells: Cells, split: str, figure: str) -> np.ndarray:
+    """A figure of every seed and task, the mean of a task's episodes: shape [seeds, tasks]; NaN without a verdict."""
+    rows = []
+    for seed in sorted(cells):
+        tested = cells[seed]["tested"][split]
+        passed, within = np.array(tested["passed"], dtype=float), np.array(tested["within"], dtype=float)
+        judged = np.where(np.isnan(passed), np.nan, 1.0)
+        if figure in CHANNELS:
+            row = judged * tested["costs"][figure]
+        else:
+            row = {"success": passed, "in-budget success": passed * within, "over budget": judged - within}[figure]
+        row = row.reshape(-1, tested["samples"])
+        known = ~np.isnan(row)
+        rows.append(np.nansum(row, axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan))
+    return np.array(rows)
+
+
+def interval(of: np.ndarray) -> Interval:
+    """Mean and 95% interval of values, shape [seeds, tasks], by bootstrap over seeds and tasks; NaN is left out."""
+    if not of.size or np.isnan(of).all():
+        return NOTHING
+    rng, (seeds, tasks) = np.random.default_rng(0), of.shape
+    seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=2000)  # how often each is drawn
+    task_weight = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=2000)
+    known = ~np.isnan(of)
+    total = ((seed_weight @ np.where(known, of, 0.0)) * task_weight).sum(axis=1)
+    count = ((seed_weight @ known.astype(float)) * task_weight).sum(axis=1)
+    low, high = np.quantile(total[count > 0] / count[count > 0], [0.025, 0.975])
+    return float(np.nanmean(of)), float(low), float(high)
+
+
+def over_seeds(of: Sequence[float]) -> Interval:
+    """Mean of a figure a seed and its 95% interval by bootstrap over the seeds."""
+    return interval(np.array(of, dtype=float).reshape(-1, 1))
+
+
+def ahead(one: Cells, other: Cells, split: str, figure: str) -> Interval:
+    """How far ``one`` is above ``other``, of the seeds that both have; NaN where their tasks are not the same."""
+    seeds = one.keys() & other.keys()
+    same = [s for s in seeds if one[s]["tested"][split]["tasks"] == other[s]["tested"][split]["tasks"]]
+    if not same or len(same) < len(seeds):
+        return NOTHING
+    pair = [values({s: cells[s] for s in same}, split, figure) for cells in (one, other)]
+    return interval(pair[0] - pair[1])
+
+
+def best(found: Found, env: str, methods: Sequence[str], split: str = "validation") -> str | None:
+    """The method of the highest in-budget success at the medium budget."""
+    score = {m: float(np.nanmean(values(cells, split, FIGURES[0]))) for m in methods if (cells := found.main(env, m))}
+    return max(score, key=lambda m: score[m], default=None)
+
+
+# ---- over the run ----
+
+
+def curve(cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Generated tokens, and in-budget success of the episodes sampled up to there (the mean of the last few
+    iterations); the last point is the test on the validation split. Both of shape [points]."""
+    series = cell["series"]
+    tokens = series.get("charts/generated_tokens", [])
+    success = series.get("charts/sample_in_budget") or series.get("charts/in_budget_success")
+    points = [(x, y) for x, y in zip(tokens, success or [None] * len(tokens), strict=True) if y is not None]
+    recent = [float(np.mean([y for _, y in points[max(0, i + 1 - RECENT) : i + 1]])) for i in range(len(points))]
+    last = float(np.nanmean(values({0: cell}, "validation", FIGURES[0])))
+    return np.array([*(x for x, _ in points), cell["generated_tokens"]], dtype=float), np.array([*recent, last])
+
+
+def on_grid(cells: Cells, env: str) -> np.ndarray:
+    """The curves of all seeds at 101 counts of tokens from 0 to those of a run, shape [seeds, 101]."""
+    grid = np.linspace(0, TOKENS[env], 101)
+    return np.array([np.interp(grid, *curve(cells[seed])) for seed in sorted(cells)])
+
+
+def tokens_to_goal(cells: Cells) -> list[float]:
+    """Tokens until in-budget success is first at the goal, of every seed; infinite where it never is."""
+    found = []
+    for seed in sorted(cells):
+        tokens, success = curve(cells[seed])
+        found.append(float(tokens[success >= GOAL][0]) if (success >= GOAL).any() else math.inf)
+    return found
+
+
+def redundant(cells: Cells, split: str) -> Interval:
+    """Calls of the successes that are more than the oracle's, as a share of theirs; over seeds."""
+    shares = []
+    for seed in sorted(cells):
+        tested = cells[seed]["tested"][split]
+        passed = np.array(tested["passed"], dtype=float) == 1
+        calls = np.array(tested["costs"]["tool_calls"])[passed].sum()
+        needed = np.repeat(tested["oracle"], tested["samples"])[passed].sum()
+        shares.append(1 - needed / calls if calls else math.nan)
+    return over_seeds(shares)
+
+
+def replay_share(cells: Cells) -> float:
+    """Measuring, as a share of the time of an iteration."""
+    parts = [[np.nansum(np.array(cell["series"].get(f"seconds/{name}", []), dtype=float)) for cell in cells.values()]
+             for name in ("measure", "rollout", "update")]  # fmt: skip
+    return float(np.sum(parts[0]) / np.sum(parts)) if np.sum(parts) else math.nan
+
+
+def multiplier(cells: Cells, channel: str) -> str:
+    """The last lambda of a channel, mean over the seeds."""
+    return f"{np.mean([cell['series'][f'lambda/{channel}'][-1] for cell in cells.values()]):.2f}"
+
+
+def correlations(cells: Cells) -> tuple[Interval, Interval]:
+    """Rank correlation, over the steps of the successes of a run's second half, of u with necessity and of v, in
+    budgets, with needlessness: mean and interval over the seeds."""
+    found = []
+    for seed in sorted(cells):
+        cell, points = cells[seed], list[tuple[float, float, bool]]()
+        half = max((row["iteration"] for row in cell["credits"]), default=0) / 2
+        for row in cell["credits"]:
+            if row["iteration"] >= half and row["success"] and "necessary" in row:
+                for u, v, necessary in zip(row["u"], row["v"], row["necessary"], strict=True):
+                    price = sum(x / cell["bounds"].get(k, math.inf) for k, x in zip(CHANNELS, v, strict=True) if x)
+                    points += [] if u is None else [(u, price, bool(necessary))]
+        u_s, prices, needed = np.array(points, dtype=float).reshape(-1, 3).T
+        varied = len(set(needed)) > 1
+        found.append([
+            spearmanr(credit, sign * needed).statistic if varied and len(set(credit)) > 1 else math.nan
+            for credit, sign in ((u_s, 1), (prices, -1))
+        ])  # fmt: skip
+    by_credit = np.array(found, dtype=float).reshape(-1, 2).T
+    return over_seeds(by_credit[0].tolist()), over_seeds(by_credit[1].tolist())
+
+
+# ---- the claims ----
+
+
+@dataclass
+class Claim:
+    """What the method is said to do, whether it does, and by which numbers."""
+
+    text: str
+    holds: bool | None
+    numbers: str
+
+    @property
+    def verdict(self) -> str:
+        """In capitals."""
+        return {True: "HOLDS", False: "DOES NOT HOLD", None: "NOT MEASURED"}[self.holds]
+
+
+def claims(found: Found) -> list[Claim]:
+    """The four, at the medium budget on the validation split. An environment counts when every baseline has run."""
+    envs = [e for e in ENVS if found.main(e, "c3") and all(found.main(e, m) for m in BASELINES)]
+    two = len(envs) >= 2
+    margins, speeds, violations = [], [], []
+    for env in envs:
+        c3, rival = found.main(env, "c3"), best(found, env, BASELINES)
+        assert rival is not None
+        margins.append((env, METHODS[rival].title, ahead(c3, found.main(env, rival), "validation", FIGURES[0])))
+        ours = float(np.median(tokens_to_goal(c3)))
+        medians = {m: float(np.median(tokens_to_goal(found.main(env, m)))) for m in BASELINES}
+        fast = min(BASELINES, key=lambda m: medians[m])
+        speeds.append((env, METHODS[fast].title, ours, medians[fast]))
+        rival = best(found, env, CONSTRAINED)
+        assert rival is not None
+        own, other = (float(np.nanmean(values(c, "validation", "over budget"))) for c in (c3, found.main(env, rival)))
+        violations.append((env, METHODS[rival].title, own, other))
+    global_cost = ahead(found.main(ENVS[0], "c3"), found.ablation("global_cost"), "validation", FIGURES[0])
+    measured = not math.isnan(global_cost[0])
+    return [
+        Claim(
+            "in-budget success at least 3 points above the best baseline on two environments, intervals above 0",
+            sum(m >= 0.03 and low > 0 for *_, (m, low, _) in margins) >= 2 if two else None,
+            "; ".join(f"{env}: {signed(d)} to {rival}" for env, rival, d in margins),
+        ),
+        Claim(
+            f"at most half the tokens to {GOAL} on two environments",
+            sum(math.isfinite(own) and own <= 0.5 * other for *_, own, other in speeds) >= 2 if two else None,
+            "; ".join(f"{env}: {count(own)} against {count(other)} of {rival}" for env, rival, own, other in speeds),
+        ),
+        Claim(
+            "violation rate at least 20% below that of the best constrained baseline on two environments",
+            sum(own <= 0.8 * other and other > 0 for *_, own, other in violations) >= 2 if two else None,
+            "; ".join(f"{env}: {own:.3f} against {other:.3f} of {rival}" for env, rival, own, other in violations),
+        ),
+        Claim(
+            "cost credit beats the global cost term",
+            global_cost[1] > 0 if measured else None,
+            f"{ENVS[0]}: {signed(global_cost)}" if measured else "",
+        ),
+    ]
+
+
+# ---- in words ----
+
+
+def shown(of: Interval, digits: int = 2) -> str:
+    """Mean and interval; a dash where there is none."""
+    return "-" if math.isnan(of[0]) else f"{of[0]:.{digits}f} [{of[1]:.{digits}f}, {of[2]:.{digits}f}]"
+
+
+def signed(of: Interval) -> str:
+    """The same of a difference."""
+    return "-" if math.isnan(of[0]) else f"{of[0]:+.3f} [{of[1]:+.3f}, {of[2]:+.3f}]"
+
+
+def count(tokens: float) -> str:
+    """Tokens in thousands."""
+    return f"{tokens / 1000:.0f}k" if math.isfinite(tokens) else "never"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table. A row that has only its name was not run."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name, *own in rows:
+        lines.append(f"| {name} | {' | '.join(own or ['not run', *[''] * (len(head) - 2)])} |")
+    return [*lines, ""]
+
+
+def comparison(rows: dict[str, Cells], c3: Cells) -> list[str]:
+    """A table of methods with both splits: seeds, shares, calls, and how far C3-RL is ahead."""
+    head = ["method", "seeds"]
+    for split in SPLITS:
+        head += [f"{split}: in-budget success", "success", "over budget", "calls", "C3-RL ahead by"]
+    lines = []
+    for title, cells in rows.items():
+        row = [title]
+        if cells:
+            collapsed = sum(np.nanmean(values({0: cell}, "validation", "success")) < 0.05 for cell in cells.values())
+            row.append(f"{len(cells)}" + (f", {collapsed} collapsed" if collapsed else ""))
+            for split in SPLITS:
+                row += [shown(interval(values(cells, split, figure))) for figure in (*FIGURES[:3], "tool_calls")]
+                row.append("" if cells is c3 else signed(ahead(c3, cells, split, FIGURES[0])))
+        lines.append(row)
+    return markdown(head, lines)
+
+
+def main_tables(found: Found) -> list[str]:
+    """The main table of every environment and budget."""
+    text = ["## Main table", ""]
+    for env in ENVS:
+        for budget, times in BUDGETS.items():
+            rows = {method.title: found.main(env, name, budget) for name, method in METHODS.items()}
+            text += [f"### {env}, {budget} budget ({times} x the oracle's mean cost)", ""]
+            if any(rows.values()):
+                text += comparison(rows, found.main(env, "c3", budget))
+            else:
+                text += ["not run", ""]
+    return text
+
+
+def ablations(found: Found) -> list[str]:
+    """What each part is worth, on the seeds that the ablation has."""
+    c3 = found.main(ENVS[0], "c3")
+    rows = {"C3-RL": c3} | {method.title: found.ablation(name) for name, method in ABLATIONS.items()}
+    return [f"## Ablations ({ENVS[0]}, medium budget)", "", *comparison(rows, c3)]
+
+
+def mechanism(found: Found) -> list[str]:
+    """Why it works, or does not: needless calls, multipliers, time, truth of the credit."""
+    text = ["## Mechanism", ""]
+    head = ["method", "needless calls, validation", "test", "over budget",
+            *(f"multiplier, {k.replace('_', ' ')}" for k in CHANNELS), "replay's share of the time"]  # fmt: skip
+    for env in ENVS:
+        lines = []
+        for name, method in METHODS.items():
+            row, cells = [method.title], found.main(env, name)
+            if cells:
+                row += [shown(redundant(cells, split)) for split in SPLITS]
+                row.append(shown(interval(values(cells, "validation", "over budget"))))
+                row += [multiplier(cells, k) if name.startswith(("c3", "lagrangian")) else "" for k in CHANNELS]
+                row.append(f"{replay_share(cells):.0%}" if name.startswith("c3") else "")
+            lines.append(row)
+        if any(len(row) > 1 for row in lines):
+            text += [f"### {env}, medium budget", "", *markdown(head, lines)]
+    head = ["environment", "method", "u and necessity", "v and needlessness"]
+    rows = [[env, title, *map(shown, both)] for env, title, *both in credit_rows(found)]
+    text += ["### Truth of the credit: rank correlation over the steps of successes", ""]
+    return text + (markdown(head, rows) if rows else ["not run", ""])
+
+
+def credit_rows(found: Found) -> list[tuple[str, str, Interval, Interval]]:
+    """Environment, method and both correlations, of every row whose run credits steps."""
+    rows = []
+    for env in ENVS:
+        every = {METHODS[name].title: found.main(env, name) for name in ("c3", "c3_loo")}
+        if env == ENVS[0]:
+            every |= {ABLATIONS[name].title: found.ablation(name) for name in ABLATIONS}
+        rows += [(env, title, *correlations(cells)) for title, cells in every.items() if cells]
+    return [row for row in rows if not math.isnan(row[2][0])]
+
+
+def efficiency(found: Found) -> list[str]:
+    """How soon."""
+    text = ["## Sample efficiency (medium budget)", ""]
+    head = ["method", "area", f"tokens to {GOAL}, by seed", "iterations", "minutes"]
+    for env in ENVS:
+        lines = []
+        for name, method in METHODS.items():
+            row, cells = [method.title], found.main(env, name)
+            if cells:
+                area = over_seeds(on_grid(cells, env).mean(axis=1).tolist())
+                iterations = [len(cell["series"].get("charts/generated_tokens", [])) for cell in cells.values()]
+                minutes = np.mean([cell["wall_seconds"] for cell in cells.values()]) / 60
+                row += [shown(area), " ".join(map(count, tokens_to_goal(cells))), f"{np.mean(iterations):.0f}",
+                        f"{minutes:.1f}"]  # fmt: skip
+            lines.append(row)
+        if any(len(row) > 1 for row in lines):
+            text += [f"### {env}, {count(TOKENS[env])} tokens", "", *markdown(head, lines)]
+    return text
+
+
+def passing(cells: Cells, split: str, figure: str) -> np.ndarray:
+    """A figure of the second paper of every seed and task: pass@1, pass@16, ways or solutions; [seeds, tasks]."""
+    rows = []
+    for seed in sorted(cells):
+        tested = cells[seed]["tested"][split]
+        passed = np.array(tested["passed"], dtype=float).reshape(-1, tested["samples"])
+        if figure.startswith("pass@"):
+            k, counts = int(figure[5:]), [(int((~np.isnan(own)).sum()), int(np.nansum(own))) for own in passed]
+            rows.append([pass_at_k(n, c, k) if n >= k else math.nan for n, c in counts])
+        else:
+            rows.append(tested[figure])
+    return np.array(rows, dtype=float)
+
+
+def second_paper(found: Found) -> list[str]:
+    """Plain GRPO against surgery, sixteen episodes a task."""
+    figures = ("pass@1", "pass@16", "ways", "solutions")
+    head = ["method", "seeds", *(f"{split}: {figure}" for split in SPLITS for figure in figures), "conflict rate"]
+    every = {name: found.rows.get(("passk", ENVS[0], name, "medium"), {}) for name in PASSK}
+    text = [f"## The second paper ({ENVS[0]}, 64 tasks, 16 episodes each)", ""]
+    absolute, apart = [], []
+    for name, cells in every.items():
+        row, title = [PASSK[name].title], PASSK[name].title
+        if cells:
+            rates = [np.nanmean(np.array(cell["series"]["conflict/rate"], dtype=float)) for cell in cells.values()
+                     if "conflict/rate" in cell["series"]]  # fmt: skip
+            row += [str(len(cells)), *(shown(interval(passing(cells, s, f))) for s in SPLITS for f in figures)]
+            row.append(f"{np.mean(rates):.2f}" if rates else "")
+        absolute.append(row)
+        seeds = cells.keys() & every["grpo"].keys()
+        if seeds and name != "grpo":
+            own, plain = ({s: of[s] for s in seeds} for of in (cells, every["grpo"]))
+            differences = [passing(own, s, f) - passing(plain, s, f) for s in SPLITS for f in figures]
+            apart.append([title, str(len(seeds)), *(signed(interval(d)) for d in differences), ""])
+    text += markdown(head, absolute)
+    return text + (["Difference to plain GRPO, paired by seed and task:", "", *markdown(head, apart)] if apart else [])
+
+
+def tuning(found: Found) -> list[str]:
+    """In-budget success of every setting of every knob on the tuning seed."""
+    lines = []
+    for name, method in METHODS.items():
+        tried = {
+            setting: float(np.nanmean(values(cells, "validation", FIGURES[0])))
+            for setting in method.trials
+            if (cells := found.rows.get(("tune", ENVS[0], f"{name}={setting}", "medium"), {}))
+        }
+        row = [method.title]
+        if tried:
+            winner = max(tried, key=lambda s: tried[s]) if len(tried) == len(method.trials) else "-"
+            row += [f"`{method.knob}`", ", ".join(f"{s}: {x:.3f}" for s, x in tried.items()), winner, method.chosen]
+        if method.knob:
+            lines.append(row)
+    head = ["method", "knob", "in-budget success, validation", "winner", "in the tables"]
+    return [f"## Knobs ({ENVS[0]}, medium budget, a seed that is in no table)", "", *markdown(head, lines)]
+
+
+# ---- pictures ----
+
+
+def style(name: str) -> dict[str, Any]:
+    """Ours are thick, every method has its own colour."""
+    colour = colormaps["tab20"](list(METHODS).index(name))
+    return {"color": colour, "linewidth": 2.5 if name in OURS else 1.2, "label": METHODS[name].title}
+
+
+def panels(envs: Sequence[str]) -> tuple[Figure, list[Any]]:
+    """A picture with a panel for each environment and room for the names of the methods."""
+    figure = Figure(figsize=(6.5 * len(envs) + 2.5, 5), layout="constrained")
+    return figure, list(figure.subplots(1, len(envs), squeeze=False)[0])
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)
+
+
+def draw_curves(found: Found, path: Path) -> bool:
+    """In-budget success against generated tokens, with intervals over the seeds; whether there was any."""
+    envs = [env for env in ENVS if any(found.main(env, name) for name in METHODS if name != "sft")]
+    if not envs:
+        return False
+    figure, axes = panels(envs)
+    for axis, env in zip(axes, envs, strict=True):
+        grid = np.linspace(0, TOKENS[env], 101) / 1000
+        for name in (name for name in METHODS if name != "sft" and found.main(env, name)):
+            curves = on_grid(found.main(env, name), env)
+            mean, low, high = np.array([over_seeds(column.tolist()) for column in curves.T]).T
+            axis.plot(grid, mean, **style(name))
+            axis.fill_between(grid, low, high, color=style(name)["color"], alpha=0.12, linewidth=0)
+        axis.axhline(GOAL, color="grey", linewidth=0.8, linestyle=":")
+        axis.set(title=f"{env}, medium budget", xlabel="generated tokens, thousands", ylim=(-0.02, 1.02))
+    axes[0].set_ylabel(f"in-budget success, mean of {RECENT} iterations")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    save(figure, path)
+    return True
+
+
+def draw_pareto(found: Found, path: Path) -> bool:
+    """Success against calls on the validation split, a line through the budgets of each method."""
+    envs = [env for env in ENVS if any(found.main(env, name) for name in METHODS)]
+    if not envs:
+        return False
+    figure, axes = panels(envs)
+    for axis, env in zip(axes, envs, strict=True):
+        points: list[tuple[float, float]] = []
+        for name in METHODS:
+            budgets = [b for b in ("tight", "medium", "loose") if found.main(env, name, b)]
+            spent, passed = (
+                [float(np.nanmean(values(found.main(env, name, b), "validation", f))) for b in budgets]
+                for f in ("tool_calls", "success")
+            )
+            axis.plot(spent, passed, alpha=0.8, **style(name))
+            for x, y, budget in zip(spent, passed, budgets, strict=True):
+                marker = {"tight": "v", "medium": "o", "loose": "^"}[budget]
+                axis.plot([x], [y], marker, color=style(name)["color"])
+            points += zip(spent, passed, strict=True)
+        front = pareto_front(points)
+        axis.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, linestyle=":", label="front")
+        axis.set(title=f"{env} (v tight, o medium, ^ loose budget)", xlabel="calls an episode", ylim=(-0.02, 1.02))
+    axes[0].set_ylabel("success on the validation tasks")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    save(figure, path)
+    return True
+
+
+def draw_credit(found: Found, path: Path) -> bool:
+    """Rank correlation of both credits with what is known of the steps."""
+    rows = credit_rows(found)
+    if not rows:
+        return False
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    for at, (_, _, *both) in enumerate(rows):
+        for shift, (mean, low, high), colour in zip((-0.18, 0.18), both, ("tab:green", "tab:red"), strict=True):
+            bars = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+            axis.barh(at + shift, mean, 0.34, xerr=None if math.isnan(low) else bars, color=colour, capsize=2)
+    axis.set_yticks(range(len(rows)), [f"{title}\n{env}" for env, title, *_ in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.axvline(0.0, color="black", linewidth=0.8)
+    axis.set(xlabel="rank correlation: success credit and necessity (green), cost credit and needlessness (red)")
+    axis.set_xlim(-1, 1)
+    save(figure, path)
+    return True
+
+
+# ---- all of it ----
+
+
+def summary(found: Found, stated: Sequence[Claim]) -> dict[str, Any]:
+    """All figures of all rows with their intervals, and the claims."""
+
+    def rounded(of: Interval) -> list[float | None]:
+        return [None if math.isnan(x) else round(x, 4) for x in of]
+
+    rows: dict[str, Any] = {}
+    for (table, env, method, budget), cells in found.rows.items():
+        figures = {split: {f: rounded(interval(values(cells, split, f))) for f in FIGURES} for split in SPLITS}
+        rows[f"{table}/{env}/{method}/{budget}"] = {"seeds": sorted(cells), **figures}
+    return {"claims": [{"claim": c.text, "verdict": c.verdict, "numbers": c.numbers} for c in stated], "rows": rows}
+
+
+def how(found: Found) -> list[str]:
+    """Where the figures come from."""
+    every = [cell for cells in found.rows.values() for cell in cells.values()]
+    commits = sorted({cell["commit"][:10] + cell["commit"][40:] for cell in every})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items()) for cell in every})
+    return [
+        "## How this was made", "",
+        f"`python -m benchmarks.tables.sweep` runs the cells of [cells.py](../benchmarks/tables/cells.py), one core "
+        f"each; `python -m benchmarks.tables.report` writes this page from their result files. {len(every)} cells have "
+        f"run in {sum(cell['wall_seconds'] for cell in every) / 3600:.1f} core hours; {found.failed} failed. Commits "
+        f"(a plus: with changes): {', '.join(commits) or 'none'}. Versions: {'; '.join(versions) or 'none'}.",
+    ]  # fmt: skip
+
+
+def report(results: Path, docs: Path) -> list[Claim]:
+    """Write the page, the pictures and the summary.
+
+    Args:
+        results: Folder of the result files; summary.json is written there.
+        docs: Folder of the page and the pictures.
+
+    Returns:
+        The claims.
+    """
+    found = Found.read(results)
+    stated = claims(found)
+    text = ["# Results", "", *__doc__.split("\n\n")[2].splitlines()[1:], "", "## The claims", ""]
+    text += [f"* **{c.verdict}**: {c.text}{f' ({c.numbers})' if c.numbers else ''}." for c in stated]
+    text += ["", *main_tables(found), *ablations(found), *mechanism(found), *efficiency(found)]
+    text += [*second_paper(found), *tuning(found)]
+    pictures = {"curves": draw_curves, "pareto": draw_pareto, "credit": draw_credit}
+    drawn = [name for name, draw in pictures.items() if draw(found, docs / f"results_{name}.png")]
+    alts = {"curves": "In-budget success against generated tokens", "pareto": "Success against calls",
+            "credit": "Rank correlation of credit and necessity"}  # fmt: skip
+    text += ["## Pictures", "", *(f"![{alts[name]}](results_{name}.png)\n" for name in drawn)] if drawn else []
+    for path, content in (
+        (docs / "results.md", "\n".join([*text, *how(found)]) + "\n"),
+        (results / "summary.json", json.dumps(summary(found, stated), indent=1, allow_nan=False) + "\n"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".tmp").write_text(content, encoding="utf-8")
+        path.with_suffix(".tmp").replace(path)
+    return stated
+
+
+def main() -> None:
+    """Read the flags, write the report, print the claims."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the pictures")
+    options = parser.parse_args()
+    for claim in report(options.results, options.docs):
+        print(f"{claim.verdict}: {claim.text}" + (f"\n    {claim.numbers}" if claim.numbers else ""))
+
+
+if __name__ == "__main__":
+    main()
