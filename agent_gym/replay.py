@@ -542,6 +542,7 @@ def eliminate(
     snapshots: Sequence[Snapshot] | None = None,
     grounding: bool = True,
     cache: ToolCache | None = None,
+    among: Collection[Unit] | None = None,
 ) -> Elimination:
     """Delete steps for good, the dearest first, as long as the episode still passes.
 
@@ -557,6 +558,7 @@ def eliminate(
         snapshots: The state before each step, if the rollout kept them.
         grounding: See :func:`counterfactuals`.
         cache: Tool outcomes shared between replays.
+        among: The only steps and calls to try, each alone and once, to bound the replays; by default all.
 
     Returns:
         The kept steps, the shortened episode, and the number of replays, at most twice that of the steps and calls.
@@ -571,7 +573,7 @@ def eliminate(
         if channel not in CHANNELS or isinstance(bound, bool) or not isinstance(bound, int | float) or not bound > 0:
             raise ValueError(f"bounds[{channel!r}]={bound!r}: a number above 0 for one of {', '.join(CHANNELS)}")
     with _replaying(env, cache):
-        return _Eliminator(env, trajectory, bounds, snapshots or _execute(env, trajectory), grounding).result()
+        return _Eliminator(env, trajectory, bounds, snapshots or _execute(env, trajectory), grounding).result(among)
 
 
 class _Eliminator:
@@ -608,8 +610,13 @@ class _Eliminator:
             cost = dict(zip(CHANNELS, shares, strict=True))
         return sum(cost[channel] / bound for channel, bound in self.bounds.items())
 
-    def result(self) -> Elimination:
-        """Eliminate."""
+    def result(self, among: Collection[Unit] | None) -> Elimination:
+        """Eliminate all that can go, or ``among`` some units."""
+        if among is not None:
+            for unit in self._candidates():
+                if unit in among:
+                    self._try([unit])
+            return self._elimination()
         for detour in self._detours():
             self._try(detour)
         gone, failed = 0, dict[Unit, int]()  # how many units had gone when one could not

@@ -3,13 +3,13 @@
     max_pi E[R]   subject to   E[C_k] <= B_k   for k in {tool_calls, output_tokens, read_tokens, latency_ms}
 
 R is verified at the end of the episode only. Each step's part in it (u_t), and in each cost (v_tk), is measured by
-counterfactual replay: the step is deleted (cut, swapped), the recorded suffix re-issued where it is still grounded,
-and the outcome compared. The step's advantage is
+counterfactual replay, which re-issues the recorded steps as far as they are still grounded: what a success can do
+without is eliminated, or each step is left out alone (cut, swapped) and the outcome compared. Its advantage is
 
     A_t = [ z(R)_i + c z(u_t) - g_i sum_k lambda_k z(v_tk) ] / (1 + sum_k lambda_k)
 
 and lambda follows the constraint violation by dual ascent. `--method` swaps that one line for PPO without costs, a
-fixed penalty, hard truncation, or a trajectory-level Lagrangian; nothing else changes.
+fixed penalty, hard truncation, a trajectory-level Lagrangian, or step credit without costs; nothing else changes.
 
 Left out of PPO: the value network (groups of episodes of one task take its place; `--critic` brings it back, by turns),
 discounting, and whitening of the advantage, whose terms are normalised one by one.
@@ -17,9 +17,11 @@ discounting, and whitening of the advantage, whose terms are normalised one by o
 Docs: docs/ppo_c3rl.md
 """
 
+import itertools
 import math
 import random
 import time
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -32,7 +34,7 @@ from tqdm import tqdm
 
 import agent_gym
 from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
-from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, size_of
+from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, model_of, size_of
 from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.engine import Engine, TorchEngine
@@ -47,7 +49,8 @@ from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
 from agent_gym.metrics import mean_interval, share_interval
 
-K = len(CHANNELS)
+K, CALLS = len(CHANNELS), CHANNELS.index("tool_calls")
+SPLITS = ("validation", "test")  # of the tests
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
@@ -57,26 +60,35 @@ RATES = {"tiny": 3e-4, "small": 1e-4, "large": 2e-5}  # learning rate by the mod
 
 @dataclass
 class Credit:
+    mode: Literal["eliminate", "leave-one-out"] = "eliminate"
+    """how a success is measured: delete for good what it can do without, dearest first; or one step at a time, as
+    failures always are"""
+    cost: Literal["excess-group", "excess-best", "own", "leave-one-out", "trajectory"] | None = None
+    """v of a step: what is left of it pays the excess over the cheapest pruned success of its group, or ever of its
+    task type; its own cost; by leave-one-out; or the whole episode's cost, as without credit (the ablation). Unset,
+    excess-group with mode eliminate and leave-one-out with the other"""
+    episodes: Literal["successes", "near-misses", "all"] = "all"
+    """which episodes are replayed; near-misses are successes and failures of a score of 0.5 or more"""
     interventions: tuple[Literal["delete", "truncate", "swap", "replace"], ...] = ("delete",)
-    """what is done to a step to measure it; replace draws fresh samples from the policy and plays them to the end"""
+    """what leave-one-out does to a step; replace draws fresh samples from the policy and plays them to the end"""
     grounding: bool = True
     """skip suffix calls that only the removed step could have explained (False: literal replay)"""
     z_reward: bool = True
     """keep the trajectory's own group-relative success in the advantage"""
     success_gate: bool = True
     """let a step's cost count only in episodes that succeeded"""
-    selection: Literal["uncertain", "all", "random"] = "all"
-    """which steps are measured: those that the policy was least sure of, all of them, or random ones"""
+    selection: Literal["uncertain", "dearest", "all", "random"] = "all"
+    """which steps are measured: those that the policy was least sure of, the dearest, all of them, or random ones"""
     most_steps: int = 4
-    """M: steps measured an episode, for selection uncertain and random (the last step is always known)"""
+    """M: steps measured an episode, unless selection is all (the last step is always known)"""
     block: int = 1
-    """steps removed together by delete; they share the block's credit"""
+    """steps that leave-one-out deletes together; they share the block's credit"""
     most_interventions: int = 8
     """K: replays an episode, at most, the steps chosen first before the others; selection all has no such cap"""
     replace_samples: int = 2
     """fresh continuations a measured step, for the intervention replace"""
     weight: float = 1.0
-    """c: weight of the success credit"""
+    """c: weight of the success credit, and of the step term of stepgroup"""
 
 
 @dataclass
@@ -109,9 +121,9 @@ class Args(Common):
     """Gymnasium id of the environment"""
     env_kwargs: str | None = None
     """keyword arguments of gym.make, as JSON, by default the preset's; split and budget are set by this script"""
-    method: Literal["c3rl", "ppo", "penalty", "truncation", "lagrangian"] = "c3rl"
-    """the advantage: C3-RL, reward only, R - alpha C, reward only in an environment that cuts at the budget, or
-    trajectory-level multipliers"""
+    method: Literal["c3rl", "ppo", "penalty", "truncation", "lagrangian", "stepgroup"] = "c3rl"
+    """the advantage: C3-RL, reward only, R - alpha C, reward only in an environment that cuts at the budget,
+    trajectory-level multipliers, or reward with step credit by groups of equal states (GiGPO, Feng et al. 2025)"""
     penalty_alpha: float = 0.3
     """alpha of method penalty: R - alpha mean_k C_k / B_k"""
     truncation_slack: float = 1.0
@@ -160,10 +172,10 @@ class Args(Common):
     """AdamW on the value heads"""
 
     eval_episodes: int | None = None
-    """test tasks of the table at the end (and of the start); by default 256, or num_episodes for a pretrained model on
-    a CPU"""
+    """tasks of each split, validation and test, in the table of the end (and of the start); by default 256, or
+    num_episodes for a pretrained model on a CPU"""
     eval_every: int = 0
-    """iterations between tests in training; 0 is never"""
+    """iterations between tests on the validation split; 0 is never"""
     keep_best: bool = False
     """keep the checkpoint of the best of these tests, by in-budget success, as checkpoints/best"""
     log_every: int = 20
@@ -178,20 +190,48 @@ class Args(Common):
 
 @dataclass
 class Credits:
-    """u of every step, shape [steps], and v, shape [steps, channels]; NaN where a step was not measured."""
+    """What was measured of an episode.
+
+    Args:
+        u: Success credit of every step, shape [steps]; NaN where it was not measured, as in v.
+        v: Cost credits, shape [steps, channels].
+        left: Of a success that was pruned, the cost of what it kept of each step, shape [steps, channels].
+        replays: How many it took.
+    """
 
     u: np.ndarray
     v: np.ndarray
+    left: np.ndarray | None = None
+    replays: int = 0
+
+    @property
+    def eliminated(self) -> list[int]:
+        """The steps of which nothing is left: every turn that is played writes a token."""
+        return [] if self.left is None else np.flatnonzero(~self.left.any(axis=1)).tolist()
 
 
-def chosen_steps(episode: Episode, credit: Credit, rng: random.Random) -> list[int]:
+def replayed(episode: Episode, credit: Credit) -> bool:
+    """Whether an episode is one of those to measure."""
+    near = credit.episodes == "near-misses" and episode.verdict is not None and episode.verdict["score"] >= 0.5
+    return bool(credit.episodes == "all" or episode.success or near)
+
+
+def chosen_steps(episode: Episode, bounds: np.ndarray, credit: Credit, rng: random.Random) -> list[int]:
     """The steps to measure, the most wanted first. The last one needs no replay: without it nothing is submitted."""
     steps = list(range(len(episode.steps) - episode.steps[-1].terminated))
     if credit.selection == "uncertain":
         steps.sort(key=lambda t: np.mean(episode.steps[t].logprobs or 0.0))  # its mean estimates minus the entropy
+    elif credit.selection == "dearest":
+        price = (step_costs(episode) / bounds).sum(axis=1)
+        steps.sort(key=lambda t: (-price[t], -t))
     elif credit.selection == "random":
         rng.shuffle(steps)
     return steps if credit.selection == "all" else steps[: credit.most_steps]
+
+
+def calls_of(step: Step) -> list[int | None]:
+    """The numbers of a step's calls where it has several, which are measured one by one; else None, the step itself."""
+    return [*range(len(step.tool_results))] if len(step.tool_results) > 1 else [None]
 
 
 def first_tool(step: Step) -> str | None:
@@ -211,14 +251,29 @@ def shares(block: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    episodes: list[Episode], envs: list[gym.Env], engine: Engine, chat: Chat, args: Args, ranks: Ranks, key: int
+    episodes: list[Episode],
+    envs: list[gym.Env],
+    engine: Engine,
+    chat: Chat,
+    budget: dict[str, float],
+    ways: dict[str, np.ndarray],
+    args: Args,
+    ranks: Ranks,
+    key: int,
 ) -> tuple[list[Credits], int]:
-    """What each step was worth and what it cost: replay every episode under interventions on its steps.
+    """What each step was worth and what it cost: replay the episodes with steps eliminated, or left out alone.
+
+    A turn of several calls is measured call by call: its u is the largest of theirs (it is needed if one of them is),
+    its v their sum.
+
+    Args:
+        budget: B by channel, which makes costs of several channels one price.
+        ways: The cheapest ways known; see :func:`charge`.
 
     Returns:
         The credits, and the tokens the policy had to generate for them (0 without ``replace``).
     """
-    cache, credit = ToolCache(), args.credit
+    cache, credit, bounds = ToolCache(), args.credit, np.array([budget[k] for k in CHANNELS])
     by_tool: dict[str, list[Any]] = {}  # what the whole batch did with each tool
     calls = [(e.index, t, first_tool(s), s.action) for e in episodes for t, s in enumerate(e.steps)]
     for *_, tool, action in sorted((one for part in ranks.gather(calls) for one in part), key=lambda one: one[:2]):
@@ -226,12 +281,21 @@ def measure(
             by_tool.setdefault(tool, []).append(action)
     us = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[float]]]
     vs = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[np.ndarray]]]
-    fresh: list[tuple[int, int]] = []
+    replays, pruned, fresh = [0] * len(episodes), dict[int, Credits](), list[tuple[int, int]]()
     for i, episode in enumerate(episodes):
+        if not replayed(episode, credit):
+            continue
         own, todo, rng = step_costs(episode), list[Any](), random.Random(stream(key, episode.index))
         last = len(episode.steps) - episode.steps[-1].terminated  # a block must not take the last step with it
-        for t in chosen_steps(episode, credit, rng):
-            if "delete" in credit.interventions:
+        chosen = chosen_steps(episode, bounds, credit, rng)
+        if credit.mode == "eliminate" and episode.success:
+            pruned[i] = prune(episode, envs[0], chosen, budget, credit, cache)
+            if credit.cost != "leave-one-out":
+                continue
+        for t in chosen:
+            if "delete" in credit.interventions and credit.block == 1:
+                todo += [Delete(t, call=n) for n in calls_of(episode.steps[t])]
+            elif "delete" in credit.interventions:
                 todo.append(Delete(t, min(credit.block, last - t)))
             if "swap" in credit.interventions and (name := first_tool(episode.steps[t])):
                 others = [a for a in by_tool[name] if a != episode.steps[t].action]
@@ -245,14 +309,22 @@ def measure(
         results = agent_gym.counterfactuals(
             envs[0], episode.trajectory(), todo, grounding=credit.grounding, cache=cache, snapshots=episode.snapshots
         )
+        replays[i], by_call = len(results), dict[int, list[agent_gym.Counterfactual]]()
         for one in results:
             if isinstance(one.intervention, Truncate) or one.reward is None:
+                continue
+            if getattr(one.intervention, "call", None) is not None:
+                by_call.setdefault(one.intervention.t, []).append(one)
                 continue
             removed = range(one.intervention.t, one.intervention.t + getattr(one.intervention, "length", 1))
             v = shares(np.array(list(one.cost_credit.values())), own[removed.start : removed.stop])
             for t in removed:
                 us[i][t].append((episode.success - one.reward) / len(removed))
                 vs[i][t].append(v[t - removed.start])
+        for t, ones in by_call.items():
+            if len(ones) == len(episode.steps[t].tool_results):
+                us[i][t].append(max(one.success_credit for one in ones))
+                vs[i][t].append(np.sum([list(one.cost_credit.values()) for one in ones], axis=0))
         cuts = [one.intervention.t for one in results if isinstance(one.intervention, Truncate) and one.reward == 1.0]
         if cuts and episode.success:  # the earliest cut that still passes earns the success; the rest was only paid for
             us[i][min(cuts)].append(episode.success)
@@ -269,28 +341,90 @@ def measure(
     nothing = np.full(K, math.nan)
     credits = [
         Credits(np.array([np.mean(u) if u else math.nan for u in own_u]),
-                np.array([np.mean(v, axis=0) if v else nothing for v in own_v]))
-        for own_u, own_v in zip(us, vs, strict=True)
+                np.array([np.mean(v, axis=0) if v else nothing for v in own_v]), replays=count)
+        for own_u, own_v, count in zip(us, vs, replays, strict=True)
     ]  # fmt: skip
-    last_steps(episodes, credits)
+    for i, found in pruned.items():
+        v = credits[i].v if credit.cost == "leave-one-out" else found.v
+        credits[i] = Credits(found.u, v, found.left, found.replays + replays[i])
+    if credit.cost not in ("own", "leave-one-out"):
+        charge(episodes, credits, ways, credit, ranks)
+    last_steps(episodes, credits, credit)
     return credits, sum(len(b.logprobs) for b in played)
 
 
-def last_steps(episodes: list[Episode], credits: list[Credits]) -> None:
-    """Write the credit of answers: the success is theirs too, and of their cost what the cheapest answer that passed in
-    their group did without. Where none passed, it is not known."""
+def prune(
+    episode: Episode, env: gym.Env, chosen: list[int], budget: dict[str, float], credit: Credit, cache: ToolCache
+) -> Credits:
+    """Eliminate what a success can do without (of the chosen steps, unless all are): u = R for what is kept, 0 for what
+    goes, and v the step's own cost. Kept steps that were not tried have no u."""
+    units = {t: [t if n is None else (t, n) for n in calls_of(step)] for t, step in enumerate(episode.steps)}
+    among = None if credit.selection == "all" else [unit for t in chosen for unit in units[t]]
+    among = among and among[: credit.most_interventions]
+    found = agent_gym.eliminate(
+        env, episode.trajectory(), budget, snapshots=episode.snapshots, grounding=credit.grounding, cache=cache,
+        among=among,
+    )  # fmt: skip
+    u, left = np.zeros(len(units)), np.zeros((len(units), K))
+    kept = list(dict.fromkeys(unit if isinstance(unit, int) else unit[0] for unit in found.kept))
+    u[kept], left[kept] = episode.success, step_costs(found.trajectory)
+    if among is not None:
+        u[[t for t in kept[:-1] if not set(units[t]) <= set(among)]] = math.nan
+    return Credits(u, step_costs(episode), left, found.replays)
+
+
+def charge(
+    episodes: list[Episode], credits: list[Credits], ways: dict[str, np.ndarray], credit: Credit, ranks: Ranks
+) -> None:
+    """Write v of the steps of pruned successes, their excess over the cheapest way known:
+
+        v_tk = c_tk - c'_tk C*_k / C'_k
+
+    c is the step's cost, c' that of what is left of it in the pruned episode (0 where it was eliminated), C' the total
+    of these, and C* the lowest C' in the group, or so far among the tasks of the type. Over an episode, v adds up to
+    its cost minus C*.
+
+    Args:
+        ways: C* by task type, shape [channels] each; brought up to date for ``excess-best``.
+    """
+    ways = ways if credit.cost == "excess-best" else {}
+    kinds = [e.task_type if credit.cost == "excess-best" else str(e.seed) for e in episodes]
+    totals = [(kind, c.left.sum(axis=0)) for kind, c in zip(kinds, credits, strict=True) if c.left is not None]
+    for kind, total in (one for part in ranks.gather(totals) for one in part):
+        ways[kind] = np.minimum(ways.get(kind, total), total)
+    for kind, episode, c in zip(kinds, episodes, credits, strict=True):
+        if c.left is not None:
+            total = c.left.sum(axis=0)
+            c.v = step_costs(episode) - c.left * np.divide(ways[kind], total, out=np.ones(K), where=total > 0)
+            c.v[np.isnan(c.u)] = math.nan
+
+
+def last_steps(episodes: list[Episode], credits: list[Credits], credit: Credit) -> None:
+    """Write the credit of answers: the success is theirs too, and they bear at least what the cheapest answer that
+    passed in their group did without. Where none passed, that is not known."""
     for group in {e.seed for e in episodes}:
         answers = [i for i, e in enumerate(episodes) if e.seed == group and e.steps[-1].terminated]
         passed = [step_costs(episodes[i])[-1] for i in answers if episodes[i].success]
         for i in answers:
-            credits[i].u[-1] = episodes[i].success
-            if passed:
-                credits[i].v[-1] = step_costs(episodes[i])[-1] - np.min(passed, axis=0)
+            if replayed(episodes[i], credit):
+                credits[i].u[-1] = episodes[i].success
+                if passed:
+                    above = step_costs(episodes[i])[-1] - np.min(passed, axis=0)
+                    credits[i].v[-1] = np.fmax(credits[i].v[-1], above)  # the first may not have been measured
 
 
-def step_costs(episode: Episode) -> np.ndarray:
+def step_costs(episode: Episode | Trajectory) -> np.ndarray:
     """Cost of every step by channel, shape [steps, channels]."""
     return np.array([[step.cost[k] for k in CHANNELS] for step in episode.steps])
+
+
+def states_before(episodes: list[Episode], env: gym.Env) -> list[list[str]]:
+    """Hash of the world's state before each step of each episode."""
+    found = []
+    for episode in episodes:
+        agent_gym.restore(env, episode.snapshots[0])
+        found.append([agent_gym.state_hash(env), *(step.state_hash for step in episode.steps[:-1])])
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,7 +440,7 @@ def z(values: np.ndarray, ranks: Ranks) -> np.ndarray:
     return np.where(np.isnan(values), 0.0, np.clip((values - mean) / std, -3.0, 3.0))
 
 
-def relative(values: np.ndarray, groups: list[int]) -> np.ndarray:
+def relative(values: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
     """Leave-one-out: each value minus the mean of its group's others (RLOO, Ahmadian et al. 2024)."""
     result = np.zeros_like(values)
     for group in set(groups):
@@ -342,6 +476,7 @@ def advantages(
     episodes: list[Episode],
     credits: list[Credits] | None,
     values: list[np.ndarray] | None,
+    states: list[list[str]] | None,
     lambdas: np.ndarray,
     bounds: np.ndarray,
     args: Args,
@@ -352,6 +487,8 @@ def advantages(
     Args:
         credits: What was measured; only C3-RL looks at it.
         values: With critics, what they expect before each turn: reward and costs in bounds, [turns, 1 + channels].
+        states: Before each step, for method stepgroup, which compares steps of a task that were taken in one state
+            (GiGPO, arXiv:2505.10978, undiscounted).
         lambdas: Multipliers, shape [channels].
         bounds: B, shape [channels]; costs count relative to them, and a channel without one (inf) costs nothing.
     """
@@ -388,9 +525,14 @@ def advantages(
         advantage = z(relative(success - args.penalty_alpha * spent, groups), ranks)[owner]
     elif args.method == "lagrangian":
         advantage = (z_reward - z_cost @ lambdas) / scale
+    elif args.method == "stepgroup":
+        assert states is not None
+        places = [(e.seed, state) for e, own in zip(episodes, states, strict=True) for state in own]
+        advantage = z_reward + args.credit.weight * z(relative(success[owner], places), ranks)
     else:
         assert credits is not None
         z_u, z_v = z(joined([c.u for c in credits]), ranks), z_each(joined([c.v for c in credits], K))
+        z_v = z_cost if args.credit.cost == "trajectory" else z_v
         gate = success[owner] if args.credit.success_gate else 1.0
         advantage = (args.credit.z_reward * z_reward + args.credit.weight * z_u - gate * (z_v @ lambdas)) / scale
     return np.split(advantage, np.cumsum([len(s) for s in steps])[:-1]) if episodes else []
@@ -627,33 +769,35 @@ def train(args: Args) -> None:
     budget = dict.fromkeys(CHANNELS, math.inf)
     tasks = [stream("oracle", args.seed, i) for i in range(64)]
     own = preset(args.env_id).budget
-    budget = bounds(args.budget, own, made(1, "train")[0], tasks, tiny=args.model == "tiny", ranks=ranks)
+    budget = bounds(args.budget, own, made(1, "train")[0], tasks, tiny=str(args.model).startswith("tiny"), ranks=ranks)
     bound = np.array(list(budget.values()))  # [channels]
     cut = args.method == "truncation"
     groups = ranks.share(range(args.num_episodes // args.group_size))
     mine = [group * args.group_size + i for group in groups for i in range(args.group_size)]
     envs = made(len(mine), "train", args.truncation_slack, "truncate") if cut else made(len(mine), "train", 1.0)
-    tests = made(min(128, args.eval_episodes or 0), "test", 1.0)
+    tests = {split: made(min(128, args.eval_episodes or 0), split, 1.0) for split in SPLITS}
 
     engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
     optimizer = torch.optim.AdamW(model.trained(), lr=args.learning_rate or 0.0, weight_decay=0.0)
     critic = Critic(model.net.config.get_text_config().hidden_size, args, ranks.device) if args.critic else None
     first, spent, best, dual, maps = 0, 0, -1.0, DualState(), list[dict[str, Any]]()
+    ways: dict[str, np.ndarray] = {}  # the cheapest pruned success by task type, shape [channels] each
 
-    def test(title: str) -> list[Trajectory]:
+    def test(split: str, title: str) -> list[Trajectory]:
         seeds = [stream("test", i) for i in range(args.eval_episodes or 0)]  # the same tasks for every run
-        return evaluate(
-            engine, chat, tests, seeds, limits, ranks, draw=stream("evaluate", args.seed, title), title=title
-        )
+        draw = stream("evaluate", args.seed, title)
+        return evaluate(engine, chat, tests[split], seeds, limits, ranks, draw=draw, title=f"{split} {title}")
 
-    if args.eval_episodes and args.eval_start and not run.path("trajectories/test_start.jsonl").exists():
-        run.trajectories("test_start", test("start"))
+    for split in SPLITS if args.eval_episodes and args.eval_start else ():
+        if not run.path(f"trajectories/{split}_start.jsonl").exists():
+            run.trajectories(f"{split}_start", test(split, "start"))
     if newest := run.newest("iteration"):
         model.restore(newest)
         engine.update(model)
         state = run.state(newest)
         first, spent, best = state["iteration"], state["tokens"], state["best"]
         dual = DualState(**{name: np.array(value) for name, value in state["dual"].items()})
+        ways = {name: np.array(value) for name, value in state["ways"].items()}
         optimizer.load_state_dict(state["optimizer"])
         if critic:
             critic.heads.load_state_dict(state["critic"])
@@ -685,7 +829,8 @@ def train(args: Args) -> None:
         # measure: what was each step worth, and what did it cost?
         credits = None
         if args.method == "c3rl" or logging:
-            credits, extra = measure(episodes, envs, engine, chat, args, ranks, stream("measure", args.seed, iteration))
+            key = stream("measure", args.seed, iteration)
+            credits, extra = measure(episodes, envs, engine, chat, budget, ways, args, ranks, key)
             generated += extra
         clock.append(time.perf_counter())
 
@@ -700,8 +845,9 @@ def train(args: Args) -> None:
             with torch.no_grad():
                 states = [token_logprobs(model, [e.ids], [e.spans]).states for e in episodes]
                 values = [critic.values(s).cpu().double().numpy() for s in states]
+        states_before_steps = states_before(episodes, envs[0]) if args.method == "stepgroup" else None
         steps_advantages = advantages(
-            episodes, credits, values, dual.lambdas, bound if args.critic else now, args, ranks
+            episodes, credits, values, states_before_steps, dual.lambdas, bound if args.critic else now, args, ranks
         )
         losses = update(
             model, critic, optimizer, episodes, steps_advantages, bound, args, ranks,
@@ -724,7 +870,9 @@ def train(args: Args) -> None:
         row["memory/peak_gib"] = peak_memory(ranks.device)
         if logging and credits is not None and ranks.first:
             run.trajectories(f"iteration_{iteration:06d}", [e.trajectory() for e in episodes])
-            maps += [credit_map(iteration, episodes[i], credits[i].u, credits[i].v) for i in longest(episodes)[:3]]
+            for i in longest(episodes)[:3]:
+                c = credits[i]
+                maps.append(credit_map(iteration, episodes[i], c.u, c.v, c.eliminated, envs[0]))
             run.lines("credits.jsonl", maps)
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} in-budget {row['charts/in_budget_success']:.2f} "
@@ -733,15 +881,17 @@ def train(args: Args) -> None:
         )
         better = False
         if args.eval_every and (iteration + 1) % args.eval_every == 0:
-            tested = summary(test(f"update {iteration + 1}"), budget)
-            row |= {"test/success": tested["success@1"][0], "test/in_budget_success": tested["in-budget success"][0]}
-            better, best = row["test/in_budget_success"] > best, max(best, row["test/in_budget_success"])
+            tested = summary(test("validation", f"update {iteration + 1}"), budget)
+            row["validation/success"] = tested["success@1"][0]
+            row["validation/in_budget_success"] = now_best = tested["in-budget success"][0]
+            better, best = now_best > best, max(best, now_best)
         run.log(row)
         if (iteration + 1) % args.checkpoint_every == 0 or last or (better and args.keep_best):
             ranks.check_equal(model.trained())
             state = {
                 "iteration": iteration + 1, "tokens": spent, "best": best, "optimizer": optimizer.state_dict(),
                 "dual": {name: value.tolist() for name, value in asdict(dual).items()},
+                "ways": {name: value.tolist() for name, value in ways.items()},
             }  # fmt: skip
             if critic:
                 state |= {"critic": critic.heads.state_dict(), "critic_optimizer": critic.optimizer.state_dict()}
@@ -751,8 +901,8 @@ def train(args: Args) -> None:
                 run.save(f"iteration_{iteration + 1:06d}", model, state)
 
     # ---- the table and the pictures ----
-    if args.eval_episodes:
-        run.trajectories("test_final", test("final"))
+    for split in SPLITS if args.eval_episodes else ():
+        run.trajectories(f"{split}_final", test(split, "final"))
     if ranks.first:
         report(run, maps, budget, spent)
     run.close()
@@ -779,6 +929,10 @@ def figures(
     if credits is not None:
         rows["credit/u_mean"] = [u for c in credits for u in c.u]
         rows["credit/measured"] = [not math.isnan(u) for c in credits for u in c.u]
+        rows["credit/replays"] = [c.replays for c in credits]
+        pruned = [(e.cost_total["tool_calls"], c.left[:, CALLS].sum()) for e, c in zip(episodes, credits, strict=True)
+                  if c.left is not None]  # fmt: skip
+        rows["credit/redundant_share"] = [call >= kept for calls, kept in pruned for call in range(round(calls))]
     return {name: float(ranks.mean(np.asarray(of, dtype=float))[0]) for name, of in rows.items()}
 
 
@@ -789,20 +943,24 @@ def longest(episodes: list[Episode]) -> list[int]:
 
 
 def report(run: Run, maps: list[dict[str, Any]], budget: dict[str, float], spent: int) -> None:
-    """Pictures, and the table of the tests of the starting and the final policy."""
+    """Pictures, and the table of the tests of the starting and the final policy on both splits."""
     if run.rows:
         draw_dual(run.rows, run.folder / "dual.png")
     if maps:
         draw_credits(maps, run.folder / "credit_map.png")
-    paths = {name: run.path(f"trajectories/test_{name}.jsonl") for name in ("start", "final")}
-    tested = {name: list(agent_gym.read_trajectories(path)) for name, path in paths.items() if path.exists()}
-    if tested:
-        tables = {name: summary(trajectories, budget) for name, trajectories in tested.items()}
-        infra = sum(t.reward is None for trajectories in tested.values() for t in trajectories)
+    tables: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    infra = 0
+    for split, name in itertools.product(SPLITS, ("start", "final")):
+        if (path := run.path(f"trajectories/{split}_{name}.jsonl")).exists():
+            tested = list(agent_gym.read_trajectories(path))
+            tables[split][name] = summary(tested, budget)
+            infra += sum(t.reward is None for t in tested)
+    if tables["test"]:
         run.json("result.json", {"tables": tables, "generated_tokens": spent, "infra": infra})
-        run.text("table.md", table(tables) + "\n")
+        shown = table({f"{split} {name}": one for split, own in tables.items() for name, one in own.items()})
+        run.text("table.md", shown + "\n")
         finite = {k: round(b, 1) for k, b in budget.items() if math.isfinite(b)}
-        print(f"{len(tested['final'])} unseen test tasks, budget {finite}, mean [95% interval]\n{table(tables)}")
+        print(f"{len(tested)} unseen tasks of each split, budget {finite}, mean [95% interval]\n{shown}")
 
 
 def limits_of(args: Args) -> Limits:
@@ -833,6 +991,13 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
         raise Refused(f"--dual.channels: unknown {sorted(unknown)}; the channels are {', '.join(CHANNELS)}")
     if args.keep_best and not args.eval_every:
         raise Refused("--keep-best needs --eval-every, the iterations between the tests that it compares")
+    credit = args.credit
+    if credit.mode == "eliminate" and (credit.interventions != ("delete",) or credit.block != 1):
+        raise Refused("--credit.interventions and --credit.block are for --credit.mode leave-one-out")
+    if credit.mode == "leave-one-out" and credit.cost not in (None, "leave-one-out", "trajectory"):
+        raise Refused(f"--credit.cost {credit.cost} needs --credit.mode eliminate")
+    credit.cost = credit.cost or ("excess-group" if credit.mode == "eliminate" else "leave-one-out")
+    args.model = model_of(args.model, args.env_id)
     size = size_of(args.model, None if args.resume else args.init)
     rate = RATES[size] * (0.1 if size != "tiny" and not args.lora_rank else 1.0)  # of all parameters a tenth
     few = size != "tiny" and ranks.device.type == "cpu"

@@ -49,7 +49,13 @@ def arguments(**changes):
         "dual": trainer.Dual(**changes.pop("dual", {})),
         "warm": WarmStart(**warm),
     }
-    small = {"env_kwargs": json.dumps(ENV), "max_new_tokens": 40, "max_context": 512, "num_episodes": 8}
+    small = {
+        "model": "tiny",
+        "env_kwargs": json.dumps(ENV),
+        "max_new_tokens": 40,
+        "max_context": 512,
+        "num_episodes": 8,
+    }
     args = trainer.Args(**{**small, **groups, **changes})
     trainer.settle(args, ALONE)
     return args
@@ -160,9 +166,10 @@ CREDITS = [([0.0, 1.0], [[1, 7, 4, 9], [3, 8, 0, 2]]), ([math.nan], [[5, 1, 2, 1
 BOUNDS = np.array([4.0, 120.0, 60.0, 400.0])
 
 
-def advantage(args, lambdas=(0.5, 0.0, 0.0, 0.0), episodes=PAIR, bounds=BOUNDS, values=None):
+def advantage(args, lambdas=(0.5, 0.0, 0.0, 0.0), episodes=PAIR, bounds=BOUNDS, values=None, states=None):
     credits = [trainer.Credits(np.array(u), np.array(v, dtype=float)) for u, v in CREDITS]
-    found = trainer.advantages(episodes, credits, values, np.array(lambdas, dtype=float), np.array(bounds), args, ALONE)
+    lambdas, bounds = np.array(lambdas, dtype=float), np.array(bounds)
+    found = trainer.advantages(episodes, credits, values, states, lambdas, bounds, args, ALONE)
     assert [len(a) for a in found] == [len(e.steps) for e in episodes]
     return np.concatenate(found)
 
@@ -281,10 +288,15 @@ def played(model, kwargs, *texts, logprobs=None):
     return play(engine, chat, made(chat, len(texts), **kwargs), [0] * len(texts), limits, draws=[0] * len(texts))
 
 
-def measured(model, kwargs, episodes, seed=3, **credit):
+BUDGET = dict(zip(CHANNELS, BOUNDS.tolist(), strict=True))
+
+
+def measured(model, kwargs, episodes, seed=3, ways=None, **credit):
+    """By leave-one-out, unless another mode is asked for."""
     chat = chat_of(model)
-    engine = TorchEngine(model, stops=chat.stops)
-    return trainer.measure(episodes, made(chat, 3, **kwargs), engine, chat, arguments(credit=credit), ALONE, seed)
+    engine, envs = TorchEngine(model, stops=chat.stops), made(chat, 3, **kwargs)
+    args = arguments(credit={"mode": "leave-one-out", **credit})
+    return trainer.measure(episodes, envs, engine, chat, BUDGET, {} if ways is None else ways, args, ALONE, seed)
 
 
 def spent(episode, *steps):
@@ -368,7 +380,8 @@ def test_calls_that_did_not_run_are_no_calls(untrained, cascade):
     assert trainer.first_tool(step) == "submit"
     assert trainer.first_tool(replace(step, tool_results=step.tool_results[1:])) is None
     (found,), _ = measured(untrained, cascade, [episode])
-    assert trainer.credit_map(0, episode, found.u, found.v)["steps"][1] == "submit(x)"
+    (env,) = made(chat_of(untrained), 1, **cascade)
+    assert trainer.credit_map(0, episode, found.u, found.v, [], env)["steps"][1] == "submit(x)"
 
 
 def test_selection(untrained, cascade):
@@ -408,7 +421,7 @@ def test_answers_are_measured_against_the_cheapest_that_passed(untrained, cascad
     assert v[2].tolist() == [0.0] * 4
     assert [c.u[-1] for c in found] == [1.0, 1.0, 1.0, 0.0]
     args = arguments()
-    a = trainer.advantages(episodes, found, None, np.array([2.0, 2.0, 0.0, 0.0]), BOUNDS, args, ALONE)
+    a = trainer.advantages(episodes, found, None, None, np.array([2.0, 2.0, 0.0, 0.0]), BOUNDS, args, ALONE)
     assert a[2][-1] > a[0][-1] + 0.3
     assert a[2][-1] > a[1][-1] + 0.3
 
@@ -674,7 +687,7 @@ def update(ranks, model, episodes, credits, args):
     cost = np.array([[e.cost_total[k] for k in trainer.CHANNELS] for e in episodes]).reshape(-1, trainer.K)
     dual = trainer.DualState()
     dual.update(ranks.mean(cost, width=trainer.K), bound, 9, trainer.Dual(warmup=0))
-    found = trainer.advantages(episodes, credits, None, dual.lambdas, bound, args, ranks)
+    found = trainer.advantages(episodes, credits, None, None, dual.lambdas, bound, args, ranks)
     optimizer = torch.optim.SGD(model.trained(), lr=0.1)  # Adam makes much of gradients that are rounding alone
     losses = trainer.update(model, None, optimizer, episodes, found, bound, args, ranks, 7)
     ranks.check_equal(model.trained())
@@ -744,7 +757,13 @@ def checkpoint(warmed, tmp_path_factory):
 def flags(run_dir, **changes):
     """SMALL_RUN as a command line."""
     line = []
-    for name, value in {**SMALL_RUN, "run_dir": run_dir, "env_kwargs": json.dumps(ENV), **changes}.items():
+    for name, value in {
+        "model": "tiny",
+        **SMALL_RUN,
+        "run_dir": run_dir,
+        "env_kwargs": json.dumps(ENV),
+        **changes,
+    }.items():
         option = name.replace("_", "-")
         line += [f"--{option}"] if value is True else [f"--no-{option}"] if value is False else [f"--{option}", value]
     for group, values in SMALL_GROUPS.items():
@@ -773,12 +792,14 @@ def test_run_files(finished):
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
         assert len(data) > 10_000
     result = json.loads((finished / "result.json").read_text())
-    assert list(result["tables"]) == ["start", "final"]
-    for table in result["tables"].values():
-        assert all(low <= mean <= high for mean, low, high in table.values())
+    assert list(result["tables"]) == ["validation", "test"]
+    for split in result["tables"].values():
+        assert list(split) == ["start", "final"]
+        for table in split.values():
+            assert all(low <= mean <= high for mean, low, high in table.values())
     table = (finished / "table.md").read_text()
-    assert table.startswith("| | start | final |\n|---|---|---|\n")
-    assert len(table.splitlines()) == 2 + len(result["tables"]["final"])
+    assert table.startswith("| | validation start | validation final | test start | test final |\n")
+    assert len(table.splitlines()) == 2 + len(result["tables"]["test"]["final"])
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["best", "iteration_000008", "start"]
     assert any((finished / "tensorboard").iterdir())
     history = rows(finished)
@@ -788,7 +809,8 @@ def test_run_files(finished):
     whole = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
     for name in ("seconds/rollout", "seconds/measure", "seconds/update", "speed/tokens_per_second", "memory/peak_gib"):
         assert whole[name] > 0.0
-    tests = {row["iteration"]: row["test/in_budget_success"] for row in history if "test/in_budget_success" in row}
+    key = "validation/in_budget_success"
+    tests = {row["iteration"]: row[key] for row in history if key in row}
     assert list(tests) == [3, 7]
     state = torch.load(finished / "checkpoints" / "best" / "state.pt", weights_only=True)["state"]
     assert state["iteration"] == (8 if tests[7] > tests[3] else 4)
@@ -798,7 +820,8 @@ def test_run_files(finished):
 def test_run_trajectories(finished):
     names = [p.name for p in sorted((finished / "trajectories").iterdir())]
     logged = [f"iteration_{i:06d}.jsonl" for i in (0, 3, 6, 7)]
-    assert names == [*logged, "test_final.jsonl", "test_start.jsonl"]
+    tested = [f"{split}_{name}.jsonl" for split in ("test", "validation") for name in ("final", "start")]
+    assert names == [*logged, *tested]
     history = rows(finished)
     for i in (0, 3, 6, 7):
         read = list(agent_gym.read_trajectories(finished / "trajectories" / f"iteration_{i:06d}.jsonl"))
@@ -809,14 +832,16 @@ def test_run_trajectories(finished):
         assert all(len(s.action_ids) == len(s.logprobs) for t in read for s in t.steps)
         cut = [not isinstance(s.action, str) for t in read for s in t.steps]
         assert np.mean(cut) == pytest.approx(history[i]["charts/cut_turns"])
-    start, final = (
-        list(agent_gym.read_trajectories(finished / "trajectories" / f"test_{x}.jsonl")) for x in ("start", "final")
-    )
-    assert [t.task_id for t in start] == [t.task_id for t in final]
-    assert all(t.task_id.startswith("test") for t in start)
     result = json.loads((finished / "result.json").read_text())
-    share = np.mean([t.cost_total["tool_calls"] for t in final])
-    assert result["tables"]["final"]["mean tool_calls"][0] == pytest.approx(share)
+    for split in ("validation", "test"):
+        start, final = (
+            list(agent_gym.read_trajectories(finished / "trajectories" / f"{split}_{x}.jsonl"))
+            for x in ("start", "final")
+        )
+        assert [t.task_id for t in start] == [t.task_id for t in final]
+        assert all(t.task_id.startswith(split) for t in start)
+        share = np.mean([t.cost_total["tool_calls"] for t in final])
+        assert result["tables"][split]["final"]["mean tool_calls"][0] == pytest.approx(share)
 
 
 def test_run_multipliers(finished):
@@ -905,13 +930,15 @@ def test_resuming_a_finished_run_changes_nothing(finished):
         {"method": "truncation", "loss_norm": "constant", "update_epochs": 2},
         {
             "credit": {
+                "mode": "leave-one-out",
                 "interventions": ("delete", "truncate", "swap", "replace"),
                 "selection": "uncertain",
                 "most_steps": 2,
             }
         },
+        {"method": "stepgroup"},
     ],
-    ids=["critic", "truncation", "all interventions"],
+    ids=["critic", "truncation", "all interventions", "step groups"],
 )
 def test_variants_start_from_a_checkpoint(checkpoint, tmp_path, changes, recwarn):
     own = {"total_iterations": 2, "eval_episodes": 2, "eval_every": 0, "keep_best": False, "run_dir": str(tmp_path)}

@@ -5,14 +5,18 @@ a dictionary from a figure's name to its mean and 95% interval; several tables s
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from agent_gym.costs import CHANNELS
+from agent_gym.env import tool_env
 from agent_gym.lm.rollout import Episode
+from agent_gym.tools import canonical
 
 __all__ = [
     "credit_map",
@@ -23,6 +27,7 @@ __all__ = [
     "draw_groups",
     "draw_passk",
     "draw_rounds",
+    "necessary",
     "table",
 ]
 
@@ -128,7 +133,32 @@ def draw_dual(rows: Sequence[Row], path: Path) -> None:
     _save(figure, path)
 
 
-def credit_map(iteration: int, episode: Episode, u: np.ndarray, v: np.ndarray) -> dict[str, Any]:
+def necessary(episode: Episode, env: gym.Env) -> list[int]:
+    """The steps that the oracle needs as well: those that first make one of its calls, and the answer.
+
+    Args:
+        episode: Whose steps.
+        env: Like the one it was played in; it is reset.
+    """
+    env.reset(seed=episode.seed)
+    base = tool_env(env)
+
+    def calls(action: Any) -> Counter[str]:
+        return Counter(canonical(call) for call in base.read(action).calls)
+
+    left = sum((calls(action) for action in base.oracle()), Counter[str]())
+    found = []
+    for t, step in enumerate(episode.steps):
+        own = calls(step.action)
+        if own & left or step.terminated:
+            found.append(t)
+        left -= own
+    return found
+
+
+def credit_map(
+    iteration: int, episode: Episode, u: np.ndarray, v: np.ndarray, eliminated: Sequence[int], env: gym.Env
+) -> dict[str, Any]:
     """A row of ``draw_credits``: one episode's credits, with a short label a step.
 
     Args:
@@ -136,6 +166,8 @@ def credit_map(iteration: int, episode: Episode, u: np.ndarray, v: np.ndarray) -
         episode: The episode.
         u: Success credit of each step, shape [steps]; NaN is not measured.
         v: Cost credits, shape [steps, channels].
+        eliminated: The steps that it could do without.
+        env: Like the one it was played in, to ask the oracle; it is reset.
     """
     labels = []
     for step in episode.steps:
@@ -146,15 +178,19 @@ def credit_map(iteration: int, episode: Episode, u: np.ndarray, v: np.ndarray) -
         "iteration": iteration, "task_id": episode.task_id, "success": bool(episode.success), "steps": labels,
         "u": [None if math.isnan(x) else x for x in u.tolist()],
         "v": [[None if math.isnan(x) else x for x in row] for row in v.tolist()],
+        "eliminated": list(eliminated), "necessary": necessary(episode, env),
     }  # fmt: skip
 
 
 def draw_credits(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
     """What every step of a handful of episodes was worth and cost, of the first and the last iteration there is.
 
+    Steps that the oracle needs as well have a bold label, eliminated ones a grey one.
+
     Args:
         maps: One an episode: ``iteration``, ``task_id``, ``success``, ``steps`` (a label each), ``u`` (success credit
-            a step) and ``v`` (cost credits a step, one a channel); None is not measured.
+            a step) and ``v`` (cost credits a step, one a channel); None is not measured. ``eliminated`` and
+            ``necessary`` list steps.
         path: The picture.
     """
     first, last = maps[0]["iteration"], maps[-1]["iteration"]
@@ -172,9 +208,13 @@ def draw_credits(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
         _heat(axis, raw / scale, "RdBu_r", texts)
         labels = [f"{t}  {''.join(c if c.isprintable() else '?' for c in x)}" for t, x in enumerate(m["steps"])]
         axis.set_yticks(range(len(raw)), labels, fontsize=8, parse_math=False)  # a model may well write "$x_{$"
+        for t, label in enumerate(axis.get_yticklabels()):
+            label.set(color="grey" if t in m["eliminated"] else "black",
+                      weight="bold" if t in m["necessary"] else "normal")  # fmt: skip
         axis.set_xticks(range(len(columns)), columns, fontsize=8)
         end = "passed" if m["success"] else "failed"
         axis.set_title(f"iteration {m['iteration']}: {m['task_id']} ({end})", fontsize=9, parse_math=False)
+    figure.text(0.0, 0.0, "bold: the oracle needs it; grey: eliminated", fontsize=8, va="bottom")
     _save(figure, path)
 
 
