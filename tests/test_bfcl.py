@@ -146,6 +146,8 @@ def test_arguments_of_make():
     made = gym.make("agent_gym:APIAgent-v0", tasks="bfcl", split="train", budget={"tool_calls": 9})
     assert isinstance(made.unwrapped, bfcl.BFCLEnv)
     assert gym.make(gym.envs.registration.EnvSpec.from_json(made.spec.to_json())).unwrapped.budget["tool_calls"] == 9
+    splits = [gym.make("APIAgent-v0", tasks="bfcl", split=s).reset(seed=1) for s in ("train", "validation", "test")]
+    assert splits == splits[:1] * 3
     assert isinstance(gym.make("APIAgent-v0").unwrapped, APIAgentEnv)
     for wrong in ({"difficulty": 2}, {"domains": ["shop"]}, {"split": "dev"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -1,6 +1,7 @@
 import ast
 import base64
 import io
+import itertools
 import json
 import pickle
 import random
@@ -21,6 +22,7 @@ from agent_gym.envs.code_agent.env import list_files
 from agent_gym.envs.code_agent.generate import KINDS, compose
 from agent_gym.envs.code_agent.inputs import Case, files
 from agent_gym.envs.code_agent.workspace import Workspace
+from agent_gym.envs.splits import SPLITS
 from agent_gym.formats import HermesParser
 from agent_gym.gate import gate_task
 from agent_gym.sandbox import Raises, same
@@ -363,7 +365,7 @@ def test_line_number_that_only_a_search_showed_is_ungrounded(tasks):
 # ---- generated tasks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("kind", "level"), [(kind, level) for kind, levels in KINDS.items() for level in levels])
 def test_generated_tasks_are_sound(split, kind, level):
     env = make(split=split, kinds=[kind], difficulty=level)
@@ -460,11 +462,11 @@ def functions(text):
 
 def test_splits_share_no_program_and_tasks_do_not_run_out():
     shapes = {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         tasks = [compose(split, "repair", 3, seed) for seed in range(40)]
         shapes[split] = {name for task in tasks for text in task.world.files.values() for name in functions(text)}
         assert len({task.world.hash for task in tasks}) == 40
-    assert not shapes["train"] & shapes["test"]
+    assert all(not here & there for here, there in itertools.combinations(shapes.values(), 2))
 
 
 def test_task_id_names_its_task():
@@ -711,7 +713,7 @@ def test_bad_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
-        ({"split": "dev"}, "choose 'train' or 'test'"),
+        ({"split": "dev"}, "choose 'train', 'validation' or 'test'"),
         ({"difficulty": 6}, "a whole number from 1 to 5"),
         ({"difficulty": [3, 2]}, "a whole number from 1 to 5"),
         ({"kinds": ["poetry"]}, "'repair' and 'completion'"),

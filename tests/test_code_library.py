@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_gym.envs.code_agent.inputs import MAX_REPR, TEST_PROGRAMS, Case, draw_cases, entry_points, files, programs
+from agent_gym.envs.code_agent.inputs import (
+    MAX_REPR,
+    TEST_PROGRAMS,
+    VALIDATION_PROGRAMS,
+    Case,
+    draw_cases,
+    entry_points,
+    files,
+    programs,
+)
 from agent_gym.envs.code_agent.mutate import OPERATORS, Mutant, line_budget_run, mutants, same
 
 SEVERAL_FILES = [name for name in programs() if len(files(name)) > 1]
@@ -49,8 +58,11 @@ def test_size_and_split() -> None:
     assert programs() == tuple(sorted(programs()))
     assert len(SEVERAL_FILES) >= 10
     assert len(set(TEST_PROGRAMS)) == len(TEST_PROGRAMS) == len(programs()) // 4
-    assert set(TEST_PROGRAMS) < set(programs())
+    assert len(set(VALIDATION_PROGRAMS)) == len(VALIDATION_PROGRAMS) <= (len(programs()) - len(TEST_PROGRAMS)) // 7
+    assert {*TEST_PROGRAMS, *VALIDATION_PROGRAMS} < set(programs())
+    assert not {*TEST_PROGRAMS} & {*VALIDATION_PROGRAMS}
     assert len(set(TEST_PROGRAMS) & set(SEVERAL_FILES)) >= 3
+    assert set(VALIDATION_PROGRAMS) & set(SEVERAL_FILES)
 
 
 def test_file_names() -> None:

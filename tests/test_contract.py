@@ -1,5 +1,6 @@
 """What holds in every environment, for every format in which a model may write."""
 
+import itertools
 import json
 import math
 import os
@@ -690,7 +691,7 @@ import gymnasium as gym, agent_gym, hashlib, json, sys
 found = {}
 for env_id, kwargs in json.loads(sys.argv[1]).items():
     trail = []
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         env = gym.make(env_id, disable_env_checker=True, split=split, **kwargs)
         for seed in range(3):
             trail.append(env.reset(seed=seed))
@@ -774,13 +775,13 @@ def test_unknown_task_ids(env_id):
 
 
 def test_a_split_refuses_the_other_splits_tasks(env_id):
-    train, test = make(env_id, split="train"), make(env_id, split="test")
-    for own, other in ((train, test), (test, train)):
+    envs = [make(env_id, split=split) for split in ("train", "validation", "test")]
+    for own, other in itertools.permutations(envs, 2):
         _, info = other.reset(seed=1)
         with pytest.raises(ValueError, match=rf"split '{other.unwrapped.split}'.*'{own.unwrapped.split}'"):
             own.reset(options={"task": info["task_id"]})
-    train.close()
-    test.close()
+    for env in envs:
+        env.close()
 
 
 def test_domains_decide_the_task_and_its_hash():

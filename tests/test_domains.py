@@ -1,5 +1,6 @@
-"""The built-in domains: what they offer, that their tasks are sound, and that train and test share nothing."""
+"""The built-in domains: what they offer, that their tasks are sound, and that the splits share no entity."""
 
+import itertools
 import json
 import pickle
 import random
@@ -17,7 +18,16 @@ from pydantic import BaseModel, Field
 import agent_gym
 from agent_gym.env import Outcome
 from agent_gym.envs.api_agent import APIAgentEnv, Domain
-from agent_gym.envs.api_agent.domain import DOMAINS, MOST_CALLS, SPLITS, TWINS, APITask, compose, run_tool
+from agent_gym.envs.api_agent.domain import (
+    DOMAINS,
+    MOST_CALLS,
+    TWINS,
+    APITask,
+    _atoms,
+    compose,
+    composition_split,
+    run_tool,
+)
 from agent_gym.envs.api_agent.domains import NAMES
 from agent_gym.envs.api_agent.domains.calendar import Event, Room
 from agent_gym.envs.api_agent.domains.files import File, Share
@@ -26,6 +36,7 @@ from agent_gym.envs.api_agent.domains.shop import Customer, Order, _case
 from agent_gym.envs.api_agent.domains.travel import Booking, Flight
 from agent_gym.envs.api_agent.guesses import gambles
 from agent_gym.envs.api_agent.world import Record, Transaction, World, new_key
+from agent_gym.envs.splits import SPLITS, split_of
 from agent_gym.gate import blind_passes, gate_task, main
 from agent_gym.tools import Call, ToolError
 
@@ -294,7 +305,7 @@ def reader_of_one_listing(env: gym.Env, task: APITask, listing: str, tool: str, 
     ],
 )
 def test_one_scan_and_a_coin_seldom_pass(domain, level, goal, listing, tool, argument) -> None:
-    tasks = [compose(split, level, seed, (domain,)) for split in SPLITS for seed in range(1000)]
+    tasks = [compose(split, level, seed, (domain,)) for split in ("train", "test") for seed in range(1000)]
     alone = [task for task in tasks if task.composition == (goal,)][:100]
     split = alone[0].id.split("-")[0]  # one goal is one composition
     env = gym.make("APIAgent-v0", domains=[domain], split=split, disable_env_checker=True)
@@ -346,15 +357,28 @@ def entities(task: APITask) -> set[str]:
 
 
 def test_splits_share_no_entity(many: dict[str, list[APITask]]) -> None:
-    here, there = ({entity for task in many[split][:300] for entity in entities(task)} for split in SPLITS)
-    assert min(len(here), len(there)) > 1000
-    assert not here & there
+    found = [{entity for task in many[split][:300] for entity in entities(task)} for split in SPLITS]
+    assert min(map(len, found)) > 1000
+    assert all(not here & there for here, there in itertools.combinations(found, 2))
 
 
-def test_splits_share_no_composition(many: dict[str, list[APITask]]) -> None:
-    here, there = ({task.composition for task in many[split]} for split in SPLITS)
-    assert min(len(here), len(there)) > 100
-    assert not here & there
+def test_train_keeps_most_entities() -> None:
+    """Of every kind of name, so that the names of each split stay many."""
+    for kind in ("O{}", "{} Bado", "/ba/{}.txt", "ba{}@mail.org"):
+        count = Counter(split_of(kind.format(number)) for number in range(1000, 10_000))
+        assert 0.6 < count["train"] / 9000 < 0.65
+        assert 0.1 < count["validation"] / 9000 < 0.15
+
+
+def test_only_test_has_compositions_of_its_own(many: dict[str, list[APITask]]) -> None:
+    found = {split: {task.composition for task in many[split]} for split in SPLITS}
+    atoms = {atom.name: atom for atoms in _atoms(NAMES).values() for atom in atoms}
+    for split, compositions in found.items():
+        assert len(compositions) > 100
+        of = {composition_split([atoms[name] for name in composition]) for composition in compositions}
+        assert of == {"test" if split == "test" else "train"}
+    assert len(found["validation"] & found["train"]) > 50
+    assert not found["test"] & (found["validation"] | found["train"])
 
 
 # ---- costs ----

@@ -323,7 +323,7 @@ def test_infra_in_a_tool_ends_the_episode_without_a_verdict():
         ({"parser": "xml"}, ValueError, "'xml'", "'hermes', 'openai'"),
         ({"max_turns": 0}, ValueError, "max_turns=0", "1 or more"),
         ({"max_turns": 2.5}, ValueError, "2.5", "whole number"),
-        ({"split": "dev"}, ValueError, "'dev'", "'train' or 'test'"),
+        ({"split": "dev"}, ValueError, "'dev'", "'validation' or 'test'"),
         ({"difficulty": 9}, ValueError, "9", "from 1 to 8"),
         ({"difficulty": 2.5}, ValueError, "2.5", "whole number"),
         ({"difficulty": "3"}, ValueError, "'3'", "whole number"),

@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 import re
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_gym import Call, Delete, ToolCache, Truncate, counterfactuals, restore, snapshot, state_hash
+from agent_gym.envs.splits import SPLITS
 from agent_gym.envs.sql_agent import database, load_tasks
 from agent_gym.envs.sql_agent.compare import differences
 from agent_gym.envs.sql_agent.database import (
@@ -1170,7 +1172,7 @@ def test_reading_takes_time_in_line_with_length(text):
 # ---- generated tasks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("level", LEVELS)
 def test_generated_tasks_are_sound(split, level):
     env = make(split=split, difficulty=level)
@@ -1269,27 +1271,38 @@ def test_tasks_are_of_many_kinds():
 
 
 def test_splits_share_no_schema_and_no_value():
-    assert len(SCHEMAS["train"]) + len(SCHEMAS["test"]) >= 8
-    tables = [{table.words for schema in SCHEMAS[split] for table in schema.tables} for split in ("train", "test")]
-    assert not tables[0] & tables[1]
+    tables = [{t for schema in SCHEMAS[split] for t in schema.tables} for split in SPLITS]
+    assert sum(len(SCHEMAS[split]) for split in SPLITS) >= 8
     values = [
-        {value for seed in range(40) for value in re.findall(r"'([A-Z][a-z]{3,})'", compose(split, 1, seed).golds[0])}
-        for split in ("train", "test")
+        {value for seed in range(60) for value in re.findall(r"'([A-Z][a-z]{3,})'", compose(split, 1, seed).golds[0])}
+        for split in SPLITS
     ]
     assert min(map(len, values)) > 5
-    assert not values[0] & values[1]
+    for found in (tables, values):
+        assert all(not here & there for here, there in itertools.combinations(found, 2))
 
 
-def test_at_difficulty_one_the_test_split_has_new_schemas_of_known_words():
+def test_only_test_has_words_of_its_own():
+    """A table of validation is new; what it and its columns are called is known."""
+    tables = {split: [t for schema in SCHEMAS[split] for t in schema.tables] for split in SPLITS}
+    named = {split: {t.words for t in found} for split, found in tables.items()}
+    columns = {split: {column for t in found for column in t.columns} for split, found in tables.items()}
+    assert named["validation"] <= named["train"]
+    assert not named["test"] & named["train"]
+    assert columns["validation"] <= columns["train"]
+
+
+def test_at_difficulty_one_the_other_splits_have_new_schemas_of_known_words():
     shapes, words = {}, {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         databases = [compose(split, 1, seed).world.database for seed in range(200)]
         # what is left of a schema without its names: kinds of columns, and which table refers to which
         shapes[split] = {re.sub(r"[A-Z]\w*[a-z]\w*", "", " ".join(database.ddl)) for database in databases}
         words[split] = {word for d in databases for word in re.findall(r"\b[A-Z][a-z]+\b", " ".join(d.ddl))}
-    assert not shapes["train"] & shapes["test"]
-    assert len(words["test"]) > 100
-    assert len(words["test"] - words["train"]) < 0.05 * len(words["test"])
+    assert all(not here & there for here, there in itertools.combinations(shapes.values(), 2))
+    for split in ("validation", "test"):
+        assert len(words[split]) > 100
+        assert len(words[split] - words["train"]) < 0.05 * len(words[split])
 
 
 def composition(query):
@@ -1300,13 +1313,14 @@ def composition(query):
     return tuple(word if word.isupper() or not word[0].isalnum() else "x" for word in words if word[0] != "'")
 
 
-def test_splits_share_no_composition():
-    seen = {"train": set(), "test": set()}
+def test_only_test_has_compositions_of_its_own():
+    seen = {split: set() for split in SPLITS}
     for split, found in seen.items():
         for level in LEVELS:
             found |= {composition(compose(split, level, seed).golds[0]) for seed in range(1, 50) if seed % 4}
     assert min(map(len, seen.values())) >= 70
-    assert not seen["train"] & seen["test"]
+    assert not seen["test"] & (seen["train"] | seen["validation"])
+    assert len(seen["train"] & seen["validation"]) > 15
     parts = {split: {word for query in found for word in query if word.isupper()} for split, found in seen.items()}
     assert parts["test"] <= parts["train"]  # in training each part is met, in other company
 
@@ -1572,7 +1586,7 @@ def test_values_that_are_not_utf8_are_shown(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
-        ({"split": "dev"}, "choose 'train' or 'test'"),
+        ({"split": "dev"}, "choose 'train', 'validation' or 'test'"),
         ({"difficulty": 6}, "a whole number from 1 to 5"),
         ({"difficulty": [3, 2]}, "a whole number from 1 to 5"),
         ({"difficulty": True}, "a whole number from 1 to 5"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from walks import web
 
 from agent_gym import Call, Delete, ToolCache, counterfactuals, restore, snapshot, state_hash
+from agent_gym.envs.splits import SPLITS
 from agent_gym.envs.web_lite import chromium
 from agent_gym.envs.web_lite.actions import act
 from agent_gym.envs.web_lite.dom import DomBackend
@@ -217,9 +218,9 @@ def test_every_template_is_sound(split, site, goal, way):
     pytest.fail(f"no {split} task of {wanted[0]} in 400 seeds")
 
 
-def test_compositions_and_names_of_the_splits_are_disjoint():
+def test_splits_share_no_name_and_only_test_has_compositions_of_its_own():
     names, compositions = {}, {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         tasks = [compose(split, 2 + seed % 7, seed, tuple(SITES)) for seed in range(90)]
         compositions[split] = {task.composition for task in tasks if len(task.composition) > 1}
         names[split] = {
@@ -232,12 +233,23 @@ def test_compositions_and_names_of_the_splits_are_disjoint():
             for word in [str(value).split()[-1]]
             if word not in ("rows", "Me")
         }
-    assert not names["train"] & names["test"]
-    assert not compositions["train"] & compositions["test"]
-    assert min(map(len, compositions.values())) > 10
+    assert all(not here & there for here, there in itertools.combinations(names.values(), 2))
+    parts = {goal.name(way): (goal, way) for _, goal, way in WAYS}
+    for split, found in compositions.items():
+        assert len(found) > 10
+        of = {composition_split([parts[name] for name in composition]) for composition in found}
+        assert of == {"test" if split == "test" else "train"}
 
 
-def test_a_single_goal_belongs_to_both_splits():
+@pytest.mark.parametrize("level", range(1, 9))
+def test_tasks_of_validation_are_sound(level):
+    env = make(split="validation", difficulty=level)
+    for seed in range(3):
+        _, info = env.reset(seed=seed)
+        assert gate_task(env, info["task_id"], seed) == []
+
+
+def test_a_single_goal_belongs_to_all_splits():
     assert composition_split([(SITES["mail"].goals[0], "here")]) is None
 
 
@@ -512,7 +524,7 @@ def test_a_needless_page_costs_and_brings_nothing():
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
-        ({"split": "dev"}, "choose 'train' or 'test'"),
+        ({"split": "dev"}, "choose 'train', 'validation' or 'test'"),
         ({"difficulty": 0}, "a whole number of actions from 1 to 8"),
         ({"difficulty": [3, 2]}, "or \\[least, most\\]"),
         ({"difficulty": "hard"}, "a whole number of actions"),

@@ -415,7 +415,7 @@ class BFCLEnv(ToolEnv):
     checked, and the next question is the observation. The first user turn that fails ends the episode.
 
     Args:
-        split: ``"train"`` or ``"test"``; the leaderboard has one set of tasks, so both are the same 200.
+        split: It makes no difference: the leaderboard has one set of 200 tasks.
         max_turns: As in :class:`~agent_gym.env.ToolEnv`; the ground truth takes up to 16.
         **kwargs: See :class:`~agent_gym.env.ToolEnv`.
 

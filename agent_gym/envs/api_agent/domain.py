@@ -21,7 +21,7 @@ from agent_gym.envs.api_agent.world import Record, Transaction, World
 from agent_gym.envs.splits import split_of
 from agent_gym.tools import Call, Tool
 
-__all__ = ["DOMAINS", "APITask", "Domain", "Draft", "compose", "register_domain", "run_tool", "split_of"]
+__all__ = ["DOMAINS", "APITask", "Domain", "Draft", "compose", "register_domain", "run_tool"]
 
 R = TypeVar("R", bound=Record)
 

@@ -140,7 +140,7 @@ class CodeAgentEnv(ToolEnv):
     """Repair and completion of small programs.
 
     Args:
-        split: ``"train"`` or ``"test"``: disjoint in programs.
+        split: ``"train"``, ``"validation"`` or ``"test"``: disjoint in programs.
         difficulty: Calls of a straightforward solution, 1 to 5, or ``[least, most]``; all of them by default.
             1: a review names the place and the remedy; 2: a line and a failing call; 3: tests fail; 4: and some pass,
             in any of several files; 5: two faults.

@@ -120,7 +120,8 @@ class SQLEnv(ToolEnv):
     """Questions about a database, and changes to be made in it.
 
     Args:
-        split: ``"train"`` or ``"test"``: disjoint in schemas, in values and in compositions.
+        split: ``"train"``, ``"validation"`` (unseen schemas and values) or ``"test"`` (unseen schemas, values, words and
+            compositions).
         difficulty: Calls of a straightforward solution, the submission included, 1 to 5, or ``[least, most]``; all of
             them by default. 1: the request names tables and columns as the schema does; from 2 on it describes them.
         kinds: ``"query"``, ``"change"``, or both.

@@ -85,7 +85,7 @@ class WebLiteEnv(ToolEnv):
     """Work on small web sites: find things, change them, answer from them, and touch nothing else.
 
     Args:
-        split: ``"train"`` or ``"test"``: they share no name, and no composition of two or more goals.
+        split: ``"train"``, ``"validation"`` (unseen names) or ``"test"`` (unseen names and compositions of goals).
         difficulty: Actions of a straightforward solution: a whole number from 1 to 8, or ``[least, most]``; by
             default every number that the sites have tasks of. At 1 the request says which element it is.
         sites: Names of sites; all of them by default.
