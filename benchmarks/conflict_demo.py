@@ -92,7 +92,7 @@ class SendEnv(ToolEnv):
 
     Args:
         kind: ``"common"``, ``"rare"``, or ``"mixed"``: either word with either way.
-        split: ``"train"`` or ``"test"``: they share no pair of thing and place.
+        split: ``"train"``, ``"validation"`` or ``"test"``: they share no pair of thing and place.
         **kwargs: Those of ToolEnv.
     """
 
@@ -107,7 +107,8 @@ class SendEnv(ToolEnv):
         rng = random.Random(int(seed))
         while True:
             thing, place = rng.randrange(len(THINGS)), rng.randrange(len(PLACES))
-            if ((thing + place) % 4 == 0) == (split == "test"):
+            rest = (thing + place) % 8
+            if split == ("test" if rest % 4 == 0 else "validation" if rest == 1 else "train"):
                 break
         word = WORD[rng.choice(sorted(WORD)) if kind == "mixed" else kind]
         right = RIGHT[rng.choice(sorted(RIGHT)) if kind == "mixed" else kind]
@@ -199,7 +200,7 @@ def run(out: Path, workers: int, seeds: tuple[int, ...]) -> None:
 
 def successes(folder: Path) -> dict[str, float]:
     """Success on the test tasks by type, of a finished run."""
-    table = json.loads((folder / "result.json").read_text())["tables"]["final"]
+    table = json.loads((folder / "result.json").read_text())["tables"]["test"]["final"]
     names = {"success, SendCommon-v0": "common", "success, SendRare-v0": "rare"}
     names |= {"success, common": "common", "success, rare": "rare"}
     return {kind: table[name][0] for name, kind in names.items() if name in table}

@@ -56,7 +56,7 @@ def warm(out: Path, seed: int) -> Path:
     """Warm start of a seed, shared by all methods, and its test."""
     return launch(
         out / "warm" / str(seed), TRAINER, "--seed", str(seed), "--total-iterations", "0", "--no-eval-start",
-        "--eval-episodes", str(EVAL),
+        "--eval-episodes", str(EVAL), "--model", "tiny",
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def place(out: Path, method: str, setting: str, seed: int) -> Path:
 
 def table(folder: Path) -> dict[str, list[float]]:
     """The end table of the run below ``folder``: figure, lower and upper end of the interval, by name."""
-    return json.loads(next(folder.glob("runs/*/result.json")).read_text())["tables"]["final"]
+    return json.loads(next(folder.glob("runs/*/result.json")).read_text())["tables"]["test"]["final"]
 
 
 def in_budget(folder: Path) -> float:

@@ -1,8 +1,8 @@
 """Does plain GRPO trade pass@16 for pass@1, and what do balanced, pcgrad and the baselines change?
 
-Every run of a seed starts from the warm start that first_light.py made (or makes now), generates the same number of
-tokens, calibration included, and is tested on the same tasks with 16 episodes each. Groups are task types, which need
-no calibration, but in (c). A run that collapses stays in the table.
+Every run starts from the ready-made policy of APIAgent-v0, generates the same number of tokens, calibration included,
+and is tested on the same tasks with 16 episodes each. Groups are task types, which need no calibration, but in (c). A
+run that collapses stays in the table.
 
     (a) plain GRPO: pass@1, pass@16 and diversity, before and after
     (b) GRPO with balanced, with pcgrad at three thresholds, and every baseline; the strongest baseline is the one with
@@ -53,15 +53,14 @@ FIGURES = ("pass@1", "pass@4", "pass@8", "pass@16", "different call sequences", 
 
 def start(seed: int, options: argparse.Namespace) -> tuple[str, ...]:
     """The flags that all runs of a seed share."""
-    init = first_light.warm(options.first_light, seed) / "checkpoints" / "start"
     tests = ("--eval-tasks", str(options.tasks), "--eval-every", "0", "--no-eval-start", "--device", "cpu")
-    return ("--seed", str(seed), "--init", str(init), *tests, *COMMON)
+    return ("--seed", str(seed), *tests, *COMMON)
 
 
-def warm(out: Path, seed: int, options: argparse.Namespace) -> Path:
-    """The test of a seed's warm start."""
+def untrained(out: Path, seed: int, options: argparse.Namespace) -> Path:
+    """The test of the start with a seed's draws."""
     return first_light.launch(
-        out / "warm" / str(seed), TRAINER, *start(seed, options), "--total-iterations", "0", "--surgery", "none"
+        out / "start" / str(seed), TRAINER, *start(seed, options), "--total-iterations", "0", "--surgery", "none"
     )
 
 
@@ -75,7 +74,7 @@ def job(out: Path, name: str, seed: int, options: argparse.Namespace) -> Path:
 
 def run(out: Path, options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(options.workers) as pool:
-        list(tqdm(pool.map(lambda s: warm(out, s, options), options.seeds), "warm starts", len(options.seeds)))
+        list(tqdm(pool.map(lambda s: untrained(out, s, options), options.seeds), "starts", len(options.seeds)))
         jobs = [(name, seed) for name in options.only for seed in options.seeds]
         list(tqdm(pool.map(lambda j: job(out, j[0], j[1], options), jobs), "runs", len(jobs)))
 
@@ -115,7 +114,7 @@ def report(out: Path, options: argparse.Namespace) -> None:
     def tested(folder: Path) -> np.ndarray:
         return figures(list(read_trajectories(folder / "trajectories" / "test_final.jsonl")))
 
-    found = {"warm start": np.stack([tested(warm(out, seed, options)) for seed in options.seeds])}
+    found = {"start": np.stack([tested(untrained(out, seed, options)) for seed in options.seeds])}
     for name in options.only:
         found[name] = np.stack([tested(job(out, name, seed, options)) for seed in options.seeds])
     rates = {}
@@ -193,9 +192,7 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", type=int, default=TASKS, help="test tasks")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="some of the runs")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
-    parser.add_argument("--first-light", type=Path, default=Path("runs/first_light"), help="runs of first_light.py")
     options = parser.parse_args()
-    options.first_light = options.first_light.resolve()
     if options.what == "run":
         run(options.out.resolve(), options)
     report(options.out.resolve(), options)
