@@ -40,7 +40,7 @@ class APIAgentEnv(ToolEnv):
     """Work through service APIs: look records up, change them, answer from them, and touch nothing else.
 
     Args:
-        split: ``"train"``, ``"validation"`` (unseen entities) or ``"test"`` (unseen entities and compositions of goals).
+        split: ``"train"``, ``"validation"`` (unseen entities) or ``"test"`` (unseen entities and compositions).
         difficulty: Necessary tool calls of a task: a whole number from 1 to 8, or ``[least, most]``; by default
             every number the domains have tasks of. Distractors (records and whole domains) grow with it.
         domains: Names of registered domains, or one name; all of the built-in ones by default. Their order counts

@@ -120,8 +120,8 @@ class SQLEnv(ToolEnv):
     """Questions about a database, and changes to be made in it.
 
     Args:
-        split: ``"train"``, ``"validation"`` (unseen schemas and values) or ``"test"`` (unseen schemas, values, words and
-            compositions).
+        split: ``"train"``, ``"validation"`` (unseen schemas and values) or ``"test"`` (unseen words and
+            compositions as well).
         difficulty: Calls of a straightforward solution, the submission included, 1 to 5, or ``[least, most]``; all of
             them by default. 1: the request names tables and columns as the schema does; from 2 on it describes them.
         kinds: ``"query"``, ``"change"``, or both.
