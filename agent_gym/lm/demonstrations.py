@@ -3,14 +3,13 @@
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from agent_gym.env import tool_env
@@ -68,11 +67,8 @@ class WarmStart:
     demonstrations: int | None = None
     """demonstrations played; unset, the tiny model's number for this environment"""
     lr: float | None = None
-    """peak learning rate of AdamW, with linear warm-up and cosine decay; unset, 3e-3 for the tiny model (whose matrices
-    Muon trains, at 20/3 of it), 2e-4 for adapters and 1e-5 for all parameters of another model"""
-    other_tokens: float = 0.5
-    """weight of the tokens the model did not write (requests, results) in this loss: ids recur there, and copying
-    them is what has to be learnt"""
+    """peak learning rate of AdamW, with linear warm-up and cosine decay; unset, 2e-3 for a tiny model, 2e-4 for
+    adapters and 1e-5 for all parameters of another model"""
     wasteful: float = 0.75
     """share of demonstrations with needless calls, so that there is waste to learn away"""
     waste: float = 0.35
@@ -216,9 +212,9 @@ def encoded(chat: Chat, dialogue: Dialogue) -> Example:
 
 def warm_start(
     model: Model, examples: Sequence[Example], warm: WarmStart, *, context: int, most_tokens: int, seed: int,
-    ranks: Ranks,
+    ranks: Ranks, peek: Callable[[int, float], None] | None = None,
 ) -> float:  # fmt: skip
-    """Supervised training, the same for any number of processes.
+    """Supervised training on what the model itself has to write, the same for any number of processes.
 
     Args:
         model: Trained in place.
@@ -228,6 +224,7 @@ def warm_start(
         most_tokens: Padded tokens of one forward pass.
         seed: Of the order of the examples.
         ranks: Each batch is shared over them, and the gradients are summed.
+        peek: Called after each update with its number, from 1, and its loss.
 
     Returns:
         The mean loss of a model token over the last tenth of the updates; NaN without updates.
@@ -238,91 +235,36 @@ def warm_start(
     data = sorted((one for one in examples if len(one[0]) <= context), key=lambda one: len(one[0]))
     if not data:
         raise Refused(f"none of {len(examples)} demonstrations is within {context} tokens; raise --max-context")
-    parameters, optimizers = model.trained(), _optimizers(model, warm.lr)
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    parameters = model.trained()
+    peak = warm.lr or (2e-3 if model.name.startswith("tiny") else 2e-4 if model.adapters else 1e-5)
+    optimizer = torch.optim.AdamW(parameters, peak, betas=(0.9, 0.95), weight_decay=0.01)
     rng = random.Random(stream(seed, "warm start"))
     size, updates = warm.batch_size, warm.updates or 0
     losses: list[float] = []
     queue: list[list[int]] = []
     bar = tqdm(range(updates), "warm start", disable=not ranks.first)
     for update in bar:
-        progress = update / updates
-        if not queue:  # short dialogues first: copying is learnt there, at a fraction of the price
-            within = max(1, int(len(data) * min(1.0, 0.3 + progress / 0.6 * 0.7)))
-            pool = sorted(rng.sample(range(within), min(within, 8 * size)))  # neighbours are of similar length,
+        if not queue:
+            pool = sorted(rng.sample(range(len(data)), min(len(data), 8 * size)))  # neighbours are of similar length,
             queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
             rng.shuffle(queue)
         drawn = [data[i] for i in queue.pop()]
-        schedule = min(1.0, (update + 1) / 30) * (0.55 + 0.45 * math.cos(math.pi * progress))
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * schedule
+        schedule = min(1.0, (update + 1) / 50) * (0.51 + 0.49 * math.cos(math.pi * update / updates))
+        optimizer.param_groups[0]["lr"] = peak * schedule
         total, count = 0.0, sum(end - begin for _, spans in drawn for begin, end in spans)
         batch = ranks.share(drawn)
         for part in micro_batches([len(ids) for ids, _ in batch], most_tokens):
-            rows = [batch[i][0] for i in part]
-            own = torch.zeros(sum(len(row) - 1 for row in rows), dtype=torch.bool)
-            at = -1  # of a row's first token, which nothing foretells
-            for i in part:
-                for begin, end in batch[i][1]:
-                    own[at + begin : at + end] = True
-                at += len(batch[i][0]) - 1
-            logprobs = token_logprobs(model, rows, [[(1, len(row))] for row in rows]).logprobs
-            own = own.to(logprobs.device)
-            (-(logprobs * torch.where(own, 1.0, warm.other_tokens)).sum() / count).backward()
-            total -= float(logprobs.detach()[own].sum()) / count
+            scores = token_logprobs(model, [batch[i][0] for i in part], [batch[i][1] for i in part])
+            loss = -scores.logprobs.sum() / count
+            loss.backward()
+            total += float(loss.detach())
         ranks.all_reduce_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         losses.append(total)
         bar.set_postfix(loss=f"{np.mean(losses[-20:]) * ranks.world:.3f}")
+        if peek:
+            peek(update + 1, total)
     last = losses[-max(1, len(losses) // 10) :]
     return float(ranks.sum(np.array([np.mean(last)]))[0]) if last else math.nan
-
-
-def _optimizers(model: Model, lr: float | None) -> list[torch.optim.Optimizer]:
-    """AdamW; for the matrices of the small model Muon, with which it learns to copy in half the updates."""
-    if model.name != "tiny":
-        peak = lr if lr is not None else 2e-4 if model.adapters else 1e-5
-        return [torch.optim.AdamW(model.trained(), peak, betas=(0.9, 0.99), weight_decay=0.01)]
-    peak = 3e-3 if lr is None else lr
-    matrices = [p for name, p in model.net.named_parameters() if p.ndim == 2 and ".layers." in name]
-    others = [p for p in model.trained() if not any(p is matrix for matrix in matrices)]
-    return [_Muon(matrices, 20 / 3 * peak), torch.optim.AdamW(others, peak, betas=(0.9, 0.99), weight_decay=0.0)]
-
-
-class _Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan et al. 2024), in float32: ``torch.optim.Muon`` computes in
-    bfloat16, which takes ten times as long on a processor without units for it."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": 0.95, "weight_decay": 0.01})
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        (group,) = self.param_groups
-        alike: dict[Any, list[torch.nn.Parameter]] = {}
-        for p in group["params"]:
-            alike.setdefault(p.shape, []).append(p)
-        for (rows, columns), parameters in alike.items():  # of one shape: one multiplication does for all
-            moved = []
-            for p in parameters:
-                grad = torch.zeros_like(p) if p.grad is None else p.grad
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(grad, 1.0 - group["momentum"])
-                moved.append(grad.lerp(momentum, group["momentum"]))
-            size = group["lr"] * max(1.0, rows / columns) ** 0.5
-            for p, update in zip(parameters, _orthogonal(torch.stack(moved)), strict=True):
-                p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
-
-
-def _orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices with the same singular vectors and singular values near 1, by five Newton-Schulz steps."""
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(5):
-        square = x @ x.mT
-        x = torch.baddbmm(3.4445 * x, 2.0315 * square @ square - 4.775 * square, x)
-    return x.mT if tall else x

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_gym.lm.models import Model
 
-__all__ = ["PRESETS", "TEMPLATE", "Preset", "fresh", "preset", "tokenizer"]
+__all__ = ["PRESETS", "TEMPLATE", "Preset", "begin_with_copying", "fresh", "preset", "tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "APIAgent-v0": Preset(
-        {"difficulty": [1, 2], "domains": ["shop"], "max_turns": 10},
-        {"tool_calls": 2, "output_tokens": 48, "latency_ms": 200},
+        {"difficulty": [1, 4], "domains": ["shop", "calendar", "mail"], "max_turns": 16},
+        {"tool_calls": 4, "output_tokens": 100, "latency_ms": 400},
     ),
     "CodeAgent-v0": Preset(
         {"difficulty": 1, "max_turns": 8},
-        {"tool_calls": 1.5, "output_tokens": 48, "read_tokens": 28, "latency_ms": 60}, 3000, 1500,
+        {"tool_calls": 1.5, "output_tokens": 48, "read_tokens": 28, "latency_ms": 60},
     ),
     "SQL-v0": Preset(
-        {"difficulty": 1, "max_turns": 4},
-        {"tool_calls": 1.2, "output_tokens": 40, "read_tokens": 5, "latency_ms": 50}, 4000, 2000,
+        {"difficulty": [1, 2], "max_turns": 8},
+        {"tool_calls": 2, "output_tokens": 60, "read_tokens": 60, "latency_ms": 100},
     ),
     "WebLite-v0": Preset(
-        {"difficulty": 1, "sites": ["booking"], "max_turns": 4},
-        {"tool_calls": 1.2, "output_tokens": 32, "latency_ms": 160}, 4000, 450,
+        {"difficulty": [1, 2], "max_turns": 8},
+        {"tool_calls": 2, "output_tokens": 48, "latency_ms": 320},
     ),
 }  # fmt: skip
 
@@ -64,7 +64,7 @@ TEMPLATE = (  # no room for tool schemas: the small model knows the tools from t
 )
 """The chat template of the small model's tokenizer."""
 
-PIECES = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*|@[a-z.]+| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d| |[^A-Za-z_\d ]+"""
+PIECES = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*|@[a-z.]+| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d\d?| |[^A-Za-z_\d ]+"""
 
 
 def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -105,9 +105,69 @@ def fresh(texts: Iterable[str], seed: int) -> Model:
     config = LlamaConfig(
         vocab_size=len(made), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=4096, tie_word_embeddings=True, initializer_range=0.06,
-        bos_token_id=None, eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
+        attention_bias=True, rope_parameters={"rope_type": "default", "rope_theta": 1e7}, bos_token_id=None,
+        eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = LlamaForCausalLM(config)
+        begin_with_copying(net)
     return Model(net, made, name="tiny", adapters=0)
+
+
+@torch.no_grad()
+def begin_with_copying(net: LlamaForCausalLM) -> None:
+    """Set the attention of a fresh model so that it can copy from its context before it has learnt anything.
+
+    Copying needs two layers that agree (induction heads: Olsson et al. 2022), which from random weights comes late and
+    suddenly. Here they agree from the start, in the manner of mimetic initialisation (Trockman and Kolter 2023). Three
+    heads of the first layer look one, two and three tokens back and note what they saw; the heads of the layers between
+    the first and the last look for a place where what was noted is what stands here, and write what stands there.
+
+    Args:
+        net: With biases in its attention, tied embeddings, three layers and four heads or more.
+    """
+    size, heads = net.config.hidden_size, net.config.num_attention_heads
+    width = size // heads  # of a head; what a head notes of a token is as wide
+    angle = net.model.rotary_emb.inv_freq  # turned from one position to the next, shape [width / 2]
+    scale = net.config.initializer_range
+    basis = torch.linalg.qr(torch.randn(size, size))[0]
+    seen, noted = basis[:width], basis[width:].split(width)  # where a token's features are read, and where notes are
+
+    for layer in net.model.layers:  # quiet at first, or their noise drowns the notes
+        layer.mlp.down_proj.weight *= 0.1
+        layer.self_attn.o_proj.weight *= 0.1
+
+    first = net.model.layers[0].self_attn
+    loud = torch.where(angle > 0.04, 6.5, 0.0)  # fast rotations tell positions that are near each other
+    for head, note in enumerate(noted):
+        rows, back = slice(head * width, (head + 1) * width), (head + 1) * angle
+        first.q_proj.weight[rows] *= 0.1
+        first.k_proj.weight[rows] *= 0.1
+        first.q_proj.bias[rows] = torch.cat([loud * back.cos(), -loud * back.sin()])
+        first.k_proj.bias[rows] = torch.cat([loud, torch.zeros_like(loud)])
+        first.v_proj.weight[rows] = seen
+        first.o_proj.weight[:, rows] = note.T * 2.0 * scale
+
+    slow = torch.nonzero(angle < 0.005)[:, 0]  # rotations that hardly change over an episode can compare content
+    compared = torch.cat([slow, slow + width // 2])
+    for layer in net.model.layers[1:-1]:
+        attention, copied = layer.self_attn, torch.linalg.qr(torch.randn(size, size))[0]
+        for head in range(heads):
+            rows = slice(head * width, (head + 1) * width)
+            mixed = torch.linalg.qr(torch.randn(width, width))[0][: len(compared)]
+            attention.q_proj.weight[rows] *= 0.3
+            attention.k_proj.weight[rows] *= 0.3
+            one = len(compared) if head < heads // 2 else len(compared) // 2  # the other heads compare two tokens
+            attention.q_proj.weight[rows][compared] += 2.5 * mixed @ seen
+            attention.k_proj.weight[rows][compared] += 2.5 * mixed @ noted[0]
+            attention.q_proj.weight[rows][compared[one:]] += 2.5 * mixed[one:] @ (noted[0] - seen)
+            attention.k_proj.weight[rows][compared[one:]] += 2.5 * mixed[one:] @ (noted[1] - noted[0])
+            attention.v_proj.weight[rows] = copied[rows]
+            attention.o_proj.weight[:, rows] = copied[rows].T * 2.0 * scale
+
+
+if __name__ == "__main__":
+    from agent_gym.lm.making import main
+
+    main()
