@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -9,16 +10,15 @@ torch = pytest.importorskip("torch", reason="policies need the extra 'train'")
 pytest.importorskip("transformers", reason="policies need the extra 'train'")
 
 from safetensors.torch import load_file  # noqa: E402
-from small_lm import chat_of, small_model  # noqa: E402
+from small_lm import ROOT, chat_of, small_model  # noqa: E402
 
 from agent_gym.lm import models, start  # noqa: E402
 from agent_gym.lm.arguments import Common, fill, model_of, size_of  # noqa: E402
 from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded  # noqa: E402
-from agent_gym.lm.engine import TorchEngine  # noqa: E402
 from agent_gym.lm.errors import Refused  # noqa: E402
 from agent_gym.lm.models import load, pack, parameters_of, policies, token_logprobs  # noqa: E402
 from agent_gym.lm.ranks import Ranks  # noqa: E402
-from agent_gym.lm.rollout import Limits, environments, play  # noqa: E402
+from agent_gym.lm.rollout import environments  # noqa: E402
 from agent_gym.lm.runs import Run  # noqa: E402
 
 ENV, NAME = "APIAgent-v0", "tiny:APIAgent-v0"
@@ -169,10 +169,16 @@ def test_a_warm_start_that_is_asked_for(packed, made, dialogues, tmp_path):
     assert not torch.equal(scores(model, dialogues), scores(made, dialogues))
 
 
-def test_it_plays(packed):
-    model = load(NAME)
-    chat = chat_of(model)
-    envs = environments(ENV, 2, chat=chat, split="train", bounds={}, **KWARGS)
-    episodes = play(TorchEngine(model, stops=chat.stops), chat, envs, [1, 2], Limits(12, 256), draws=[1, 2])
-    assert len(episodes) == 2
-    assert all(episode.logprobs for episode in episodes)
+def test_it_plays_as_the_page_says(packed):
+    page = (ROOT / "docs" / "lm.md").read_text(encoding="utf-8").split("## Ready-made policies")[1]
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    found = {}
+    exec(code.replace("64", "4").replace("Limits(48", "Limits(8"), found)
+    assert found["model"].name == NAME
+    assert len(found["episodes"]) == 4
+    assert all(len(episode.logprobs) > 0 for episode in found["episodes"])
+
+
+def test_the_page_lists_the_cards_keys(packed):
+    page = (ROOT / "docs" / "lm.md").read_text(encoding="utf-8").split("`card.json` says")[1].split("## Sampling")[0]
+    assert set(json.loads((packed / ENV / "card.json").read_text())) <= set(re.findall(r"`(\w+)`", page))

@@ -55,7 +55,7 @@ class Common:
     warm: WarmStart = field(default_factory=WarmStart)
     """supervised warm start"""
     eval_start: bool = True
-    """play the test tasks with the starting policy too"""
+    """test the starting policy too"""
     run_dir: str = "runs"
     """folder of the run folders"""
     resume: str | None = None
