@@ -21,7 +21,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import agent_gym
-from agent_gym import CHANNELS, Delete, Step, Swap, ToolCache, Trajectory, Truncate
+from agent_gym import CHANNELS, Counterfactual, Delete, Step, Swap, ToolCache, Trajectory, Truncate
 from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, model_of, size_of
 from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
@@ -250,6 +250,29 @@ def shares(block: np.ndarray, own: np.ndarray) -> np.ndarray:
     return block * np.where(total > 0, own / np.where(total > 0, total, 1.0), 1.0 / len(own))
 
 
+def left_out(episode: Episode, results: list[Counterfactual]) -> Iterator[tuple[int, float, np.ndarray]]:
+    """What replays without some steps say: a step, its u, its v [channels], as often as it was measured."""
+    own, by_call = step_costs(episode), dict[int, list[Counterfactual]]()
+    for one in results:
+        if isinstance(one.intervention, Truncate) or one.reward is None:
+            continue
+        if isinstance(one.intervention, Delete) and one.intervention.call is not None:
+            by_call.setdefault(one.intervention.t, []).append(one)
+            continue
+        removed = range(one.intervention.t, one.intervention.t + getattr(one.intervention, "length", 1))
+        for t, v in zip(removed, shares(np.array(list(one.cost_credit.values())), own[removed]), strict=True):
+            yield t, one.success_credit / len(removed), v
+    for t, ones in by_call.items():
+        if len(ones) == len(episode.steps[t].tool_results):
+            v = np.sum([list(one.cost_credit.values()) for one in ones], axis=0)
+            yield t, max(one.success_credit for one in ones), v
+    cuts = [one.intervention.t for one in results if isinstance(one.intervention, Truncate) and one.reward == 1.0]
+    if cuts and episode.success:  # the earliest cut that still passes earns the success; the rest was only paid for
+        yield min(cuts), episode.success, np.full(K, math.nan)
+        for t in range(min(cuts) + 1, len(episode.steps) - episode.steps[-1].terminated):
+            yield t, 0.0, own[t]
+
+
 def measure(
     episodes: list[Episode],
     envs: list[gym.Env],
@@ -267,7 +290,7 @@ def measure(
     its v their sum.
 
     Args:
-        budget: B by channel, which makes costs of several channels one price.
+        budget: B by channel, which makes one price of several costs.
         ways: The cheapest ways known; see :func:`charge`.
 
     Returns:
@@ -279,24 +302,22 @@ def measure(
     for *_, tool, action in sorted((one for part in ranks.gather(calls) for one in part), key=lambda one: one[:2]):
         if tool is not None:
             by_tool.setdefault(tool, []).append(action)
-    us = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[float]]]
-    vs = [[[] for _ in e.steps] for e in episodes]  # type: list[list[list[np.ndarray]]]
-    replays, pruned, fresh = [0] * len(episodes), dict[int, Credits](), list[tuple[int, int]]()
+    found: list[list[tuple[int, float, np.ndarray]]] = [[] for _ in episodes]
+    pruned, replays, fresh = dict[int, Credits](), [0] * len(episodes), list[tuple[int, int]]()
     for i, episode in enumerate(episodes):
         if not replayed(episode, credit):
             continue
-        own, todo, rng = step_costs(episode), list[Any](), random.Random(stream(key, episode.index))
-        last = len(episode.steps) - episode.steps[-1].terminated  # a block must not take the last step with it
+        todo, rng = list[Any](), random.Random(stream(key, episode.index))
         chosen = chosen_steps(episode, bounds, credit, rng)
         if credit.mode == "eliminate" and episode.success:
             pruned[i] = prune(episode, envs[0], chosen, budget, credit, cache)
             if credit.cost != "leave-one-out":
                 continue
+        last = len(episode.steps) - episode.steps[-1].terminated  # a block must not take the last step with it
         for t in chosen:
-            if "delete" in credit.interventions and credit.block == 1:
-                todo += [Delete(t, call=n) for n in calls_of(episode.steps[t])]
-            elif "delete" in credit.interventions:
-                todo.append(Delete(t, min(credit.block, last - t)))
+            if "delete" in credit.interventions:
+                one_by_one = [Delete(t, call=n) for n in calls_of(episode.steps[t])]
+                todo += one_by_one if credit.block == 1 else [Delete(t, min(credit.block, last - t))]
             if "swap" in credit.interventions and (name := first_tool(episode.steps[t])):
                 others = [a for a in by_tool[name] if a != episode.steps[t].action]
                 todo += [Swap(t, rng.choice(others))] if others else []
@@ -309,44 +330,23 @@ def measure(
         results = agent_gym.counterfactuals(
             envs[0], episode.trajectory(), todo, grounding=credit.grounding, cache=cache, snapshots=episode.snapshots
         )
-        replays[i], by_call = len(results), dict[int, list[agent_gym.Counterfactual]]()
-        for one in results:
-            if isinstance(one.intervention, Truncate) or one.reward is None:
-                continue
-            if getattr(one.intervention, "call", None) is not None:
-                by_call.setdefault(one.intervention.t, []).append(one)
-                continue
-            removed = range(one.intervention.t, one.intervention.t + getattr(one.intervention, "length", 1))
-            v = shares(np.array(list(one.cost_credit.values())), own[removed.start : removed.stop])
-            for t in removed:
-                us[i][t].append((episode.success - one.reward) / len(removed))
-                vs[i][t].append(v[t - removed.start])
-        for t, ones in by_call.items():
-            if len(ones) == len(episode.steps[t].tool_results):
-                us[i][t].append(max(one.success_credit for one in ones))
-                vs[i][t].append(np.sum([list(one.cost_credit.values()) for one in ones], axis=0))
-        cuts = [one.intervention.t for one in results if isinstance(one.intervention, Truncate) and one.reward == 1.0]
-        if cuts and episode.success:  # the earliest cut that still passes earns the success; the rest was only paid for
-            us[i][min(cuts)].append(episode.success)
-            for t in range(min(cuts) + 1, last):
-                us[i][t].append(0.0)
-                vs[i][t].append(own[t])
+        replays[i] = len(results)
+        found[i] += left_out(episode, results)
     branches = [Branch(episodes[i], t) for i, t in fresh]  # closed loop: fresh samples of the step, played to the end
     draws = [stream("replace", key, episodes[i].index, at) for at, (i, _) in enumerate(fresh)]
     played = play(engine, chat, envs, branches, limits_of(args), draws=draws) if fresh else []
     for (i, t), branch in zip(fresh, played, strict=True):
         if not branch.infra:
-            us[i][t].append(episodes[i].success - branch.success)
-            vs[i][t].append(np.array([episodes[i].cost_total[k] - branch.cost_total[k] for k in CHANNELS]))
-    nothing = np.full(K, math.nan)
-    credits = [
-        Credits(np.array([np.mean(u) if u else math.nan for u in own_u]),
-                np.array([np.mean(v, axis=0) if v else nothing for v in own_v]), replays=count)
-        for own_u, own_v, count in zip(us, vs, replays, strict=True)
-    ]  # fmt: skip
-    for i, found in pruned.items():
-        v = credits[i].v if credit.cost == "leave-one-out" else found.v
-        credits[i] = Credits(found.u, v, found.left, found.replays + replays[i])
+            v = np.array([episodes[i].cost_total[k] - branch.cost_total[k] for k in CHANNELS])
+            found[i].append((t, episodes[i].success - branch.success, v))
+    credits = []
+    for i, episode in enumerate(episodes):
+        measurements = [[np.append(u, v) for at, u, v in found[i] if at == t] for t in range(len(episode.steps))]
+        mean = np.array([Ranks().mean(own, width=1 + K) for own in measurements])  # NaN where there is nothing
+        credits.append(pruned.get(i, Credits(mean[:, 0], mean[:, 1:])))
+        credits[-1].replays += replays[i]
+        if credit.cost == "leave-one-out":
+            credits[-1].v = mean[:, 1:]
     if credit.cost not in ("own", "leave-one-out"):
         charge(episodes, credits, ways, credit, ranks)
     last_steps(episodes, credits, credit)
@@ -356,11 +356,12 @@ def measure(
 def prune(
     episode: Episode, env: gym.Env, chosen: list[int], budget: dict[str, float], credit: Credit, cache: ToolCache
 ) -> Credits:
-    """Eliminate what a success can do without (of the chosen steps, unless all are): u = R for what is kept, 0 for what
-    goes, and v the step's own cost. Kept steps that were not tried have no u."""
-    units = {t: [t if n is None else (t, n) for n in calls_of(step)] for t, step in enumerate(episode.steps)}
-    among = None if credit.selection == "all" else [unit for t in chosen for unit in units[t]]
-    among = among and among[: credit.most_interventions]
+    """Eliminate what a success can do without, of all its steps or, with another selection, of the chosen ones: u = R
+    for what is kept, 0 for what goes, v the step's own cost. Kept steps that were not tried have no u."""
+    units = [[t if n is None else (t, n) for n in calls_of(step)] for t, step in enumerate(episode.steps)]
+    among = None
+    if credit.selection != "all":
+        among = [unit for t in chosen for unit in units[t]][: credit.most_interventions]
     found = agent_gym.eliminate(
         env, episode.trajectory(), budget, snapshots=episode.snapshots, grounding=credit.grounding, cache=cache,
         among=among,

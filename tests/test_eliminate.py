@@ -138,6 +138,22 @@ def test_snapshots_cache_and_the_running_episode(env):
     assert (env.unwrapped.get_state(), len(env.trajectories)) == (state, recorded)
 
 
+def test_only_some_units_are_tried(env):
+    """Each once: the others stay, whatever they are worth."""
+    episode = play(env, "cascade", [turn(REFUND[0], ("return_policy", {})), POLICY, SCAN, ORDERS, REFUNDED, "Done."])
+    all_units = ((0, 0), (0, 1), 1, 2, 3, 4, 5)
+
+    def left(*among):
+        found = eliminate(env, episode, BOUNDS, among=among)
+        assert found.replays == len(among)
+        return found.kept
+
+    assert left() == all_units
+    assert left(1) == ((0, 0), (0, 1), 2, 3, 4, 5)
+    assert left((0, 1), 2, 4) == ((0, 0), 1, 3, 4, 5)
+    assert left(4) == all_units
+
+
 def test_literal_elimination_keeps_the_deeds_alone(env):
     episode = play(env, "cascade", [FIND, ORDERS, REFUNDED, "Done."])
     assert eliminate(env, episode, BOUNDS, grounding=False).kept == (2, 3)

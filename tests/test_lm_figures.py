@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
 from agent_gym import CHANNELS, Group, Step, Trajectory, write_trajectories
 from agent_gym.lm import figures
+from agent_gym.lm.rollout import Episode
 
 ROOT = Path(__file__).resolve().parents[1]
 NAN = (math.nan, math.nan, math.nan)
@@ -95,6 +97,7 @@ def episode(iteration, number, steps=3, **changes):
     return {
         "iteration": iteration, "task_id": f"shop:{number}", "success": number == 0,
         "steps": [f"find_orders({i})" for i in range(steps - 1)] + ["answer: $x_{$\n\x00 10"],
+        "eliminated": [], "necessary": [steps - 1],
         "u": [1.0] * (steps - 1) + [None], "v": [[1.0, 20.0, 0.0, -60.0]] * (steps - 1) + [[None] * len(CHANNELS)],
         **changes,
     }  # fmt: skip
@@ -113,6 +116,31 @@ def test_credits(drawn):
     nothing = episode(0, 1, u=[math.nan] * 3, v=[[math.nan] * len(CHANNELS)] * 3)
     (axis,) = drawn(figures.draw_credits, [nothing]).axes
     assert set(texts(axis)) == {"not measured"}
+
+
+def test_credits_mark_eliminated_and_necessary_steps(drawn):
+    (axis, *_) = drawn(figures.draw_credits, [episode(0, 0, 4, eliminated=[0, 2], necessary=[1, 3])]).axes
+    marks = [(label.get_color(), label.get_weight()) for label in axis.get_yticklabels()]
+    assert marks == [("grey", "normal"), ("black", "bold")] * 2
+
+
+def test_necessary_steps_are_the_oracles():
+    """Its calls where they are first made, in any order of their arguments, and the answer."""
+    env = gym.make("APIAgent-v0", difficulty=2)
+    _, info = env.reset(seed=3)
+    base = env.unwrapped
+    oracle = [base.write(base.read(action)) for action in base.oracle()]
+    first = oracle[0]
+    noise = '<tool_call>{"name": "nothing", "arguments": {}}</tool_call>'
+    observation, info = env.reset(seed=3)
+    played = Episode.begun(0, env, 3, observation, info)
+    for action in (noise, first, first, *oracle[1:]):
+        played.note(action, env.step(action))
+    assert played.success
+    env.reset(seed=9)
+    assert figures.necessary(played, env) == [1, *range(3, len(played.steps))]
+    row = figures.credit_map(7, played, np.zeros(len(played.steps)), np.zeros((len(played.steps), 4)), [0, 2], env)
+    assert (row["eliminated"], row["necessary"]) == ([0, 2], figures.necessary(played, env))
 
 
 def test_conflict(drawn):
@@ -240,7 +268,7 @@ def test_a_table_of_nothing_but_infra(name, drawn):
     bounds = {"tool_calls": 2.0, "output_tokens": 48.0, "read_tokens": math.inf, "latency_ms": 200.0}
     found = trainer.summary(NOTHING, bounds, *([4] if name == "rft" else []))
     if name == "grpo_pcgrad":
-        assert list(found) == ["pass@1"]
+        assert list(found) == ["pass@1", "in-budget success"]
         assert is_nan(found["pass@1"])
         assert drawn(figures.draw_diversity, {"start": found, "final": found}) is None
     else:

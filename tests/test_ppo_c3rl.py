@@ -22,6 +22,7 @@ from small_lm import ROOT, Scripted, chat_of, load_trainer, rows, run, shell, sm
 
 import agent_gym  # noqa: E402
 from agent_gym import CHANNELS, Step  # noqa: E402
+from agent_gym.lm.arguments import model_of  # noqa: E402
 from agent_gym.lm.budget import Budget  # noqa: E402
 from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded, warm_start  # noqa: E402
 from agent_gym.lm.engine import TorchEngine  # noqa: E402
@@ -227,6 +228,23 @@ def test_advantage_lagrangian_to_go():
     np.testing.assert_allclose(found, [(1 - root / 2) / 1.5, (1 + root / 4) / 1.5, (-1 + root / 4) / 1.5])
 
 
+def test_advantage_of_the_whole_episodes_cost():
+    """The ablation: u as measured, the episodes' relative calls (1 and -1) in place of v."""
+    found = advantage(arguments(credit={"cost": "trajectory"}))
+    np.testing.assert_allclose(found, [(1 - 1 - 0.5) / 1.5, (1 + 1 - 0.5) / 1.5, -1 / 1.5])
+
+
+def test_advantage_step_groups():
+    """Steps of one task in one state are compared: of three in state a, one failed; alone in its state, a step has the
+    episode's reward only; an equal state of another task is another."""
+    episodes = [*PAIR, hand_made(2, True, [(1, 1, 1, 1)]), hand_made(2, False, [(1, 1, 1, 1)])]
+    states = [["a", "b"], ["a"], ["a"], ["c"]]
+    args = arguments(method="stepgroup", credit={"weight": 0.5})
+    found = advantage(args, lambdas=(3, 3, 3, 3), episodes=episodes, states=states)
+    z_step = np.array([1.0, 0.0, -1.0, 0.0, 0.0]) / math.sqrt(2 / 5)
+    np.testing.assert_allclose(found, np.array([1.0, 1.0, -1.0, 1.0, -1.0]) + 0.5 * z_step)
+
+
 def test_advantage_penalty():
     """R - 0.3 mean_k C_k / B_k over the bounded channels; multipliers play no part."""
     episodes = [*PAIR, hand_made(2, True, [(2, 10, 10, 10)]), hand_made(2, True, [(4, 10, 10, 10)])]
@@ -291,7 +309,7 @@ def played(model, kwargs, *texts, logprobs=None):
 BUDGET = dict(zip(CHANNELS, BOUNDS.tolist(), strict=True))
 
 
-def measured(model, kwargs, episodes, seed=3, ways=None, **credit):
+def measured(model, kwargs, episodes, /, seed=3, ways=None, **credit):
     """By leave-one-out, unless another mode is asked for."""
     chat = chat_of(model)
     engine, envs = TorchEngine(model, stops=chat.stops), made(chat, 3, **kwargs)
@@ -424,6 +442,153 @@ def test_answers_are_measured_against_the_cheapest_that_passed(untrained, cascad
     a = trainer.advantages(episodes, found, None, None, np.array([2.0, 2.0, 0.0, 0.0]), BOUNDS, args, ALONE)
     assert a[2][-1] > a[0][-1] + 0.3
     assert a[2][-1] > a[1][-1] + 0.3
+
+
+PEOPLE, POLICY = call("list_customers"), call("return_policy")
+SPOIL = call("set_tier", customer_id="C1001", tier="silver")
+BOTH = turn(REFUND[0], ("get_product", {"product_id": "P3001"}))
+
+
+def eliminated(model, kwargs, episodes, /, **more):
+    return measured(model, kwargs, episodes, mode="eliminate", **more)[0]
+
+
+def test_elimination_keeps_one_of_two_equal_steps(untrained, cascade):
+    """Left out alone, each of them looks needless."""
+    (episode,) = played(untrained, cascade, [FIND, FIND, ORDERS, LOOK, REFUNDED, "Done."])
+    (alone,), _ = measured(untrained, cascade, [episode])
+    assert alone.u.tolist() == [0.0, 0.0, 1.0, 0.0, 1.0, 1.0]
+    assert (alone.eliminated, alone.left, alone.replays) == ([], None, 5)
+    (found,) = eliminated(untrained, cascade, [episode])
+    assert found.u.tolist() == [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
+    assert found.eliminated == [1, 3]
+    assert 5 <= found.replays <= 12
+    # its own pruned episode is the cheapest there is: what was kept pays nothing
+    np.testing.assert_allclose(found.v[[0, 2, 4, 5]], 0.0, atol=1e-9)
+    np.testing.assert_allclose(found.v[[1, 3]], [spent(episode, 1), spent(episode, 3)])
+
+
+def test_kept_steps_pay_the_excess_over_the_cheapest_way(untrained, cascade):
+    """Of two ways, the dearer one pays, each step in proportion; the sum is what the episode cost above the best."""
+    cheap, dear, failed = played(
+        untrained, cascade, [FIND, ORDERS, REFUNDED, "Done."], [PEOPLE, POLICY, ORDERS, REFUNDED, "Done."], ["No."]
+    )
+    assert [e.success for e in (cheap, dear, failed)] == [1.0, 1.0, 0.0]
+    ways = {}
+    one, other, none = eliminated(untrained, cascade, [cheap, dear, failed], ways=ways)
+    assert other.eliminated == [1]
+    assert (none.eliminated, ways) == ([], {})
+    totals = np.array([spent(cheap, 0, 1, 2, 3), spent(dear, 0, 2, 3, 4)])
+    assert totals[1, 3] > totals[0, 3]
+    best = totals.min(axis=0)
+    np.testing.assert_allclose(one.v[:-1], [np.array(spent(cheap, t)) * (1 - best / totals[0]) for t in range(3)])
+    kept = [np.array(spent(dear, t)) * (1 - best / totals[1]) for t in (0, 2, 3)]
+    np.testing.assert_allclose(other.v[:-1], [kept[0], spent(dear, 1), *kept[1:]])
+    np.testing.assert_allclose(other.v.sum(axis=0), np.array(list(dear.cost_total.values())) - best)
+    # asked for the own cost, or for that of leaving out alone
+    one, other, _ = eliminated(untrained, cascade, [cheap, dear, failed], cost="own")
+    np.testing.assert_allclose(other.v, [spent(dear, t) for t in range(5)])
+    assert other.u.tolist() == [1.0, 0.0, 1.0, 1.0, 1.0]
+    _, other, _ = eliminated(untrained, cascade, [cheap, dear, failed], cost="leave-one-out")
+    np.testing.assert_allclose(other.v, measured(untrained, cascade, [cheap, dear, failed])[0][1].v)
+    assert other.eliminated == [1]
+
+
+def test_the_best_way_of_a_task_type_is_remembered(untrained, cascade):
+    """Also where the group has no cheaper success; nothing is remembered of failures."""
+    cheap, dear, failed = played(
+        untrained, cascade, [FIND, ORDERS, REFUNDED, "Done."], [PEOPLE, ORDERS, REFUNDED, "Done."], ["No."]
+    )
+    ways = {}
+    eliminated(untrained, cascade, [failed], ways=ways, cost="excess-best")
+    assert ways == {}
+    (alone,) = eliminated(untrained, cascade, [dear], ways=ways, cost="excess-best")
+    assert list(ways) == [dear.task_type]
+    np.testing.assert_allclose(alone.v, 0.0, atol=1e-9)
+    eliminated(untrained, cascade, [cheap], ways=ways, cost="excess-best")
+    (again,) = eliminated(untrained, cascade, [dear], ways=ways, cost="excess-best")
+    best = np.minimum(list(cheap.cost_total.values()), list(dear.cost_total.values()))
+    np.testing.assert_allclose(ways[dear.task_type], best)
+    np.testing.assert_allclose(again.v.sum(axis=0), np.array(list(dear.cost_total.values())) - best)
+    dear.task_type = "another"
+    (other,) = eliminated(untrained, cascade, [dear], ways=ways, cost="excess-best")
+    np.testing.assert_allclose(other.v, 0.0, atol=1e-9)
+
+
+def test_failures_are_measured_by_leave_one_out(untrained, cascade):
+    """A step that spoils the episode is worth -1; and which episodes are measured is a choice."""
+    passed, spoilt = played(
+        untrained, cascade, [FIND, ORDERS, REFUNDED, "Done."], [FIND, ORDERS, SPOIL, REFUNDED, "Done."]
+    )
+    assert spoilt.success == 0.0
+    found = eliminated(untrained, cascade, [passed, spoilt])
+    assert found[1].u.tolist() == [0.0, 0.0, -1.0, 0.0, 0.0]
+    assert (found[1].left, found[1].replays) == (None, 4)
+    for mode in ("eliminate", "leave-one-out"):
+        for score, episodes, counted in (
+            (0.9, "successes", False), (0.49, "near-misses", False), (0.5, "near-misses", True), (0.0, "all", True),
+        ):  # fmt: skip
+            spoilt.verdict = {**spoilt.verdict, "score": score}
+            one, other = measured(untrained, cascade, [passed, spoilt], mode=mode, episodes=episodes)[0]
+            assert one.u.tolist() == [1.0] * 4
+            assert np.isnan(other.u).all() == np.isnan(other.v).all() == (other.replays == 0) == (not counted)
+
+
+def test_calls_of_a_turn_are_measured_one_by_one(untrained, cascade):
+    """The turn is needed if one of its calls is; it bears the cost of each of them."""
+    (episode,) = played(untrained, cascade, [BOTH, ORDERS, REFUNDED, "Done."])
+    (alone,), _ = measured(untrained, cascade, [episode])
+    assert alone.u.tolist() == [1.0] * 4
+    assert alone.replays == 4
+    assert alone.v[0, 0] == 3 + 1  # without the look-up no order is found and none refunded; the other stands alone
+    (found,) = eliminated(untrained, cascade, [episode])
+    assert (found.u.tolist(), found.eliminated) == ([1.0] * 4, [])
+    assert (found.v[0, 0], found.left[0, 0]) == (1.0, 1.0)
+    assert 0 < found.v[0, 1] < episode.steps[0].cost["output_tokens"]
+    np.testing.assert_allclose(found.v[1:], 0.0, atol=1e-9)
+    (part,), _ = measured(untrained, cascade, [episode], selection="dearest", most_interventions=1, most_steps=3)
+    assert np.isnan(part.u[0])  # one of its two calls says nothing of the turn
+
+
+def test_elimination_of_some_steps(untrained, cascade):
+    """The dearest, or those that the policy was least sure of, and no more replays than K."""
+    (episode,) = played(untrained, cascade, WASTEFUL, logprobs=[[-0.2, -0.9, -0.1, -1.8, -0.3, -5.0]])
+
+    def some(**credit):
+        (found,) = eliminated(untrained, cascade, [episode], **credit)
+        assert (np.isnan(found.u) == np.isnan(found.v).any(axis=1)).all()
+        return found.u.tolist(), found.replays
+
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert some(selection="uncertain", most_steps=2) == ([nan, 1.0, nan, 0.0, nan, 1.0], 2)
+    assert some(selection="uncertain", most_steps=2, most_interventions=1) == ([nan, nan, nan, 0.0, nan, 1.0], 1)
+    price = [sum(c / b for c, b in zip(spent(episode, t), BOUNDS, strict=True)) for t in range(5)]
+    (dearest,) = eliminated(untrained, cascade, [episode], selection="dearest", most_steps=2)
+    assert np.flatnonzero(~np.isnan(dearest.u)).tolist() == [*sorted(np.argsort(price)[-2:].tolist()), 5]
+    assert some(selection="all", most_steps=1, most_interventions=1)[0] == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_answers_of_pruned_successes(untrained, cascade):
+    """An answer is a kept step like others, but bears at least what the cheapest answer did without."""
+    work = [FIND, ORDERS, REFUNDED]
+    episodes = played(untrained, cascade, [*work, "It is done. " * 60], [*work, "Done."], ["It is done. " * 60])
+    found = eliminated(untrained, cascade, episodes)
+    cost = np.array([spent(e, len(e.steps) - 1) for e in episodes])
+    assert [c.u[-1] for c in found] == [1.0, 1.0, 0.0]
+    for c, own in zip(found, cost, strict=True):
+        np.testing.assert_allclose(c.v[-1], own - cost[1])
+    args = arguments()
+    a = trainer.advantages(episodes, found, None, None, np.array([0.0, 2.0, 0.0, 0.0]), BOUNDS, args, ALONE)
+    assert a[1][-1] > a[0][-1] + 0.3
+
+
+def test_states_before_steps(untrained, cascade):
+    """Reads leave the state; the refund changes it."""
+    one, other = played(untrained, cascade, [FIND, ORDERS, REFUNDED, LOOK, "Done."], [LOOK, "Done."])
+    env = made(chat_of(untrained), 1, **cascade)[0]
+    first, second = trainer.states_before([one, other], env)
+    assert first[0] == first[1] == first[2] == second[0] == second[1]
+    assert first[3] == first[4] != first[0]
 
 
 def test_replace(model, cascade, monkeypatch):
@@ -742,7 +907,7 @@ SMALL_RUN = {
 SMALL_GROUPS = {
     "budget": {"tool_calls": 1.0, "output_tokens": 30.0, "read_tokens": 20.0, "latency_ms": 60.0},
     "dual": {"warmup": 1},
-    "credit": {"selection": "random", "most_steps": 3, "success_gate": False},  # so that costs move the policy
+    "credit": {"cost": "excess-best", "selection": "random", "most_steps": 3, "success_gate": False},
 }
 
 
@@ -806,6 +971,15 @@ def test_run_files(finished):
     assert [row["iteration"] for row in history] == list(range(8))
     assert all(math.isfinite(x) for row in history for x in row.values())
     assert history[-1]["charts/generated_tokens"] == result["generated_tokens"] > 0
+    assert all(0.0 <= row["credit/redundant_share"] < 1.0 for row in history if "credit/redundant_share" in row)
+    assert any("credit/redundant_share" in row for row in history)
+    assert all(0.0 < row["credit/replays"] <= 4.0 for row in history)
+    maps = [json.loads(line) for line in (finished / "credits.jsonl").read_text().splitlines()]
+    assert {m["iteration"] for m in maps} == {0, 3, 6, 7}
+    for m in maps:
+        assert all(m["u"][t] == 0.0 for t in m["eliminated"])
+        assert set(m["eliminated"]) | set(m["necessary"]) <= set(range(len(m["steps"])))
+    assert any(m["necessary"] for m in maps)
     whole = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
     for name in ("seconds/rollout", "seconds/measure", "seconds/update", "speed/tokens_per_second", "memory/peak_gib"):
         assert whole[name] > 0.0
@@ -1076,6 +1250,18 @@ def test_wrong_numbers(refused):
     channels = "tool_calls, output_tokens, read_tokens, latency_ms"
     assert text == f"--dual.channels: unknown ['euros']; the channels are {channels}"
     assert refused(keep_best=True).startswith("--keep-best needs --eval-every")
+    text = "--credit.interventions and --credit.block are for --credit.mode leave-one-out"
+    assert refused(credit={"interventions": ("swap",)}) == refused(credit={"block": 2}) == text
+    text = refused(credit={"mode": "leave-one-out", "cost": "own"})
+    assert text == "--credit.cost own needs --credit.mode eliminate"
+
+
+def test_what_is_not_given_follows():
+    """The measure of v from the mode, the model from the environment."""
+    assert arguments().credit.cost == "excess-group"
+    assert arguments(credit={"mode": "leave-one-out"}).credit.cost == "leave-one-out"
+    assert arguments(credit={"mode": "leave-one-out", "cost": "trajectory"}).credit.cost == "trajectory"
+    assert arguments(model=None).model == model_of(None, "APIAgent-v0")
 
 
 def test_nothing_but_cut_episodes(refused, checkpoint):
