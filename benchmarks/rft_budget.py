@@ -1,4 +1,4 @@
-"""What to keep: rft.py with its three rules against ppo_c3rl.py and plain GRPO on APIAgent-v0, at equal tokens.
+"""What to keep: rft.py with its rules against ppo_c3rl.py and plain GRPO on APIAgent-v0, at equal tokens.
 
 Every run starts from the warm start of its seed that first_light.py made (or makes now) and stops with the batch in
 which the same number of tokens has been generated; all run at their defaults otherwise. The figures are of one episode
@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rft, success": ("rft.py", ("--keep", "success", *ROUNDS)),  # the tokens end it, after two or three rounds
     "rft, success-in-budget": ("rft.py", ("--keep", "success-in-budget", *ROUNDS)),
     "rft, cheapest-per-task": ("rft.py", ("--keep", "cheapest-per-task", *ROUNDS)),
+    "rft, pruned": ("rft.py", ("--keep", "pruned", *ROUNDS)),
     "grpo": ("grpo_pcgrad.py", ("--surgery", "none", "--num-episodes", "48", *ONCE, *ENDLESS)),
     "c3rl": ("ppo_c3rl.py", ()),  # as first_light.py runs it
 }  # fmt: skip
@@ -61,12 +62,9 @@ def place(options: argparse.Namespace, method: str, seed: int) -> Path:
 def tested(folder: Path) -> dict[str, Any]:
     """The figures of a finished run, from its last test: mean and 95% interval by name, and the tokens it took."""
     done = next(folder.glob("runs/*/result.json"))
-    tests = [done.parent / "trajectories" / "test_final.jsonl", *sorted(done.parent.glob("trajectories/test_round_*"))]
-    path = next(t for t in reversed(tests) if t.exists())
-    played = list(read_trajectories(path))
-    if path.name.startswith("test_round"):  # of some tasks there are more, for pass@k
-        played = list({t.seed: t for t in reversed(played)}.values())[::-1]
-    episodes = [t for t in played if t.reward is not None]
+    path = done.parent / "trajectories" / "test_final.jsonl"
+    firsts = {t.seed: t for t in reversed(list(read_trajectories(path)))}  # of some tasks there are more, for pass@k
+    episodes = [t for t in firsts.values() if t.reward is not None]
     with path.open() as file:
         charged = json.loads(file.readline())["cost_total"]  # what an older run did not count is not 0, but not known
     figures: dict[str, Any] = {"generated tokens": json.loads(done.read_text())["generated_tokens"]}

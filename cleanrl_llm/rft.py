@@ -58,7 +58,7 @@ SPLITS, WHEN = ("validation", "test"), ("start", "final")  # of the table
 SIZES: dict[str, dict[str, Any]] = {  # what is not set follows the size of the model
     "tiny": {"learning_rate": 5e-4, "epochs": 12, "parallel": 128},
     "small": {"learning_rate": 2e-4, "epochs": 4, "parallel": 64},  # below one billion parameters
-    "large": {"learning_rate": 1e-4, "epochs": 3, "parallel": 64},
+    "large": {"learning_rate": 5e-5, "epochs": 3, "parallel": 64},
 }
 
 

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shop_play import TASKS, write_tasks
+from shop_play import TASKS, turn, write_tasks
 
 torch = pytest.importorskip("torch", reason="the trainer needs the extra 'train'")
 pytest.importorskip("transformers", reason="the trainer needs the extra 'train'")
 
 import gymnasium as gym  # noqa: E402
-from small_lm import ROOT, chat_of, load_trainer, rows, run, small_model, torchrun  # noqa: E402
+from small_lm import ROOT, Scripted, chat_of, load_trainer, rows, run, small_model, torchrun  # noqa: E402
 
 import agent_gym  # noqa: E402
-from agent_gym import PARSERS, Step, Trajectory  # noqa: E402
+from agent_gym import PARSERS, Call, Step, Trajectory  # noqa: E402
 from agent_gym.lm import tiny  # noqa: E402
 from agent_gym.lm.budget import Budget  # noqa: E402
 from agent_gym.lm.demonstrations import WarmStart  # noqa: E402
@@ -37,6 +37,7 @@ from agent_gym.lm.ranks import Ranks  # noqa: E402
 from agent_gym.lm.rollout import Limits, environments, play  # noqa: E402
 from agent_gym.lm.runs import Run  # noqa: E402
 from agent_gym.lm.runs import arguments as parse  # noqa: E402
+from agent_gym.lm.seeds import stream  # noqa: E402
 from agent_gym.metrics import call_sequence  # noqa: E402
 from agent_gym.wrappers import RecordTrajectory  # noqa: E402
 
@@ -69,8 +70,9 @@ def arguments(kwargs, tmp_path_factory):
         warm = {"updates": 160, "demonstrations": 40, "batch_size": 8, "lr": 1e-2, "wasteful": 0.5}
         warm |= changes.pop("warm", {})
         settings = {
-            "env_kwargs": json.dumps(kwargs), "keep": "success", "rounds": 2, "tasks_per_round": 4, "parallel": 8,
-            "epochs": 2, "batch_size": 4, "max_new_tokens": 32, "eval_episodes": 6, "pass_k": 2,
+            "env_kwargs": json.dumps(kwargs), "model": "tiny", "keep": "success", "rounds": 2, "tasks_per_round": 4,
+            "parallel": 8, "learning_rate": 1e-3, "epochs": 2, "batch_size": 4, "held_out": 0.5, "max_new_tokens": 32,
+            "eval_episodes": 6, "pass_k": 2,
             "pass_tasks": 3, "device": "cpu", "run_dir": str(tmp_path_factory.mktemp("runs")), "seed": 3,
             "budget": Budget(**changes.pop("budget", {"tool_calls": 2.0, "output_tokens": 60.0})),
             "warm": WarmStart(**warm),
@@ -106,8 +108,9 @@ def unfinished(folder):
     """Take back all but the start."""
     shutil.rmtree(folder / "checkpoints" / "round_01")
     (folder / "metrics.jsonl").write_text("")
-    for path in folder.glob("trajectories/test_*"):
-        path.unlink()
+    for split in trainer.SPLITS:
+        for path in folder.glob(f"trajectories/{split}_*"):
+            path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -207,52 +210,203 @@ def test_selection_in_general(drawn):
         assert sum(t.task_id == task for t in chosen) == min(2, len(ways))
 
 
+def test_of_pruned_samples_the_last_of_a_task_are_kept():
+    """Within the budgets, or wherever; in the order in which they were sampled."""
+    first, other, twin, dear = made("a", "1"), made("a", "2"), made("a", "1"), made("a", "3", cost=(3.0, 1.0, 1.0, 1.0))
+    elsewhere = made("b", "1")
+    samples = [first, other, elsewhere, twin, dear, made("a", "4", passed=False)]
+    assert trainer.select(samples, "pruned", BOUNDS, 1)[0] == [elsewhere, twin]
+    chosen, counts = trainer.select(samples, "pruned", BOUNDS, 2)
+    assert [id(t) for t in chosen] == [id(t) for t in (other, elsewhere, twin)]
+    assert counts == {"eligible": 4, "distinct": 3, "kept": 3, "tasks_kept": 2}
+    assert trainer.select(samples, "pruned-any", BOUNDS, 2)[0] == [elsewhere, twin, dear]
+
+
+# ---- pruning ----
+
+
+def test_a_pruned_success_is_a_real_episode_of_what_it_needed(start, kwargs, tmp_path, arguments):
+    """Needless turns go; kept turns keep their sampled ids; a turn that lost a call is text; failures stay."""
+    chat = chat_of(load(start))
+    (env,) = environments("APIAgent-v0", 1, chat=chat, split="train", bounds={"tool_calls": 2.0}, **kwargs)
+    seed = next(s for s in range(100) if env.reset(seed=s)[1]["task_id"] == "question")
+    needed, submit = ("get_order", {"order_id": "O2003"}), ("submit", {"answer": {"status": "sent"}})
+    needless = ("get_order", {"order_id": "O2001"})
+    scripts = {
+        0: [turn(needless), turn(needed), turn(submit)],
+        1: [turn(needless, needed, text="So"), turn(submit)],
+        2: [turn(("submit", {"answer": {"status": "lost"}}))],
+        3: [turn(needed), turn(submit)],
+    }
+    played = play(Scripted(chat, scripts), chat, [env], [seed] * 4, Limits(96, 512), draws=[0] * 4)
+    samples = [episode.trajectory() for episode in played]
+    assert [t.success for t in samples] == [True, True, False, True]
+    shorter = trainer.pruned(samples, env, {**FREE, "tool_calls": 2.0}, ALONE)
+    assert shorter[2:] == samples[2:]
+    assert [t.cost_total["tool_calls"] for t in shorter] == [1.0, 1.0, 0.0, 1.0]
+    assert [[r["name"] for s in t.steps for r in s.tool_results] for t in shorter[:2]] == [["get_order", "submit"]] * 2
+    assert [s.action for s in shorter[0].steps] == scripts[0][1:]
+    assert [s.action_ids for s in shorter[0].steps] == [s.action_ids for s in samples[0].steps[1:]]
+    assert shorter[1].steps[0].action == chat.parser.render("So", [Call(*needed)])
+    assert shorter[1].steps[0].action_ids is None
+    assert shorter[1].steps[1].action_ids == samples[1].steps[1].action_ids
+
+    path = tmp_path / "pruned.jsonl"
+    agent_gym.write_trajectories(path, shorter)
+    found = trainer.opened(trainer.read(path), path, chat, arguments(max_context=512), ALONE)
+    plain = played[3]
+    assert found[0] == found[2] == (plain.ids[: plain.spans[-1][1]], plain.spans)  # as if nothing else had been done
+    ids, spans = found[1]
+    assert [ids[b:e] for b, e in spans] == [chat.spelled(s.action) for s in shorter[1].steps]
+
+
+def test_costs_are_weighed_by_their_bounds_or_else_tokens_count():
+    assert trainer.units(FREE) == {"output_tokens": 1.0}
+    assert trainer.units(BOUNDS) == {"tool_calls": 2.0, "output_tokens": 60.0, "read_tokens": 100.0}
+
+
+@pytest.fixture(scope="module")
+def pruned_run(arguments, start):
+    return run(trainer, arguments(init=start, keep="pruned-any", rounds=1))
+
+
+def test_a_run_on_pruned_samples(pruned_run, finished):
+    """The refit sees episodes that are no dearer than the samples of their task; the samples are those of any rule."""
+    name = "round_01_samples.jsonl"
+    assert data_files(pruned_run)[name] == data_files(finished)[name]
+    samples, chosen = trainer.read(pruned_run / "trajectories" / name), kept(pruned_run, 1)
+    (_, row) = rows(pruned_run)
+    assert 0 < row["charts/pruned_calls"] < 1
+    for t in chosen:
+        assert t.success
+        assert t not in samples or len(t.steps) == min(len(s.steps) for s in samples if s.seed == t.seed and s.success)
+        assert t.cost_total["tool_calls"] <= max(s.cost_total["tool_calls"] for s in samples if s.seed == t.seed)
+    assert any(t not in samples for t in chosen)
+    assert row["charts/kept"] == len(chosen)
+
+
+def test_a_run_on_pruned_samples_is_extended(start, arguments, pruned_run, tmp_path):
+    """The samples of earlier rounds are pruned again, alike; and the kept file alone makes the refit again."""
+    whole = run(trainer, arguments(init=start, keep="pruned-any", eval_episodes=0))
+    folder = tmp_path / "run"
+    shutil.copytree(pruned_run, folder)
+    trainer.train(resumed(folder, "--rounds", "2"))
+    assert kept(folder, 2) == kept(whole, 2)
+    assert same_weights(weights(folder), weights(whole))
+    data = (str(whole / "trajectories" / "round_02_kept.jsonl"),)
+    settings = {"init": start, "stage": "sft", "data": data, "batch_size": 1, "held_out": 0.0, "eval_episodes": 0}
+    again = [run(trainer, arguments(seed=seed, **settings)) for seed in (3, 4)]
+    assert [kept(one, 1) for one in again] == [kept(whole, 2)] * 2
+    assert not same_weights(*map(weights, again))
+
+
 # ---- the refit ----
 
 
 def plain_refit(model, examples, args, seed):
-    """The same in the plainest words: an episode at a time, a loss over all its positions, a mask."""
+    """The same in the plainest words: an episode at a time, a loss over all its positions, a mask; the weights after
+    each step, whose average is taken at the end."""
     import random
+
+    def loss_of(i):
+        ids, spans = examples[i]
+        logits = model.net(input_ids=torch.tensor([ids])).logits[0]
+        each = torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:]), reduction="none")
+        own = torch.zeros(len(ids), dtype=torch.bool)
+        for begin, end in spans:
+            own[begin:end] = True
+        return each[own[1:]]
 
     rng, parameters = random.Random(seed), list(model.net.parameters())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
-    n, size, losses = len(examples), args.batch_size, []
-    orders = [rng.sample(range(n), n) for _ in range(args.epochs)]
-    batches = [order[at : at + size] for order in orders for at in range(0, n, size)]
-    for number, batch in enumerate(batches):
-        factor = min(1.0, (number + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * number / len(batches)))
-        optimizer.param_groups[0]["lr"] = args.learning_rate * factor
-        terms = []
-        for i in batch:
-            ids, spans = examples[i]
-            logits = model.net(input_ids=torch.tensor([ids])).logits[0]
-            each = torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:]), reduction="none")
-            own = torch.zeros(len(ids), dtype=torch.bool)
-            for begin, end in spans:
-                own[begin:end] = True
-            terms.append(each[own[1:]])
-        loss = torch.cat(terms).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append((float(loss.detach()), sum(map(len, terms))))
-    last = np.array(losses[-len(batches) // args.epochs :])
-    return float((last[:, 0] * last[:, 1]).sum() / last[:, 1].sum())
+    n, size, number = len(examples), args.batch_size, 0
+    trail = [[p.detach().clone() for p in parameters]]
+    for _ in range(args.epochs):
+        order, losses = rng.sample(range(n), n), []
+        for at in range(0, n, size):
+            number += 1
+            optimizer.param_groups[0]["lr"] = args.learning_rate * min(1.0, number / 10)
+            terms = torch.cat([loss_of(i) for i in order[at : at + size]])
+            terms.mean().backward()
+            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses += terms.tolist()
+            trail.append([p.detach().clone() for p in parameters])
+    shares = [(1 - args.ema) * args.ema ** (number - i) if i else args.ema**number for i in range(number + 1)]
+    with torch.no_grad():
+        for p, *values in zip(parameters, *trail, strict=True):
+            p.copy_(sum(share * value for share, value in zip(shares, values, strict=True)))
+    return float(np.mean(losses))
 
 
-@pytest.mark.parametrize("most", [1, 300, 8192])
-def test_the_refit_is_that_of_each_episode_alone(start, examples, arguments, most):
+@pytest.mark.parametrize(("most", "ema"), [(1, 0.8), (300, 0.0), (8192, 0.8)])
+def test_the_refit_is_that_of_each_episode_alone(start, examples, arguments, most, ema):
     """Whatever rows a batch is cut into; 10 episodes in batches of 4 leave a smaller one."""
-    args = arguments(learning_rate=1e-3, micro_batch_tokens=most)
+    args = arguments(learning_rate=1e-3, micro_batch_tokens=most, ema=ema, held_out=0.0)
     one, other = load(start), load(start)
-    loss, skipped = trainer.refit(one, examples, args, ALONE, 7)
-    assert loss == pytest.approx(plain_refit(other, examples, args, 7), abs=1e-5)
-    assert skipped == 0
+    fit = trainer.refit(one, examples, args, ALONE, 7)
+    assert fit["losses/refit"] == pytest.approx(plain_refit(other, examples, args, 7), abs=1e-5)
+    assert (fit["losses/skipped_steps"], fit["losses/epochs"]) == (0, 2)
+    assert math.isnan(fit["losses/held_out"])
     before = dict(load(start).net.named_parameters())
     for (name, p), q in zip(one.net.named_parameters(), other.net.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
         assert not torch.equal(p, before[name])
+
+
+def test_held_out_are_whole_tasks_whatever_the_order_within():
+    """Every second, every third task in the order in which they occur; few tasks leave none out."""
+    prompts = [1, 1, 2, 3, 2, 4, 5]
+    data = [([prompt, 0, 7 + i], [(2, 3)]) for i, prompt in enumerate(prompts)]
+
+    def held(share):
+        fitted, apart = trainer.set_apart(data, share)
+        assert sorted(fitted + apart) == sorted(data)
+        found = {ids[0] for ids, _ in apart}
+        assert not found & {ids[0] for ids, _ in fitted}
+        return found
+
+    assert [held(share) for share in (0.5, 1 / 3, 0.2, 0.1, 0.0)] == [{2, 4}, {3}, {5}, set(), set()]
+
+
+def mean_loss(model, examples):
+    with torch.no_grad():
+        return -float(token_logprobs(model, [x for x, _ in examples], [s for _, s in examples]).logprobs.mean())
+
+
+def test_a_refit_ends_before_the_held_out_loss_rises(start, examples, arguments):
+    """What is left are the weights of the epoch before; the next one's are worse."""
+    args = arguments(learning_rate=1e-2, epochs=30, ema=0.5)
+    fitted, held = trainer.set_apart(examples, args.held_out)
+
+    def after(epochs):
+        model = load(start)
+        trainer.refit(model, fitted, replace(args, epochs=epochs, held_out=0.0), ALONE, 7)
+        return model
+
+    model = load(start)
+    fit = trainer.refit(model, examples, args, ALONE, 7)
+    epochs = int(fit["losses/epochs"])
+    assert 1 <= epochs < 30
+    assert fit["losses/held_out"] == pytest.approx(mean_loss(model, held), abs=1e-5)
+    assert same_weights(*(dict(one.net.named_parameters()) for one in (model, after(epochs))))
+    assert mean_loss(after(epochs + 1), held) > fit["losses/held_out"]
+
+
+def test_the_average_is_steadier_than_the_last_weights(start, examples, arguments):
+    """Refits of other seeds end nearer to each other."""
+
+    def spread(ema):
+        ends = []
+        for seed in (1, 2):
+            model = load(start)
+            args = arguments(learning_rate=3e-3, epochs=4, ema=ema, held_out=0.0)
+            trainer.refit(model, examples, args, ALONE, seed)
+            ends.append(torch.cat([p.detach().flatten() for p in model.net.parameters()]))
+        return float((ends[0] - ends[1]).norm())
+
+    assert spread(0.9) < 0.7 * spread(0.0)
 
 
 def test_no_pass_has_more_padded_tokens_than_asked(model, examples, arguments, monkeypatch):
@@ -274,9 +428,10 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(model, start, exam
         return scores._replace(logprobs=scores.logprobs * math.inf) if len(passes) == 1 else scores
 
     monkeypatch.setattr(trainer, "token_logprobs", spoilt)
-    loss, skipped = trainer.refit(model, examples, arguments(learning_rate=1e-3, epochs=1), ALONE, 7)
-    assert skipped == 1
-    assert math.isfinite(loss)
+    args = arguments(learning_rate=1e-3, epochs=1, held_out=0.0)
+    fit = trainer.refit(model, examples, args, ALONE, 7)
+    assert fit["losses/skipped_steps"] == 1
+    assert math.isfinite(fit["losses/refit"])
     for p, q in zip(model.net.parameters(), load(start).net.parameters(), strict=True):
         assert torch.isfinite(p).all()
         assert not torch.equal(p, q)
@@ -293,13 +448,12 @@ with open({data!r}) as file:
     examples = json.load(file)
 for size in (1, 4):
     model = load({start!r})
-    loss, skipped = trainer.refit(
-        model, examples, trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2), ranks, 7
-    )
+    args = trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2, held_out=0.3)
+    fit = trainer.refit(model, examples, args, ranks, 7)
     ranks.check_equal(model.trained())
     if ranks.first:
         model.save({out!r} + str(size))
-        print("loss", size, loss, skipped)
+        print("fit", size, *fit.values())
 ranks.stop()
 """
 
@@ -311,11 +465,11 @@ def test_two_processes_refit_as_one_does(start, examples, tmp_path):
     out = str(tmp_path / "out")
     text = TWO.format(tests=str(ROOT / "tests"), start=start, data=str(tmp_path / "data.json"), out=out)
     (tmp_path / "two.py").write_text(text)
-    said = dict(re.findall(r"loss (\d) (\S+) 0", torchrun(2, tmp_path / "two.py", cwd=tmp_path).stdout))
-    for size in (1, 4):
-        one = load(start)
-        loss, _ = trainer.refit(one, data, trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2), ALONE, 7)
-        assert float(said[str(size)]) == pytest.approx(loss, abs=1e-5)
+    said = re.findall(r"fit (\d) (.*)", torchrun(2, tmp_path / "two.py", cwd=tmp_path).stdout)
+    for size, (name, values) in zip((1, 4), said, strict=True):
+        one, args = load(start), trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2, held_out=0.3)
+        fit = trainer.refit(one, data, args, ALONE, 7)
+        assert (int(name), [*map(float, values.split())]) == (size, pytest.approx([*fit.values()], abs=1e-5))
         for p, q in zip(one.net.parameters(), load(f"{out}{size}").net.parameters(), strict=True):
             torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
 
@@ -327,18 +481,22 @@ def test_run_files(finished):
     assert (finished / "rounds.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["round_02", "start"]
     names = [f"round_{n:02d}_{what}" for n in (1, 2) for what in ("kept.jsonl", "samples.jsonl", "tokens.json")]
-    tests = [f"test_round_{number:02d}.jsonl" for number in range(3)]
+    tests = [f"{split}_{when}.jsonl" for split in ("validation", "test") for when in ("start", "final")]
     assert sorted(data_files(finished)) == sorted([*names, *tests])
     result = json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)
-    assert list(result["tables"]) == list(result["counts"]) == ["start", "round 1", "final"]
-    for table in result["tables"].values():
-        assert {"success@1", "pass@2", "in-budget success", "mean tool_calls"} <= set(table)
-        assert all(low <= mean <= high for mean, low, high in table.values())
+    assert list(result["tables"]) == ["validation", "test"]
+    for tables in result["tables"].values():
+        assert list(tables) == ["start", "final"]
+        for table in tables.values():
+            assert {"success@1", "pass@2", "in-budget success", "mean tool_calls"} <= set(table)
+            assert all(low <= mean <= high for mean, low, high in table.values())
+    assert result["generated_tokens"] == rows(finished)[-1]["charts/generated_tokens"] > 0
     table = (finished / "table.md").read_text()
-    assert table.startswith("| | start | round 1 | final |\n|---|---|---|---|\n")
+    assert table.startswith(
+        "| | validation, start | validation, final | test, start | test, final |\n|---|---|---|---|---|\n"
+    )
     for name in ("kept", "distinct", "generated tokens"):
-        shown = " | ".join(str(count[name]) for count in result["counts"].values())
-        assert f"| {name} | {shown} |\n" in f"{table}\n"
+        assert f"| {name} |  | {result['counts'][name]} |  |  |\n" in f"{table}\n"
 
 
 def test_run_figures(finished, model):
@@ -362,23 +520,33 @@ def test_run_figures(finished, model):
         assert row["charts/kept"] == len(chosen) > 0
         assert row["charts/eligible"] == sum(t.success for t in pool) >= row["charts/distinct"] >= row["charts/kept"]
         assert all(t in pool and t.success for t in chosen)
-        tested = list(agent_gym.read_trajectories(finished / "trajectories" / f"test_round_{number:02d}.jsonl"))
+    tables = json.loads((finished / "result.json").read_text())["tables"]
+    for split, when in ((split, when) for split in ("validation", "test") for when in ("start", "final")):
+        tested = list(agent_gym.read_trajectories(finished / "trajectories" / f"{split}_{when}.jsonl"))
         once, more = tested[:6], tested[6:]
         assert [t.seed for t in more] == [t.seed for t in once[:3]]
-        assert row["charts/pass_at_1"] == np.mean([t.success for t in once])
-        both = [a.success or b.success for a, b in zip(once, more, strict=False)]
-        assert row["charts/pass_at_k"] == np.mean(both)
+        assert {t.env_kwargs["split"] for t in tested} == {split}
         bounds = {"tool_calls": 2.0, "output_tokens": 60.0, "latency_ms": 200.0}
-        assert row["charts/in_budget_success"] == np.mean([t.success and not t.violates(bounds) for t in once])
-        assert {t.env_kwargs["split"] for t in once} == {"test"}
+        expected = {
+            "success": np.mean([t.success for t in once]),
+            "pass_at_k": np.mean([a.success or b.success for a, b in zip(once, more, strict=False)]),
+            "in_budget_success": np.mean([t.success and not t.violates(bounds) for t in once]),
+        }  # fmt: skip
+        found = (tables[split][when][name][0] for name in ("success@1", "pass@2", "in-budget success"))
+        assert list(found) == pytest.approx(list(expected.values()))
+        if split == "validation":
+            row = history[0 if when == "start" else 2]
+            assert {name: row[f"validation/{name}"] for name in expected} == expected
 
 
 def test_samples_of_a_task_differ_and_tests_are_those_of_every_run(finished):
     samples = list(agent_gym.read_trajectories(finished / "trajectories" / "round_01_samples.jsonl"))
     drawn = {t.seed: {str([s.action_ids for s in u.steps]) for u in samples if u.seed == t.seed} for t in samples}
     assert max(map(len, drawn.values())) > 1
-    tests = [[t.seed for t in agent_gym.read_trajectories(path)] for path in finished.glob("trajectories/test_*.jsonl")]
-    assert tests[0] == tests[1] == tests[2]
+    for split in ("validation", "test"):
+        for path in finished.glob(f"trajectories/{split}_*.jsonl"):
+            seeds = [t.seed for t in agent_gym.read_trajectories(path)]
+            assert seeds[:6] == [stream(split, i) for i in range(6)]
 
 
 def test_refits_raise_the_likelihood_of_what_was_kept(finished, start, arguments):
@@ -426,7 +594,7 @@ def test_sampling_ends_with_the_token_limit(finished, start, arguments):
 
 def test_the_best_round_is_kept(finished, start, arguments):
     folder = run(trainer, arguments(init=start, keep_best=True))
-    history = [row["charts/in_budget_success"] for row in rows(folder)]
+    history = [row["validation/in_budget_success"] for row in rows(folder)]
     best = load(folder / "checkpoints" / "best")
     number = history.index(max(history))
     assert Run(resumed(folder), "", ALONE).state(folder / "checkpoints" / "best")["round"] == number
@@ -481,10 +649,11 @@ KILLS = {
     "test of the start": ("Step", 5),
     "an episode's file": ("part", 5),
     "episodes put together": ("write", 17),
-    "selection": ("Run.trajectories", 1),
+    "selection": ("Run.trajectories", 2),
     "first refit": ("Ranks.all_reduce_gradients", 1),
     "first checkpoint": ("torch.save", 1),
-    "second test": ("Run.trajectories", 2),
+    "tests of the start": ("Run.trajectories", 1),
+    "tests of the end": ("Run.trajectories", 5),
     "first row": ("Run.log", 1),
     "second round": ("write", 25),
     "second checkpoint": ("torch.save", 2),
@@ -528,17 +697,18 @@ def test_killed_and_resumed(point, finished, arguments, tmp_path):
     assert (folder / "table.md").read_text() == (finished / "table.md").read_text()
 
 
-def test_two_processes_sample_select_and_test_as_one_does(finished, start, arguments, tmp_path):
+def test_two_processes_sample_prune_and_test_as_one_does(pruned_run, start, arguments, tmp_path):
     """Episodes have draws of their own; gradients are summed in another order."""
-    args = arguments(init=start, rounds=1, run_dir=str(tmp_path / "two"))
+    args = arguments(init=start, keep="pruned-any", rounds=1, run_dir=str(tmp_path / "two"))
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(args).items()
              if not isinstance(value, dict | tuple | bool | None)]  # fmt: skip
     torchrun(2, SCRIPT, *flags, "--budget.tool-calls=2", "--budget.output-tokens=60", cwd=tmp_path)
     (two,) = (tmp_path / "two").iterdir()
-    mine, theirs = data_files(finished), data_files(two)
-    for name in ("round_01_samples.jsonl", "round_01_kept.jsonl", "round_01_tokens.json", "test_round_00.jsonl"):
+    mine, theirs = data_files(pruned_run), data_files(two)
+    names = ("round_01_samples.jsonl", "round_01_kept.jsonl", "round_01_tokens.json")
+    for name in (*names, "validation_start.jsonl", "test_start.jsonl"):
         assert theirs[name] == mine[name], name
-    one, other = rows(finished)[1], rows(two)[1]
+    one, other = rows(pruned_run)[1], rows(two)[1]
     assert other["losses/refit"] == pytest.approx(one["losses/refit"], abs=1e-4)
 
 
@@ -553,7 +723,7 @@ def test_the_warm_start_alone(arguments, finished, start):
     assert same_weights(own, theirs)
     assert rows(folder) == rows(finished)[:1]
     result = json.loads((folder / "result.json").read_text())
-    assert (list(result["tables"]), result["generated_tokens"]) == (["start"], 0)
+    assert (list(result["tables"]["validation"]), result["generated_tokens"]) == (["start"], 0)
 
 
 def test_fitting_a_checkpoint_to_a_file_trains_on_what_passed(finished, start, arguments, capsys, tmp_path):
@@ -683,15 +853,16 @@ def settled(**changes):
 
 
 def test_settings_follow_the_models_size(tmp_path):
-    tiny_one = settled()
-    assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (48, 512, 1e-3)
+    tiny_one = settled(model="tiny:APIAgent-v0")
+    assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (48, 512, 5e-4)
+    assert settled().model.startswith("tiny")
     from transformers import LlamaConfig
 
     LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2).save_pretrained(tmp_path)
     small_one = settled(model=str(tmp_path))
-    assert (small_one.max_new_tokens, small_one.max_context, small_one.learning_rate) == (256, 4096, 5e-4)
+    assert (small_one.max_new_tokens, small_one.max_context, small_one.learning_rate) == (256, 4096, 2e-4)
     assert small_one.eval_episodes == 48  # on a CPU
-    assert settled(model=str(tmp_path), lora_rank=0).learning_rate == pytest.approx(5e-5)
+    assert settled(model=str(tmp_path), lora_rank=0).learning_rate == pytest.approx(2e-5)
     assert settled(model=str(tmp_path), epochs=7).epochs == 7
 
 
@@ -837,6 +1008,9 @@ def test_wrong_numbers_and_combinations(refused, start, finished):
     assert "localhost:8000 must begin with http://" in refused(teacher_url="localhost:8000", teacher_model="x")
     assert "http://x needs a model" in refused(teacher_url="http://x")
     assert refused(keep_best=True, eval_episodes=0).startswith("--keep-best compares tests")
+    assert refused(ema=1.0) == "--ema must be below 1, not 1.0: nothing would be learnt"
+    assert refused(held_out=0.6) == "--held-out must be 0.5 or less, not 0.6"
+    assert refused(held_out=-0.1) == "--held-out must be 0 or more, not -0.1"
     assert refused(env_kwargs="[1]").startswith("--env-kwargs must be a JSON object")
     assert refused(init=start, budget={"tool_calls": -1.0}) == "--budget.tool-calls must be 0 or more, not -1"
     assert refused(stage="sft", init=start).startswith("--stage sft needs --data, or a warm start to make")
