@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,18 @@ def values(cells: Cells, split: str, figure: str) -> np.ndarray:
     return np.array(rows)
 
 
+@lru_cache
+def drawn(count: int, key: int) -> np.ndarray:
+    """How often each of so many is drawn, in 2,000 draws with replacement: shape [draws, count]."""
+    rng = np.random.default_rng([count, key])
+    return rng.multinomial(count, np.full(count, 1 / count), size=2000).astype(float)
+
+
 def interval(of: np.ndarray) -> Interval:
     """Mean and 95% interval of values, shape [seeds, tasks], by bootstrap over seeds and tasks; NaN is left out."""
     if not of.size or np.isnan(of).all():
         return NOTHING
-    rng, (seeds, tasks) = np.random.default_rng(0), of.shape
-    seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=2000)  # how often each is drawn
-    task_weight = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=2000)
+    seed_weight, task_weight = (drawn(count, axis) for axis, count in enumerate(of.shape))
     known = ~np.isnan(of)
     total = ((seed_weight @ np.where(known, of, 0.0)) * task_weight).sum(axis=1)
     count = ((seed_weight @ known.astype(float)) * task_weight).sum(axis=1)
@@ -464,8 +470,8 @@ def draw_curves(found: Found, path: Path) -> bool:
         grid = np.linspace(0, TOKENS[env], 101) / 1000
         for name in (name for name in METHODS if name != "sft" and found.main(env, name)):
             curves = on_grid(found.main(env, name), env)
-            mean, low, high = np.array([over_seeds(column.tolist()) for column in curves.T]).T
-            axis.plot(grid, mean, **style(name))
+            low, high = np.quantile(drawn(len(curves), 0) @ curves / len(curves), [0.025, 0.975], axis=0)
+            axis.plot(grid, curves.mean(axis=0), **style(name))
             axis.fill_between(grid, low, high, color=style(name)["color"], alpha=0.12, linewidth=0)
         axis.axhline(GOAL, color="grey", linewidth=0.8, linestyle=":")
         axis.set(title=f"{env}, medium budget", xlabel="generated tokens, thousands", ylim=(-0.02, 1.02))
@@ -564,6 +570,8 @@ def report(results: Path, docs: Path) -> list[Claim]:
         The claims.
     """
     found = Found.read(results)
+    for folder in (results, docs):
+        folder.mkdir(parents=True, exist_ok=True)
     stated = claims(found)
     text = ["# Results", "", *__doc__.split("\n\n")[2].splitlines()[1:], "", "## The claims", ""]
     text += [f"* **{c.verdict}**: {c.text}{f' ({c.numbers})' if c.numbers else ''}." for c in stated]
@@ -578,7 +586,6 @@ def report(results: Path, docs: Path) -> list[Claim]:
         (docs / "results.md", "\n".join([*text, *how(found)]) + "\n"),
         (results / "summary.json", json.dumps(summary(found, stated), indent=1, allow_nan=False) + "\n"),
     ):
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".tmp").write_text(content, encoding="utf-8")
         path.with_suffix(".tmp").replace(path)
     return stated
