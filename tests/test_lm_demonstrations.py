@@ -100,11 +100,24 @@ def test_what_is_copied_has_the_same_tokens_everywhere(chat):
     action = call("get_order", order_id="O4151")
     for text in ("Refund order O4151.", '{"id":"O4151","customer":"C1001"}', action):
         assert has(text, "O4151")
-        assert len(chat.encode("O4151")) == 5
+        assert len(chat.encode("O4151")) == 3
     assert len(chat.encode('","customer":"')) == 1
     assert chat.tokenizer.convert_ids_to_tokens(chat.spelled(action))[::len(chat.spelled(action)) - 1] == [
         "<tool_call>", "<|end|>",
     ]  # fmt: skip
+
+
+def test_a_fresh_model_copies():
+    """What follows a token that has been there before is likely what followed it then, at any distance; after random
+    weights alone it is as likely as any other."""
+    generator = torch.Generator().manual_seed(3)
+    words = torch.randperm(250, generator=generator)[:60]
+    ids = torch.cat([words, torch.randint(250, (200,), generator=generator), words])[None]
+    net = tiny.fresh(["a b c"], 1).net
+    with torch.no_grad():
+        likely = [float(n(input_ids=ids).logits[0, -50:-1].log_softmax(-1).gather(-1, ids[0, -49:, None]).mean())
+                  for n in (net, type(net)(net.config))]  # fmt: skip
+    assert likely[0] > likely[1] + 0.7
 
 
 @pytest.mark.parametrize("env_id", tiny.PRESETS)
@@ -200,7 +213,7 @@ def test_sampled_ids_are_learnt_as_they_were(chat, dialogues):
 def test_warm_start_learns(dialogues, examples):
     model = make_model(dialogues)
     first = train(model, examples, replace(WARM, updates=1))
-    last = train(model, examples, replace(WARM, updates=40))
+    last = train(model, examples, replace(WARM, updates=60))
     assert first > 6.0
     assert last < 5.5
 
@@ -218,50 +231,21 @@ def test_warm_start_repeats_itself(dialogues, examples):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_loss_is_of_the_models_tokens_and_the_others_weigh_what_is_said(dialogues, examples, monkeypatch):
-    """The gradient of the first update is that of the weighted sum, whatever the parts it is computed in."""
+def test_the_loss_is_of_the_models_own_tokens(dialogues, examples, monkeypatch):
+    """The gradient of an update is that of their mean, whatever the parts it is computed in."""
     model, seen = make_model(dialogues), []
-    before = weights(model)
-    monkeypatch.setattr(module, "_optimizers", lambda model, lr: [torch.optim.SGD(model.trained(), lr=1.0)])
     monkeypatch.setattr(
         torch.nn.utils, "clip_grad_norm_", lambda ps, most: seen.append(torch.cat([p.grad.flatten() for p in ps]))
     )
-    warm = replace(WARM, updates=1, batch_size=6, other_tokens=0.25)
-    loss = train(model, examples[:20], warm, most_tokens=200, context=10**6)
-    assert not torch.equal(weights(model), before)
+    batch = examples[:6]
+    loss = train(model, batch, replace(WARM, updates=1, batch_size=6), most_tokens=200, context=10**6)
     model = make_model(dialogues)
-    count, total, own = 0, torch.zeros(()), 0.0
-    for ids, spans in sorted(examples[:20], key=lambda one: len(one[0]))[:6]:  # it begins with the shortest
-        logprobs = token_logprobs(model, [ids], [[(1, len(ids))]]).logprobs
-        mask = torch.zeros(len(ids), dtype=torch.bool)
-        for begin, end in spans:
-            mask[begin:end] = True
-        mask = mask[1:]
-        total = total - (logprobs * torch.where(mask, 1.0, 0.25)).sum()
-        own -= float(logprobs.detach()[mask].sum())
-        count += int(mask.sum())
-    (total / count).backward()
-    expected = torch.cat([p.grad.flatten() for p in model.trained()])
-    assert loss == pytest.approx(own / count, rel=1e-5)
-    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_orthogonal_updates_are_those_of_torch():
-    """Up to the digits of bfloat16, in which torch computes."""
-    generator = torch.Generator().manual_seed(1)
-    shapes = [(16, 16), (48, 16), (16, 48), (16, 16)]
-    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    mine, other = module._Muon(ours, 0.1), torch.optim.Muon(theirs, lr=0.1, momentum=0.95, weight_decay=0.01)
-    for _ in range(3):
-        for a, b in zip(ours, theirs, strict=True):
-            a.grad = torch.randn(a.shape, generator=generator)
-            b.grad = a.grad.clone()
-        before = [p.detach().clone() for p in ours]
-        mine.step()
-        other.step()
-        for a, b, start in zip(ours, theirs, before, strict=True):
-            assert float(((a - b).norm() / (a - start).norm()).detach()) < 0.05
+    logprobs = [token_logprobs(model, [ids], [spans]).logprobs for ids, spans in batch]
+    expected = -torch.cat(logprobs).mean()
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    gradient = torch.cat([p.grad.flatten() for p in model.trained()])
+    torch.testing.assert_close(seen[0], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_to_learn_from(dialogues, examples):

@@ -63,7 +63,7 @@ def copied(model: Model, chat: Chat, examples: Sequence[Example]) -> float:
     probability. Unlike the loss it has no floor where several turns are as good."""
     written = []
     for ids, spans in examples:
-        begins = [next((k for k in range(b, e) if chat.text(ids[b:k]).endswith('"arguments":')), e) for b, e in spans]
+        begins = [next((k for k in range(b, e) if '"arguments":' in chat.text(ids[b:k])), e) for b, e in spans]
         own = [(begin, end) for begin, (_, end) in zip(begins, spans, strict=True) if begin < end]
         if own:
             with torch.no_grad():
