@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -440,12 +441,14 @@ def row_of(found: Mapping[str, Interval], k: int) -> dict[str, float]:
 def report(run: Run, bounds: dict[str, float], args: Args) -> None:
     """The end table and the picture, from the rows and the tests of the starting and the final policy."""
     rows = [row for row in run.rows if "validation/success" in row]
-    paths = {split: {when: run.path(f"trajectories/{split}_{when}.jsonl") for when in WHEN} for split in SPLITS}
-    tested = {split: {when: read(path) for when, path in of.items() if path.exists()} for split, of in paths.items()}
     if not rows:
         return
-    tables = {split: {when: summary(of[when], bounds, args.pass_k) for when in of} for split, of in tested.items()}
-    infra = sum(t.reward is None for of in tested.values() for own in of.values() for t in own)
+    tables, infra = {split: dict[str, dict[str, Interval]]() for split in SPLITS}, 0
+    for split, when in product(SPLITS, WHEN):
+        if (path := run.path(f"trajectories/{split}_{when}.jsonl")).exists():
+            tested = read(path)
+            tables[split][when] = summary(tested, bounds, args.pass_k)
+            infra += sum(t.reward is None for t in tested)
     names = ("eligible", "distinct", "kept", "tasks_kept", "generated_tokens")
     counts = {name.replace("_", " "): int(run.rows[-1].get(f"charts/{name}", 0)) for name in names}
     spent = counts["generated tokens"]

@@ -243,7 +243,7 @@ def test_a_pruned_success_is_a_real_episode_of_what_it_needed(start, kwargs, tmp
     assert [t.success for t in samples] == [True, True, False, True]
     shorter = trainer.pruned(samples, env, {**FREE, "tool_calls": 2.0}, ALONE)
     assert shorter[2:] == samples[2:]
-    assert [t.cost_total["tool_calls"] for t in shorter] == [1.0, 1.0, 0.0, 1.0]
+    assert [t.cost_total["tool_calls"] for t in shorter] == [2.0, 2.0, 1.0, 2.0]  # submit is one
     assert [[r["name"] for s in t.steps for r in s.tool_results] for t in shorter[:2]] == [["get_order", "submit"]] * 2
     assert [s.action for s in shorter[0].steps] == scripts[0][1:]
     assert [s.action_ids for s in shorter[0].steps] == [s.action_ids for s in samples[0].steps[1:]]
