@@ -20,10 +20,11 @@ from agent_gym.lm.models import load, pack, parameters_of, policies, token_logpr
 from agent_gym.lm.ranks import Ranks  # noqa: E402
 from agent_gym.lm.rollout import environments  # noqa: E402
 from agent_gym.lm.runs import Run  # noqa: E402
+from agent_gym.lm.tiny import preset  # noqa: E402
 
 ENV, NAME = "APIAgent-v0", "tiny:APIAgent-v0"
 KWARGS = {"domains": ["shop"], "difficulty": 1, "max_turns": 4}
-CARD = {"env_id": ENV, "env_kwargs": KWARGS, "seed": 1, "hours": 0.0, "updates": 0, "curve": [[0, 7.0, 0.0]]}
+CARD = {"env_id": ENV, "env_kwargs": KWARGS, "seed": 1, "hours": 0.0, "validation": {"success": 0.0}}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -143,7 +144,7 @@ def test_the_default_is_the_environments_own(packed):
     args = Common()
     assert args.model is None
     fill(args, size_of(model_of(args.model, ENV), None))
-    assert (args.max_new_tokens, args.max_context) == (48, 512)
+    assert (args.max_new_tokens, args.max_context) == (64, 1024)
 
 
 def started(tmp_path, **changes):
@@ -173,12 +174,18 @@ def test_it_plays_as_the_page_says(packed):
     page = (ROOT / "docs" / "lm.md").read_text(encoding="utf-8").split("## Ready-made policies")[1]
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     found = {}
-    exec(code.replace("64", "4").replace("Limits(48", "Limits(8"), found)
+    exec(code.replace("64", "4").replace("Limits(4", "Limits(8"), found)
     assert found["model"].name == NAME
     assert len(found["episodes"]) == 4
     assert all(len(episode.logprobs) > 0 for episode in found["episodes"])
 
 
-def test_the_page_lists_the_cards_keys(packed):
+@pytest.mark.parametrize("env_id", policies())
+def test_those_of_the_package(env_id):
+    """They are what their cards say, the page explains the cards, and they are small."""
+    card = json.loads((models.POLICIES / env_id / "card.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "lm.md").read_text(encoding="utf-8").split("`card.json` says")[1].split("## Sampling")[0]
-    assert set(json.loads((packed / ENV / "card.json").read_text())) <= set(re.findall(r"`(\w+)`", page))
+    assert set(card) == set(re.findall(r"`([^`]+)`", page)) - {"model.safetensors"}
+    assert (card["env_id"], card["env_kwargs"]) == (env_id, preset(env_id).env_kwargs)
+    assert parameters_of(f"tiny:{env_id}") == card["parameters"] <= 3e6
+    assert load(f"tiny:{env_id}").name == f"tiny:{env_id}"
