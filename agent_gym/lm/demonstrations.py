@@ -75,24 +75,28 @@ class WarmStart:
     """probability of a needless call before each step of a wasteful demonstration"""
 
 
-def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random) -> list[str]:
-    """The oracle's actions with needless reads before some of them: a tool that takes no arguments (the slow scans
-    are such, and what is never needed), or a read that was made before (a re-check).
+def wasteful_actions(
+    env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random, scans: float = 0.2
+) -> list[str]:
+    """The oracle's actions with needless reads before some of them: a read that was made before (a re-check), or a
+    tool that takes no arguments (the slow scans are such, and what is never needed).
 
     Args:
         env: Reset to the actions' task.
         actions: What the oracle does.
         waste: Probability of one more needless read before each action.
         rng: Where the chance comes from.
+        scans: Share of the tools without arguments among these; their answers are long.
     """
     base = tool_env(env)
     reads = {name for name, tool in base.tools.items() if tool.reads_only}
     idle = [base.parser.render("", [Call(name)]) for name in sorted(reads) if not base.tools[name].parameters]
+    checks = [a for a in actions if a not in idle and all(call.name in reads for call in base.read(a).calls)]
     played: list[str] = []
     for action in actions:
         while rng.random() < waste:
-            again = [a for a in played if all(call.name in reads for call in base.read(a).calls)]
-            if choices := again if again and (not idle or rng.random() < 0.5) else idle:
+            again = [a for a in played if a in checks]
+            if choices := again if checks and rng.random() >= scans else idle:
                 played.append(rng.choice(choices))
         played.append(action)
     return played

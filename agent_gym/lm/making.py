@@ -42,17 +42,17 @@ class Recipe:
     """
 
     demonstrations: int = 16000
-    updates: int = 2400
-    wasteful: int = 800
-    waste: float = 0.45
+    updates: int = 1600
+    wasteful: int = 700
+    waste: float = 0.5
     lr: float = 2e-3
 
 
 RECIPES: dict[str, Recipe] = {
     "APIAgent-v0": Recipe(),
     "CodeAgent-v0": Recipe(),
-    "SQL-v0": Recipe(),
-    "WebLite-v0": Recipe(),
+    "SQL-v0": Recipe(waste=0.55),
+    "WebLite-v0": Recipe(waste=0.7),
 }
 
 LIMITS = Limits(64, 1024)
