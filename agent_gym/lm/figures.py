@@ -94,6 +94,10 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
+def _number(x: float) -> str:
+    return f"{x:.0f}" if abs(x) >= 10 else f"{x:.2g}"
+
+
 def _bar(axis: Any, x: float, interval: tuple[float, float, float], **style: Any) -> None:
     mean, low, high = interval
     axis.bar(x, mean, yerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], capsize=3, **style)
@@ -203,7 +207,7 @@ def draw_credits(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axis, m in zip(axes, chosen, strict=True):
         raw = np.array([[u, *v] for u, v in zip(m["u"], m["v"], strict=True)], dtype=float)
         scale = [1.0, *(np.nanmax(np.abs(raw[:, k]), initial=1e-9) for k in range(1, raw.shape[1]))]
-        texts = [["not measured" if math.isnan(x) else f"{x:.0f}" if k else f"{x:+.1f}" for k, x in enumerate(row)]
+        texts = [["not measured" if math.isnan(x) else _number(x) if k else f"{x:+.1f}" for k, x in enumerate(row)]
                  for row in raw]  # fmt: skip
         _heat(axis, raw / scale, "RdBu_r", texts)
         labels = [f"{t}  {''.join(c if c.isprintable() else '?' for c in x)}" for t, x in enumerate(m["steps"])]
