@@ -18,6 +18,7 @@ from small_lm import ROOT, load_trainer
 
 sys.path.insert(0, str(ROOT))
 from agent_gym import CHANNELS
+from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.runs import arguments
 from benchmarks.tables import cells, report, sweep
 from benchmarks.tables.cells import BASELINES, ENVS, METHODS, Cell
@@ -63,6 +64,7 @@ def test_the_trainers_take_the_flags_of_every_cell(name):
         if apart not in seen:
             seen.add(apart)
             args = arguments(trainer.Args, flags)
+            trainer.settle(args, Ranks())  # refuses what does not go together
             assert args.total_tokens == cells.TOKENS[flags[flags.index("--env-id") + 1]]
 
 
@@ -219,7 +221,7 @@ def result(results: Path, cell: Cell, rate: float, over: float, slow: float = 1.
     data = {
         "cell": vars(cell), "commit": 40 * "a", "versions": {"python": "3"}, "wall_seconds": 60,
         "bounds": {"tool_calls": 2}, "generated_tokens": tokens, "tested": {"validation": tested, "test": tested},
-        "credits": [credit | {"necessary": [True, False, True]}],
+        "credits": [credit | {"necessary": [0, 2]}],
         "series": {
             "charts/generated_tokens": (steps * tokens).tolist(), "charts/in_budget_success": success.tolist(),
             "seconds/rollout": [8] * 40, "seconds/measure": [1] * 40, "seconds/update": [1] * 40,

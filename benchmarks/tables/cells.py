@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ABLATIONS", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "METHODS", "OURS", "PASSK", "Cell", "Method",
-           "cells"]  # fmt: skip
+__all__ = ["ABLATIONS", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK", "TOKENS",
+           "Cell", "Method", "cells"]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
@@ -26,12 +26,12 @@ STEADY = (
 COMMON = {
     "ppo_c3rl": (*STEADY, *TESTS, "--log-every", "5"),
     "grpo_pcgrad": (*STEADY, "--log-every", "1000", "--eval-every", "0", "--group-by", "task-type"),
-    "rft": (*TESTS, "--rounds", "100", "--tasks-per-round", "128"),
+    "rft": (*TESTS, "--rounds", "100", "--tasks-per-round", "128", "--pass-tasks", "1"),
 }
 SMOKE = {  # what is said last counts
     "ppo_c3rl": ("--num-episodes", "8", "--total-iterations", "2", "--eval-episodes", "4"),
     "grpo_pcgrad": ("--num-episodes", "8", "--total-iterations", "2", "--pool-tasks", "4"),
-    "rft": ("--tasks-per-round", "2", "--rounds", "1", "--eval-episodes", "4", "--pass-tasks", "1"),
+    "rft": ("--tasks-per-round", "2", "--rounds", "1", "--eval-episodes", "4"),
 }
 
 
@@ -97,9 +97,16 @@ BASELINES = tuple(name for name in METHODS if name not in (*OURS, "sft"))
 CONSTRAINED = tuple(name for name in BASELINES if name.startswith(("lagrangian", "penalty", "truncation")))
 FIVE = ("c3", "c3_loo", "penalty", "lagrangian_curriculum", "rft_pruned")  # at the tight and the loose budget too
 
-LOO, FEW = "--credit.mode leave-one-out", "--credit.selection uncertain"
+FEW = "--credit.selection uncertain --credit.most-steps"
+
+
+def _ablation(base: str, title: str, flags: str) -> Method:
+    method = METHODS[base]
+    return Method(title, method.trainer, (*method.tuned(method.chosen), *flags.split()))
+
+
 ABLATIONS = {
-    name: Method(title, "ppo_c3rl", (*METHODS["c3"].tuned(METHODS["c3"].chosen), *flags.split()))
+    name: _ablation("c3", title, flags)
     for name, title, flags in (
         ("global_cost", "global cost only", "--credit.cost trajectory"),
         ("cost_best", "v: over the best so far", "--credit.cost excess-best"),
@@ -110,20 +117,25 @@ ABLATIONS = {
         ("one_channel", "calls only", "--dual.channels tool_calls"),
         ("no_z_reward", "without z(R)", "--credit.no-z-reward"),
         ("no_gate", "without the success gate", "--credit.no-success-gate"),
-        ("loo", "leave-one-out", LOO),
-        ("truncate", "truncate alone", f"{LOO} --credit.interventions truncate"),
-        ("swap", "swap alone", f"{LOO} --credit.interventions swap"),
-        ("replace", "replace", f"{LOO} --credit.interventions replace"),
         ("literal", "literal replay", "--credit.no-grounding"),
-        ("m2", "M = 2", f"{FEW} --credit.most-steps 2"),
-        ("m4", "M = 4", f"{FEW} --credit.most-steps 4"),
-        ("k2", "K = 2", f"{FEW} --credit.most-steps 16 --credit.most-interventions 2"),
-        ("k4", "K = 4", f"{FEW} --credit.most-steps 16 --credit.most-interventions 4"),
-        ("k8", "K = 8", f"{FEW} --credit.most-steps 16 --credit.most-interventions 8"),
-        ("block2", "block of 2", f"{LOO} --credit.block 2"),
-        ("block4", "block of 4", f"{LOO} --credit.block 4"),
+        ("m2", "M = 2", f"{FEW} 2"),
+        ("m4", "M = 4", f"{FEW} 4"),
+        ("k2", "K = 2", f"{FEW} 16 --credit.most-interventions 2"),
+        ("k4", "K = 4", f"{FEW} 16 --credit.most-interventions 4"),
+        ("k8", "K = 8", f"{FEW} 16 --credit.most-interventions 8"),
         ("successes", "successes only", "--credit.episodes successes"),
         ("near_misses", "successes and near-misses", "--credit.episodes near-misses"),
+    )
+} | {
+    name: _ablation("c3_loo", title, flags)
+    for name, title, flags in (
+        ("loo_global_cost", "leave-one-out, global cost only", "--credit.cost trajectory"),
+        ("truncate", "truncate alone", "--credit.interventions truncate"),
+        ("swap", "swap alone", "--credit.interventions swap"),
+        ("replace", "replace alone", "--credit.interventions replace"),
+        ("block2", "leave-one-out, blocks of 2", "--credit.block 2"),
+        ("block4", "leave-one-out, blocks of 4", "--credit.block 4"),
+        ("loo_literal", "leave-one-out, literal replay", "--credit.no-grounding"),
     )
 }
 
@@ -175,7 +187,8 @@ class Cell:
             *method.tuned(self.setting or method.chosen),
         ]  # fmt: skip
         if smoke:
-            flags += ["--model", "tiny", "--warm.updates", "2", "--warm.demonstrations", "64", *SMOKE[method.trainer]]
+            flags += ["--model", "tiny", "--warm.updates", "1", "--warm.demonstrations", "64", "--max-new-tokens", "8"]
+            flags += SMOKE[method.trainer]
         return [f"cleanrl_llm/{method.trainer}.py", *flags]
 
 

@@ -2,9 +2,11 @@
 
     python -m benchmarks.tables.report
 
-Writes docs/results.md, docs/results_*.png and summary.json beside the results, and prints the claims. An interval is
-that of the mean, 95%, by bootstrap over seeds and tasks: seeds are drawn with replacement, and tasks too. Differences
-are paired by seed and task. A seed that collapsed counts like any other; a run that failed is not there.
+Writes docs/results.md, docs/results_*.png and summary.json beside the results, and prints the claims.
+
+Every figure is the mean over seeds and tasks. Its 95% interval is by bootstrap: seeds are drawn with replacement, and
+so are tasks. Differences are paired by seed and task. A seed that collapsed counts like any other; a run that failed
+has no figures.
 """
 
 import argparse
@@ -24,11 +26,12 @@ from scipy.stats import spearmanr
 from agent_gym import CHANNELS
 from agent_gym.metrics import pareto_front, pass_at_k
 
-from .cells import ABLATIONS, BASELINES, BUDGETS, CONSTRAINED, ENVS, METHODS, OURS, PASSK, ROOT, TOKENS
+from .cells import ABLATIONS, BASELINES, BUDGETS, CONSTRAINED, ENVS, FIVE, METHODS, OURS, PASSK, ROOT, TOKENS
 from .sweep import RESULTS, SPLITS
 
 DOCS = ROOT / "docs"
 FIGURES = ("in-budget success", "success", "over budget", *CHANNELS)
+ROWS = ("sft", *BASELINES, *reversed(OURS))  # of the tables, ours at the end
 GOAL = 0.8  # in-budget success, for the tokens that it takes
 RECENT = 5  # iterations that a point of a learning curve is the mean of
 
@@ -40,19 +43,21 @@ NOTHING: Interval = (math.nan, math.nan, math.nan)
 
 @dataclass
 class Found:
-    """Every result file, by table, environment, method (and setting) and budget; and how many cells failed."""
+    """Every result file, by table, environment, method (and setting) and budget; and of what failed the last lines."""
 
     rows: dict[tuple[str, str, str, str], Cells] = field(default_factory=dict)
-    failed: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, results: Path) -> "Found":
         """All files of a folder."""
-        found = cls(failed=len(list(results.glob("*/*/*.failed.json"))))
+        found = cls()
         for path in sorted(results.glob("*/*/*__seed*.json")):
-            if not path.name.endswith(".failed.json"):
-                data = json.loads(path.read_text(encoding="utf-8"))
-                cell = data["cell"]
+            data = json.loads(path.read_text(encoding="utf-8"))
+            cell = data["cell"]
+            if "error" in data:
+                found.failed[str(path.relative_to(results)).removesuffix(".failed.json")] = data["error"]
+            else:
                 key = cell["table"], cell["env"], path.name.split("__")[0], cell["budget"]
                 found.rows.setdefault(key, {})[cell["seed"]] = data
         return found
@@ -130,15 +135,15 @@ def best(found: Found, env: str, methods: Sequence[str], split: str = "validatio
 
 
 def curve(cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Generated tokens, and in-budget success of the episodes sampled up to there (the mean of the last few
-    iterations); the last point is the test on the validation split. Both of shape [points]."""
+    """Generated tokens, and in-budget success of the training episodes up to there, the mean of the last few
+    iterations; of rounds the test on the validation split after each. Both of shape [points]."""
     series = cell["series"]
-    tokens = series.get("charts/generated_tokens", [])
-    success = series.get("charts/sample_in_budget") or series.get("charts/in_budget_success")
-    points = [(x, y) for x, y in zip(tokens, success or [None] * len(tokens), strict=True) if y is not None]
-    recent = [float(np.mean([y for _, y in points[max(0, i + 1 - RECENT) : i + 1]])) for i in range(len(points))]
-    last = float(np.nanmean(values({0: cell}, "validation", FIGURES[0])))
-    return np.array([*(x for x, _ in points), cell["generated_tokens"]], dtype=float), np.array([*recent, last])
+    rounds = "charts/sample_in_budget" in series
+    success = series.get("validation/in_budget_success" if rounds else "charts/in_budget_success", [])
+    points = [(x, y) for x, y in zip(series.get("charts/generated_tokens", []), success, strict=True) if y is not None]
+    recent = 1 if rounds else RECENT
+    means = [float(np.mean([y for _, y in points[max(0, i + 1 - recent) : i + 1]])) for i in range(len(points))]
+    return np.array([x for x, _ in points], dtype=float), np.array(means)
 
 
 def on_grid(cells: Cells, env: str) -> np.ndarray:
@@ -188,10 +193,10 @@ def correlations(cells: Cells) -> tuple[Interval, Interval]:
         cell, points = cells[seed], list[tuple[float, float, bool]]()
         half = max((row["iteration"] for row in cell["credits"]), default=0) / 2
         for row in cell["credits"]:
-            if row["iteration"] >= half and row["success"] and "necessary" in row:
-                for u, v, necessary in zip(row["u"], row["v"], row["necessary"], strict=True):
+            if row["iteration"] >= half and row["success"]:
+                for t, (u, v) in enumerate(zip(row["u"], row["v"], strict=True)):
                     price = sum(x / cell["bounds"].get(k, math.inf) for k, x in zip(CHANNELS, v, strict=True) if x)
-                    points += [] if u is None else [(u, price, bool(necessary))]
+                    points += [] if u is None else [(u, price, t in row["necessary"])]
         u_s, prices, needed = np.array(points, dtype=float).reshape(-1, 3).T
         varied = len(set(needed)) > 1
         found.append([
@@ -289,10 +294,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def comparison(rows: dict[str, Cells], c3: Cells) -> list[str]:
-    """A table of methods with both splits: seeds, shares, calls, and how far C3-RL is ahead."""
+    """A table of methods with both splits: seeds, shares, calls, and how far C3-RL is ahead in budget."""
     head = ["method", "seeds"]
     for split in SPLITS:
-        head += [f"{split}: in-budget success", "success", "over budget", "calls", "C3-RL ahead by"]
+        head += [f"{split}: in-budget success", "C3-RL ahead by", "success", "over budget", "calls"]
     lines = []
     for title, cells in rows.items():
         row = [title]
@@ -300,8 +305,9 @@ def comparison(rows: dict[str, Cells], c3: Cells) -> list[str]:
             collapsed = sum(np.nanmean(values({0: cell}, "validation", "success")) < 0.05 for cell in cells.values())
             row.append(f"{len(cells)}" + (f", {collapsed} collapsed" if collapsed else ""))
             for split in SPLITS:
-                row += [shown(interval(values(cells, split, figure))) for figure in (*FIGURES[:3], "tool_calls")]
-                row.append("" if cells is c3 else signed(ahead(c3, cells, split, FIGURES[0])))
+                first, *others = (interval(values(cells, split, figure)) for figure in (*FIGURES[:3], "tool_calls"))
+                apart = "" if cells is c3 else signed(ahead(c3, cells, split, FIGURES[0]))
+                row += [shown(first), apart, *map(shown, others)]
         lines.append(row)
     return markdown(head, lines)
 
@@ -311,7 +317,8 @@ def main_tables(found: Found) -> list[str]:
     text = ["## Main table", ""]
     for env in ENVS:
         for budget, times in BUDGETS.items():
-            rows = {method.title: found.main(env, name, budget) for name, method in METHODS.items()}
+            names = [name for name in ROWS if budget == "medium" or name in ("sft", *FIVE)]
+            rows = {METHODS[name].title: found.main(env, name, budget) for name in names}
             text += [f"### {env}, {budget} budget ({times} x the oracle's mean cost)", ""]
             if any(rows.values()):
                 text += comparison(rows, found.main(env, "c3", budget))
@@ -334,8 +341,8 @@ def mechanism(found: Found) -> list[str]:
             *(f"multiplier, {k.replace('_', ' ')}" for k in CHANNELS), "replay's share of the time"]  # fmt: skip
     for env in ENVS:
         lines = []
-        for name, method in METHODS.items():
-            row, cells = [method.title], found.main(env, name)
+        for name in ROWS:
+            row, cells = [METHODS[name].title], found.main(env, name)
             if cells:
                 row += [shown(redundant(cells, split)) for split in SPLITS]
                 row.append(shown(interval(values(cells, "validation", "over budget"))))
@@ -367,8 +374,8 @@ def efficiency(found: Found) -> list[str]:
     head = ["method", "area", f"tokens to {GOAL}, by seed", "iterations", "minutes"]
     for env in ENVS:
         lines = []
-        for name, method in METHODS.items():
-            row, cells = [method.title], found.main(env, name)
+        for name in ROWS:
+            row, cells = [METHODS[name].title], found.main(env, name)
             if cells:
                 area = over_seeds(on_grid(cells, env).mean(axis=1).tolist())
                 iterations = [len(cell["series"].get("charts/generated_tokens", [])) for cell in cells.values()]
@@ -468,14 +475,14 @@ def draw_curves(found: Found, path: Path) -> bool:
     figure, axes = panels(envs)
     for axis, env in zip(axes, envs, strict=True):
         grid = np.linspace(0, TOKENS[env], 101) / 1000
-        for name in (name for name in METHODS if name != "sft" and found.main(env, name)):
+        for name in (name for name in ROWS if name != "sft" and found.main(env, name)):
             curves = on_grid(found.main(env, name), env)
             low, high = np.quantile(drawn(len(curves), 0) @ curves / len(curves), [0.025, 0.975], axis=0)
             axis.plot(grid, curves.mean(axis=0), **style(name))
             axis.fill_between(grid, low, high, color=style(name)["color"], alpha=0.12, linewidth=0)
         axis.axhline(GOAL, color="grey", linewidth=0.8, linestyle=":")
         axis.set(title=f"{env}, medium budget", xlabel="generated tokens, thousands", ylim=(-0.02, 1.02))
-    axes[0].set_ylabel(f"in-budget success, mean of {RECENT} iterations")
+    axes[0].set_ylabel(f"in-budget success (mean of {RECENT} iterations; RFT: validation)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     save(figure, path)
     return True
@@ -489,7 +496,7 @@ def draw_pareto(found: Found, path: Path) -> bool:
     figure, axes = panels(envs)
     for axis, env in zip(axes, envs, strict=True):
         points: list[tuple[float, float]] = []
-        for name in METHODS:
+        for name in ROWS:
             budgets = [b for b in ("tight", "medium", "loose") if found.main(env, name, b)]
             spent, passed = (
                 [float(np.nanmean(values(found.main(env, name, b), "validation", f))) for b in budgets]
@@ -524,7 +531,7 @@ def draw_credit(found: Found, path: Path) -> bool:
     axis.invert_yaxis()
     axis.axvline(0.0, color="black", linewidth=0.8)
     axis.set(xlabel="rank correlation: success credit and necessity (green), cost credit and needlessness (red)")
-    axis.set_xlim(-1, 1)
+    axis.set_xlim(-1.05, 1.05)
     save(figure, path)
     return True
 
@@ -554,8 +561,9 @@ def how(found: Found) -> list[str]:
         "## How this was made", "",
         f"`python -m benchmarks.tables.sweep` runs the cells of [cells.py](../benchmarks/tables/cells.py), one core "
         f"each; `python -m benchmarks.tables.report` writes this page from their result files. {len(every)} cells have "
-        f"run in {sum(cell['wall_seconds'] for cell in every) / 3600:.1f} core hours; {found.failed} failed. Commits "
-        f"(a plus: with changes): {', '.join(commits) or 'none'}. Versions: {'; '.join(versions) or 'none'}.",
+        f"run in {sum(cell['wall_seconds'] for cell in every) / 3600:.1f} core hours. Commits (a plus: with changes): "
+        f"{', '.join(commits) or 'none'}. Versions: {'; '.join(versions) or 'none'}. Failed:", "",
+        *([f"* {name}: {error}" for name, error in found.failed.items()] or ["* none"]),
     ]  # fmt: skip
 
 
@@ -573,7 +581,7 @@ def report(results: Path, docs: Path) -> list[Claim]:
     for folder in (results, docs):
         folder.mkdir(parents=True, exist_ok=True)
     stated = claims(found)
-    text = ["# Results", "", *__doc__.split("\n\n")[2].splitlines()[1:], "", "## The claims", ""]
+    text = ["# Results", "", str(__doc__).split("\n\n")[3].strip(), "", "## The claims", ""]
     text += [f"* **{c.verdict}**: {c.text}{f' ({c.numbers})' if c.numbers else ''}." for c in stated]
     text += ["", *main_tables(found), *ablations(found), *mechanism(found), *efficiency(found)]
     text += [*second_paper(found), *tuning(found)]
