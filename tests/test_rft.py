@@ -854,7 +854,7 @@ def settled(**changes):
 
 def test_settings_follow_the_models_size(tmp_path):
     tiny_one = settled(model="tiny:APIAgent-v0")
-    assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (48, 512, 5e-4)
+    assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (64, 1024, 5e-4)
     assert settled().model.startswith("tiny")
     from transformers import LlamaConfig
 
@@ -984,7 +984,7 @@ def test_wrong_data_files(refused, start, episodes, tmp_path):
     assert held_out.startswith(f"{path}, line 1: an episode of the test split")
     assert asked("nonsense\n", good).startswith(f"{path}, line 1: not a trajectory: ")
     assert asked(replace(good, reward=0.0, verdict={**good.verdict, "status": "fail"})) == (
-        "round 1: no episode has passed and is within --max-context 512"
+        "round 1: no episode has passed and is within --max-context 1024"
     )
     missing = refused(stage="sft", data=(str(tmp_path / "none.jsonl"),), init=start)
     assert missing == f"{tmp_path}/none.jsonl cannot be read: No such file or directory"
