@@ -4,7 +4,7 @@
 
 R is verified at the end of the episode only. Each step's part in it (u_t), and in each cost (v_tk), is measured by
 counterfactual replay, which re-issues the recorded steps as far as they are still grounded: what a success can do
-without is eliminated, or each step is left out alone (cut, swapped) and the outcome compared. Its advantage is
+without is eliminated, or each step is left out alone (cut, swapped) and the outcome compared. The advantage:
 
     A_t = [ z(R)_i + c z(u_t) - g_i sum_k lambda_k z(v_tk) ] / (1 + sum_k lambda_k)
 
@@ -785,7 +785,7 @@ def train(args: Args) -> None:
     ways: dict[str, np.ndarray] = {}  # the cheapest pruned success by task type, shape [channels] each
 
     def test(split: str, title: str) -> list[Trajectory]:
-        seeds = [stream("test", i) for i in range(args.eval_episodes or 0)]  # the same tasks for every run
+        seeds = [stream(split, i) for i in range(args.eval_episodes or 0)]  # the same tasks for every run
         draw = stream("evaluate", args.seed, title)
         return evaluate(engine, chat, tests[split], seeds, limits, ranks, draw=draw, title=f"{split} {title}")
 
@@ -844,12 +844,11 @@ def train(args: Args) -> None:
         values = None
         if critic:
             with torch.no_grad():
-                states = [token_logprobs(model, [e.ids], [e.spans]).states for e in episodes]
-                values = [critic.values(s).cpu().double().numpy() for s in states]
-        states_before_steps = states_before(episodes, envs[0]) if args.method == "stepgroup" else None
-        steps_advantages = advantages(
-            episodes, credits, values, states_before_steps, dual.lambdas, bound if args.critic else now, args, ranks
-        )
+                hidden = [token_logprobs(model, [e.ids], [e.spans]).states for e in episodes]
+                values = [critic.values(h).cpu().double().numpy() for h in hidden]
+        states = states_before(episodes, envs[0]) if args.method == "stepgroup" else None
+        relative_to = bound if args.critic else now
+        steps_advantages = advantages(episodes, credits, values, states, dual.lambdas, relative_to, args, ranks)
         losses = update(
             model, critic, optimizer, episodes, steps_advantages, bound, args, ranks,
             stream("update", args.seed, iteration),
@@ -884,8 +883,8 @@ def train(args: Args) -> None:
         if args.eval_every and (iteration + 1) % args.eval_every == 0:
             tested = summary(test("validation", f"update {iteration + 1}"), budget)
             row["validation/success"] = tested["success@1"][0]
-            row["validation/in_budget_success"] = now_best = tested["in-budget success"][0]
-            better, best = now_best > best, max(best, now_best)
+            row["validation/in_budget_success"] = reached = tested["in-budget success"][0]
+            better, best = reached > best, max(best, reached)
         run.log(row)
         if (iteration + 1) % args.checkpoint_every == 0 or last or (better and args.keep_best):
             ranks.check_equal(model.trained())

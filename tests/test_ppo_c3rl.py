@@ -31,6 +31,7 @@ from agent_gym.lm.models import load, token_logprobs  # noqa: E402
 from agent_gym.lm.ranks import Ranks  # noqa: E402
 from agent_gym.lm.rollout import Episode, Limits, environments, play  # noqa: E402
 from agent_gym.lm.runs import arguments as parse  # noqa: E402
+from agent_gym.lm.tiny import preset  # noqa: E402
 
 SCRIPT = ROOT / "cleanrl_llm" / "ppo_c3rl.py"
 ENV = {"difficulty": [1, 2], "domains": ["shop"], "max_turns": 6}
@@ -1120,7 +1121,7 @@ def test_variants_start_from_a_checkpoint(checkpoint, tmp_path, changes, recwarn
     assert all(math.isfinite(x) for row in history for x in row.values())
     assert history[0]["losses/ratio"] == pytest.approx(1.0, abs=0.2)
     json.loads((folder / "args.json").read_text(), parse_constant=pytest.fail)
-    bounds = {"tool_calls": 2, "output_tokens": 48} | ({} if changes.get("critic") else {"latency_ms": 200})
+    bounds = {k: b for k, b in preset("APIAgent-v0").budget.items() if k != "latency_ms" or not changes.get("critic")}
     chat = chat_of(load(checkpoint))
     for path in folder.glob("trajectories/*.jsonl"):
         for t in agent_gym.read_trajectories(path):
