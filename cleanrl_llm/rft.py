@@ -443,6 +443,9 @@ def report(run: Run, bounds: dict[str, float], args: Args) -> None:
     rows = [row for row in run.rows if "validation/success" in row]
     if not rows:
         return
+    drawn = [{k.replace("validation/success", "charts/pass_at_1").replace("validation/", "charts/"): x
+              for k, x in row.items()} for row in rows]  # fmt: skip
+    draw_rounds(drawn, bounds, args.pass_k, run.folder / "rounds.png")
     tables, infra = {split: dict[str, dict[str, Interval]]() for split in SPLITS}, 0
     for split, when in product(SPLITS, WHEN):
         if (path := run.path(f"trajectories/{split}_{when}.jsonl")).exists():
@@ -456,9 +459,6 @@ def report(run: Run, bounds: dict[str, float], args: Args) -> None:
     text = table({f"{split}, {when}": found for split, of in tables.items() for when, found in of.items()},
                  {"validation, final": counts} if "final" in tables["validation"] else None)  # fmt: skip
     run.text("table.md", text + "\n")
-    drawn = [{k.replace("validation/success", "charts/pass_at_1").replace("validation/", "charts/"): x
-              for k, x in row.items()} for row in rows]  # fmt: skip
-    draw_rounds(drawn, bounds, args.pass_k, run.folder / "rounds.png")
     finite = {channel: round(bound, 1) for channel, bound in bounds.items() if math.isfinite(bound)}
     print(f"{args.eval_episodes} unseen tasks a split, budget {finite}, mean [95% interval]\n{text}")
 
