@@ -30,7 +30,7 @@ COMMON = {
 }
 SMOKE = {  # what is said last counts
     "ppo_c3rl": ("--num-episodes", "8", "--total-iterations", "2", "--eval-episodes", "4"),
-    "grpo_pcgrad": ("--num-episodes", "8", "--total-iterations", "2", "--pool-tasks", "4"),
+    "grpo_pcgrad": ("--num-episodes", "8", "--total-iterations", "2", "--pool-tasks", "4", "--eval-tasks", "4"),
     "rft": ("--tasks-per-round", "2", "--rounds", "1", "--eval-episodes", "4"),
 }
 
