@@ -76,7 +76,7 @@ class WarmStart:
 
 
 def wasteful_actions(
-    env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random, scans: float = 0.2
+    env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random, scans: float = 0.08
 ) -> list[str]:
     """The oracle's actions with needless reads before some of them: a read that was made before (a re-check), or a
     tool that takes no arguments (the slow scans are such, and what is never needed).

@@ -34,16 +34,16 @@ class Recipe:
     """What is trained on, in the order of the fields' names: the oracle's demonstrations, then wasteful ones.
 
     Args:
-        demonstrations: Played for each of the two parts.
+        demonstrations: Played for each of the two parts, at most.
         updates: Of 16 demonstrations, in the first part.
         wasteful: Updates of the second part.
         waste: Probability of a needless call before each step of a wasteful demonstration.
-        lr: Peak learning rate of the first part; the second has half of it.
+        lr: Peak learning rate of the first part; the second has three quarters of it.
     """
 
-    demonstrations: int = 16000
-    updates: int = 1600
-    wasteful: int = 700
+    demonstrations: int = 32000
+    updates: int = 1000
+    wasteful: int = 2000
     waste: float = 0.5
     lr: float = 2e-3
 
@@ -51,7 +51,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "APIAgent-v0": Recipe(),
     "CodeAgent-v0": Recipe(),
-    "SQL-v0": Recipe(waste=0.55),
+    "SQL-v0": Recipe(updates=5000, wasteful=700, waste=0.55),
     "WebLite-v0": Recipe(waste=0.7),
 }
 
@@ -106,9 +106,10 @@ def make(env_id: str, seed: int, folder: Path, recipe: Recipe) -> dict[str, Any]
             curve.append((len(losses), round(float(np.mean(losses[-200:])), 4), copied(model, chat, held_out)))
             print(f"\n{env_id} update {curve[-1][0]}: loss {curve[-1][1]:.3f}, calls copied {curve[-1][2]:.3f}")
 
-    parts = (("plain", 0.0, recipe.updates, recipe.lr), ("wasteful", recipe.waste, recipe.wasteful, recipe.lr / 2))
+    parts = (("plain", 0.0, recipe.updates, recipe.lr), ("wasteful", recipe.waste, recipe.wasteful, recipe.lr * 0.75))
     for what, waste, updates, lr in parts:
-        examples = [encoded(chat, dialogue) for dialogue in played("train", what, recipe.demonstrations, waste)]
+        count = min(recipe.demonstrations, updates * WarmStart.batch_size)
+        examples = [encoded(chat, dialogue) for dialogue in played("train", what, count, waste)]
         warm_start(model, examples, WarmStart(updates=updates, lr=lr), context=LIMITS.context, most_tokens=8192,
                    seed=seed, ranks=ranks, peek=peek)  # fmt: skip
     seconds = time.monotonic() - begun
