@@ -834,7 +834,7 @@ def train(args: Args) -> None:
         return Stage(engine, chat, pools, limits)
 
     if len(kinds) == 1:  # several environments have no bounds but those that are given
-        (oracle,), seeds = staged("train", 1).pools[0], [stream("oracle", args.seed, i) for i in range(64)]
+        (oracle,), seeds = staged("train", 1).pools[0], [stream("oracle", i) for i in range(64)]
         suits = preset(args.env_id[0]).budget
         budget = bounds(args.budget, suits, oracle, seeds, tiny=str(args.model).startswith("tiny"), ranks=ranks)
     stages = {"train": staged("train", min(PARALLEL, args.num_episodes))}

@@ -768,7 +768,7 @@ def train(args: Args) -> None:
         return environments(args.env_id, count, chat=chat, split=split, bounds=most, on_budget=on_budget, **env_kwargs)
 
     budget = dict.fromkeys(CHANNELS, math.inf)
-    tasks = [stream("oracle", args.seed, i) for i in range(64)]
+    tasks = [stream("oracle", i) for i in range(64)]
     own = preset(args.env_id).budget
     budget = bounds(args.budget, own, made(1, "train")[0], tasks, tiny=str(args.model).startswith("tiny"), ranks=ranks)
     bound = np.array(list(budget.values()))  # [channels]

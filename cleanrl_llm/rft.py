@@ -482,7 +482,7 @@ def train(args: Args) -> None:
     engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
 
     made = partial(environments, args.env_id, chat=chat, **kwargs)
-    seeds = [stream("oracle", args.seed, i) for i in range(64)]
+    seeds = [stream("oracle", i) for i in range(64)]
     own, (free,) = preset(args.env_id).budget, made(1, split="train", bounds={})
     budget = bounds(args.budget, own, free, seeds, tiny=str(args.model).startswith("tiny"), ranks=ranks)
     count = min(side, args.tasks_per_round * args.samples_per_task) if rft else 0

@@ -13,7 +13,8 @@ __all__ = ["ABLATIONS", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
-TOKENS = {"APIAgent-v0": 300_000, "SQL-v0": 250_000, "WebLite-v0": 250_000, "CodeAgent-v0": 250_000}  # of a run
+TASKS = {"APIAgent-v0": '{"difficulty":[2,3],"domains":["shop","calendar","mail"],"max_turns":16}'}  # else the preset's
+TOKENS = {"APIAgent-v0": 200_000, "SQL-v0": 150_000, "WebLite-v0": 150_000, "CodeAgent-v0": 150_000}  # of a run
 BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
 SEEDS, TUNING_SEED = (1, 2, 3, 4, 5), 100
 
@@ -66,7 +67,7 @@ def _ppo(title: str, flags: str, knob: str, trials: str, chosen: str) -> Method:
 
 PLAIN_GRPO = ("--surgery", "none", "--pool-tasks", "512", "--eval-tasks", "256", "--eval-samples", "1",
               "--no-eval-start")  # fmt: skip
-REFIT = ("--learning-rate", ("3e-4", "1e-3", "2e-3"), "1e-3")
+REFIT = ("--learning-rate", ("2e-4", "5e-4", "1e-3"), "5e-4")
 C3 = "--method c3rl --credit.mode eliminate --credit.cost excess-group"
 C3_LOO = "--method c3rl --credit.mode leave-one-out"
 
@@ -184,6 +185,7 @@ class Cell:
         flags = [
             *COMMON[method.trainer], "--env-id", self.env, "--seed", str(self.seed),
             "--budget.relative", BUDGETS[self.budget], "--total-tokens", str(TOKENS[self.env]),
+            *(("--env-kwargs", TASKS[self.env]) if self.env in TASKS else ()),
             *method.tuned(self.setting or method.chosen),
         ]  # fmt: skip
         if smoke:
