@@ -111,7 +111,7 @@ from agent_gym.envs.api_agent.domain import DOMAINS
 from agent_gym.gate import gate_task
 
 assert DOMAINS["library"] is own_domain.library
-for split in ("train", "test"):
+for split in ("train", "validation", "test"):
     env, ids = gym.make("APIAgent-v0", domains=["library"], split=split), set()
     for seed in range(40):
         task_id = env.reset(seed=seed)[1]["task_id"]
@@ -120,7 +120,7 @@ for split in ("train", "test"):
         ids.add(task_id)
     print(len(ids))
 """
-    assert run(["-c", code], tmp_path).split() == ["40", "40"]
+    assert run(["-c", code], tmp_path).split() == ["40", "40", "40"]
 
 
 def test_tool_table_follows_the_code():
@@ -177,7 +177,7 @@ def test_flag_table_follows_the_code(name):
 def test_every_logged_metric_is_explained():
     """What a run of the trainer writes is what the page lists."""
     page = (DOCS / "ppo_c3rl.md").read_text(encoding="utf-8")
-    kinds = "charts|cost|violation|lambda|budget|losses|credit|test|seconds|speed|memory"
+    kinds = "charts|cost|violation|lambda|budget|losses|credit|validation|seconds|speed|memory"
     explained = {
         name
         for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)

@@ -17,7 +17,6 @@ import torch
 from small_lm import chat_of, small_model, torchrun
 
 from agent_gym import CHANNELS, PARSERS
-from agent_gym.lm import demonstrations as module
 from agent_gym.lm import tiny
 from agent_gym.lm.budget import Budget, bounds, oracle_costs
 from agent_gym.lm.demonstrations import (

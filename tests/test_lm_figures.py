@@ -161,9 +161,9 @@ def test_passk(drawn):
     rows = [{"iteration": i, "conflict/rate": float(i % 2)} for i in range(7)] + [{"iteration": 7}]
     (axis,) = drawn(figures.draw_passk, tested, rows).axes
     found = lines(axis)
-    assert found["pass@1, test tasks"] == ([0, 9], [0.2, 0.4])
-    assert found["pass@16, test tasks"] == ([9], [0.9])
-    assert list(found)[:3] == [f"pass@{k}, test tasks" for k in (1, 4, 16)]
+    assert found["pass@1, unseen tasks"] == ([0, 9], [0.2, 0.4])
+    assert found["pass@16, unseen tasks"] == ([9], [0.9])
+    assert list(found)[:3] == [f"pass@{k}, unseen tasks" for k in (1, 4, 16)]
     assert found["mean of five updates"] == (list(range(7)), [0, 0.5, pytest.approx(1 / 3), 0.5, 0.4, 0.6, 0.4])
     (axis,) = drawn(figures.draw_passk, [{"iteration": 0}], []).axes
     assert lines(axis) == {}
@@ -189,7 +189,7 @@ def test_groups(drawn):
     assert lines(left) == {"0": ([0, 1, 2, 3, 4], [0, 0, 0, 0.25, 0.4]), "1": ([], [])}
     assert [patch.get_height() for patch in right.patches] == [0.2, 0.7]
     assert right.patches[0].get_x() < 0 < right.patches[1].get_x()
-    assert right.get_title() == "test tasks: start, final (left to right)"
+    assert right.get_title() == "unseen tasks: start, final (left to right)"
     drawn(figures.draw_groups, [], ["shop"], {})
 
 

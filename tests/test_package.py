@@ -73,8 +73,9 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     packed = {name for name in names if ".dist-info/" not in name}
-    kinds = (".py", "py.typed")
-    assert packed == {str(p.relative_to(ROOT)) for p in (ROOT / "agent_gym").rglob("*") if p.name.endswith(kinds)}
+    held = [p for p in (ROOT / "agent_gym").rglob("*") if p.name.endswith((".py", "py.typed"))]
+    held += (ROOT / "agent_gym" / "lm" / "policies").glob("*/*")
+    assert packed == {str(p.relative_to(ROOT)) for p in held}
     assert "agent_gym/py.typed" in packed
     assert "agent_gym/envs/api_agent/domains/__init__.py" in packed
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -259,7 +259,7 @@ def draw_conflict(rows: Sequence[Row], names: Sequence[str], path: Path) -> None
 
 
 def draw_passk(tested: Sequence[Row], rows: Sequence[Row], path: Path) -> None:
-    """``pass@k`` of the test tasks for every k, and the conflict rate of the updates (``conflict/rate``), on one axis.
+    """``pass@k`` of unseen tasks for every k, and the conflict rate of the updates (``conflict/rate``), on one axis.
 
     Args:
         tested: A row a test; ``iteration`` is the number of updates before it.
@@ -271,7 +271,7 @@ def draw_passk(tested: Sequence[Row], rows: Sequence[Row], path: Path) -> None:
     ks = sorted({int(name[5:]) for row in tested for name in row if name.startswith("pass@")})
     for k, shade in zip(ks, np.linspace(0.45, 1.0, len(ks)), strict=True):
         x, y = _points(tested, f"pass@{k}")
-        axis.plot(x, y, marker="o", color=(0.1, 0.3, 0.7, shade), label=f"pass@{k}, test tasks")
+        axis.plot(x, y, marker="o", color=(0.1, 0.3, 0.7, shade), label=f"pass@{k}, unseen tasks")
     x, rate = _points(rows, "conflict/rate")
     if rate:
         _curve(axis, x, rate, color="tab:red", alpha=0.35, linewidth=1, label="conflict rate of an update")
@@ -284,7 +284,7 @@ def draw_passk(tested: Sequence[Row], rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_diversity(tables: Mapping[str, Table], path: Path) -> None:
-    """How different the episodes of a test task are (the rows ``different ...`` and ``distinct-...``), a bar a table.
+    """How different the episodes of a task are (the rows ``different ...`` and ``distinct-...``), a bar a table.
 
     No such row, no picture: no episode reached a verdict.
     """
@@ -306,7 +306,7 @@ def draw_diversity(tables: Mapping[str, Table], path: Path) -> None:
 
 
 def draw_groups(rows: Sequence[Row], names: Sequence[str], tables: Mapping[str, Table], path: Path) -> None:
-    """Success of every group: in training (``group/i_success``), and of the test tasks (``success, NAME``).
+    """Success of every group: in training (``group/i_success``), and on unseen tasks (``success, NAME``).
 
     Args:
         rows: The iterations.
@@ -331,12 +331,12 @@ def draw_groups(rows: Sequence[Row], names: Sequence[str], tables: Mapping[str, 
     labels = [f"{i}: {_short(name, 24)}" for i, name in enumerate(names)]
     turned = {"rotation": 20, "ha": "right"} if max(map(len, labels)) * len(labels) > 70 else {}
     right.set_xticks(range(len(names)), labels, fontsize=8, parse_math=False, **turned)
-    right.set_title(f"test tasks: {', '.join(tables)} (left to right)")
+    right.set_title(f"unseen tasks: {', '.join(tables)} (left to right)")
     _save(figure, path)
 
 
 def draw_rounds(rows: Sequence[Row], bounds: Mapping[str, float], pass_k: int, path: Path) -> None:
-    """Success with its intervals, and mean costs, on the test tasks over the rounds.
+    """Success with its intervals, and mean costs, on the validation tasks over the rounds.
 
     Args:
         rows: A row a round: ``charts/`` with pass_at_k, pass_at_1 and in_budget_success, each with its ``_low`` and
@@ -356,7 +356,7 @@ def draw_rounds(rows: Sequence[Row], bounds: Mapping[str, float], pass_k: int, p
         value, low, high = ([row.get(f"charts/{key}{end}", math.nan) for row in rows] for end in ("", "_low", "_high"))
         top.plot(x, value, marker="o", color=colour, label=label)
         top.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    top.set(ylabel="share of test tasks, 95% interval", ylim=(-0.02, 1.02))
+    top.set(ylabel="share of validation tasks, 95% interval", ylim=(-0.02, 1.02))
     top.legend()
     for channel in CHANNELS:
         at, costs = _points(rows, f"cost/{channel}")

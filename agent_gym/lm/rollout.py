@@ -385,7 +385,7 @@ def environments(
         env_id: Gymnasium id.
         count: How many.
         chat: Gives the parser and the token counter; None where there is no model yet: the environment's own.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
         bounds: Budget by channel; an infinite one is none.
         on_budget: ``"record"`` or ``"truncate"``.
         **kwargs: Further arguments of the environment.
