@@ -50,9 +50,9 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "APIAgent-v0": Recipe(),
-    "CodeAgent-v0": Recipe(),
+    "CodeAgent-v0": Recipe(demonstrations=2400, updates=1500, wasteful=600, waste=0.32),
     "SQL-v0": Recipe(updates=5000, wasteful=700, waste=0.55),
-    "WebLite-v0": Recipe(waste=0.7),
+    "WebLite-v0": Recipe(updates=2000, wasteful=600, waste=0.72),
 }
 
 LIMITS = Limits(64, 1024)

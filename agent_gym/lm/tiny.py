@@ -46,7 +46,7 @@ PRESETS: dict[str, Preset] = {
         {"tool_calls": 2, "output_tokens": 60, "read_tokens": 60, "latency_ms": 100},
     ),
     "WebLite-v0": Preset(
-        {"difficulty": [1, 2], "max_turns": 8},
+        {"difficulty": [1, 2], "sites": ["booking"], "max_turns": 8},
         {"tool_calls": 2, "output_tokens": 48, "latency_ms": 320},
     ),
 }  # fmt: skip

@@ -14,11 +14,11 @@ __all__ = ["ABLATIONS", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
 TASKS = {"APIAgent-v0": '{"difficulty":[2,3],"domains":["shop","calendar","mail"],"max_turns":16}'}  # else the preset's
-TOKENS = {"APIAgent-v0": 200_000, "SQL-v0": 150_000, "WebLite-v0": 150_000, "CodeAgent-v0": 150_000}  # of a run
+TOKENS = {"APIAgent-v0": 100_000, "SQL-v0": 75_000, "WebLite-v0": 75_000, "CodeAgent-v0": 75_000}  # of a run
 BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
 SEEDS, TUNING_SEED = (1, 2, 3, 4, 5), 100
 
-EPISODES, GROUP, ITERATIONS = 64, 8, 120  # the tokens end a run, after 40 iterations or more
+EPISODES, GROUP, ITERATIONS = 32, 4, 100  # the tokens end a run, after 40 iterations or more
 TESTS = ("--eval-episodes", "256", "--no-eval-start")
 STEADY = (
     "--num-episodes", str(EPISODES), "--group-size", str(GROUP), "--total-iterations", str(ITERATIONS),
