@@ -2,9 +2,10 @@
 
     python benchmarks/sql_mutations.py --tasks 1000 --out benchmarks/sql_mutations.json
 
-The golds of generated tasks (train and test, all difficulties, in turn) are parsed with sqlglot, and each mutant differs
-in one part: a comparison, an aggregate, DISTINCT, the order, the limit, a condition left out, AND for OR, a join's kind
-or condition, a set operation, a value, a column. Each is submitted to the environment, which has to fail it.
+The golds of generated tasks (train and test, all difficulties, in turn) are parsed with sqlglot, and each mutant
+differs in one part: a comparison, an aggregate, DISTINCT, the order, the limit, a condition left out, AND for OR, a
+join's kind or condition, a set operation, a value, a column. Each is submitted to the environment, which has to fail
+it.
 
 A mutant that passes is called equivalent by one rule: on ``--fills`` databases drawn here, not by the generator, it
 says what the gold says (for a change: leaves the same rows). Their columns draw from all values that the column has in
