@@ -1,8 +1,11 @@
-"""Ready-made small policies: packed, loaded by name, refused, the default of a trainer."""
+"""Ready-made small policies: made, packed, loaded by name, refused, the default of a trainer."""
 
 import hashlib
 import json
+import math
 import re
+import sys
+from dataclasses import replace
 
 import pytest
 
@@ -12,14 +15,16 @@ pytest.importorskip("transformers", reason="policies need the extra 'train'")
 from safetensors.torch import load_file  # noqa: E402
 from small_lm import ROOT, chat_of, small_model  # noqa: E402
 
-from agent_gym.lm import models, start  # noqa: E402
+from agent_gym import CHANNELS  # noqa: E402
+from agent_gym.lm import making, models, start, tiny  # noqa: E402
 from agent_gym.lm.arguments import Common, fill, model_of, size_of  # noqa: E402
-from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded  # noqa: E402
+from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded, warm_start  # noqa: E402
 from agent_gym.lm.errors import Refused  # noqa: E402
 from agent_gym.lm.models import load, pack, parameters_of, policies, token_logprobs  # noqa: E402
 from agent_gym.lm.ranks import Ranks  # noqa: E402
-from agent_gym.lm.rollout import environments  # noqa: E402
+from agent_gym.lm.rollout import Limits, environments, evaluate  # noqa: E402
 from agent_gym.lm.runs import Run  # noqa: E402
+from agent_gym.lm.scores import Scores  # noqa: E402
 from agent_gym.lm.tiny import preset  # noqa: E402
 
 ENV, NAME = "APIAgent-v0", "tiny:APIAgent-v0"
@@ -168,6 +173,107 @@ def test_a_run_starts_from_it_without_a_warm_start(packed, made, dialogues, tmp_
 def test_a_warm_start_that_is_asked_for(packed, made, dialogues, tmp_path):
     _, _, model, _ = started(tmp_path, warm=WarmStart(updates=2, demonstrations=20))
     assert not torch.equal(scores(model, dialogues), scores(made, dialogues))
+
+
+# ---- how they are made ----
+
+
+def test_copied_is_the_share_of_calls_that_the_model_knows(dialogues):
+    model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), seed=1)
+    chat = chat_of(model)
+    known = [encoded(chat, dialogue) for dialogue in dialogues[:4]]
+    assert making.copied(model, chat, known) == 0.0
+    warm_start(model, known, WarmStart(updates=30, batch_size=4), context=1024, most_tokens=8192, seed=1, ranks=Ranks())
+    assert making.copied(model, chat, known) == 1.0
+    assert 0.0 < making.copied(model, chat, [encoded(chat, dialogue) for dialogue in dialogues]) < 1.0
+
+
+def test_copied_looks_at_arguments_alone(made, dialogues, monkeypatch):
+    """Neither the name of a tool nor an answer counts, and one token that is not known spoils its call."""
+    chat, sure, asked = chat_of(made), {"every": math.log(0.6)}, []
+
+    def scored(model, rows, spans):
+        asked.extend(chat.text(ids[begin:end]) for ids, own in zip(rows, spans, strict=True) for begin, end in own)
+        logprobs = torch.full((sum(end - begin for own in spans for begin, end in own),), sure["every"])
+        logprobs[0] = sure.get("first", sure["every"])
+        return Scores(logprobs, logprobs, None)
+
+    monkeypatch.setattr(making, "token_logprobs", scored)
+    examples = [encoded(chat, dialogue) for dialogue in dialogues]
+    assert making.copied(made, chat, examples) == 1.0
+    calls = [turn.action for dialogue in dialogues for turn in dialogue.turns if "<tool_call>" in turn.action]
+    assert asked == [action.split('"arguments":{"')[1] for action in calls]  # which is one token
+    sure["first"] = math.log(0.4)
+    assert making.copied(made, chat, examples) == pytest.approx(1 - len(examples) / len(calls))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Making with 20 demonstrations of a kind and a test of four tasks."""
+    monkeypatch.setattr(making, "demonstrations", lambda env, seeds, **how: demonstrations(env, seeds[:20], **how))
+
+    def on_four(engine, chat, envs, seeds, limits, ranks, *, draw):
+        assert (len(seeds), limits) == (256, Limits(64, 1024))
+        assert {env.spec.kwargs["split"] for env in envs} == {"validation"}
+        return evaluate(engine, chat, envs[:4], seeds[:4], Limits(16, 256), ranks, draw=draw)
+
+    monkeypatch.setattr(making, "evaluate", on_four)
+
+
+def test_making_one(short, tmp_path, monkeypatch):
+    recipe = making.Recipe(demonstrations=20, updates=3, wasteful=2)
+    first = making.make(ENV, 1, tmp_path / "a" / ENV, recipe)
+    kwargs = preset(ENV).env_kwargs
+    assert (first["env_id"], first["env_kwargs"], first["seed"], first["recipe"]) == (ENV, kwargs, 1, vars(recipe))
+    assert first["curve [update, loss, calls copied]"] == []  # one in 200 updates
+    assert 0 <= first["validation"]["low"] <= first["validation"]["success"] <= first["validation"]["high"] < 1
+    assert set(first["validation"]) == {"success", "low", "high", *CHANNELS, *(f"oracle's {k}" for k in CHANNELS)}
+    assert 1 < first["validation"]["oracle's tool_calls"] < 4
+    monkeypatch.setattr(models, "POLICIES", tmp_path / "a")
+    assert sum(p.numel() for p in load(NAME).parameters()) == first["parameters"]
+    written = json.loads((tmp_path / "a" / ENV / "card.json").read_text(encoding="utf-8"))
+    again = making.make(ENV, 1, tmp_path / "b" / ENV, recipe)
+    assert {**again, "hours": 0.0} == {**first, "hours": 0.0}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a" / ENV).iterdir() if path.name != "card.json"}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b" / ENV).iterdir() if path.name in files}
+    assert written == {**first, "sha256": hashlib.sha256(files["model.safetensors"]).hexdigest()}
+
+
+def commanded(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["tiny", *words])
+    making.main()
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(making, "make", lambda *given: asked.append(given) or {"validation": {"success": 0.5}})
+    commanded(monkeypatch, "make", ENV)
+    commanded(monkeypatch, "make", "SQL-v0", "--seed", "3", "--out", str(tmp_path), "--updates", "0", "--wasteful", "7")
+    assert asked == [
+        (ENV, 1, models.POLICIES / ENV, making.RECIPES[ENV]),
+        ("SQL-v0", 3, tmp_path / "SQL-v0", replace(making.RECIPES["SQL-v0"], updates=0, wasteful=7)),
+    ]
+    assert capsys.readouterr().out.count('"success": 0.5') == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: command, env_id"),
+        (["make"], "the following arguments are required: env_id"),
+        (["bake", ENV], "argument command: invalid choice: 'bake'"),
+        (["make", "Nothing-v0"], "argument env_id: invalid choice: 'Nothing-v0'"),
+        (["make", ENV, "--updates", "many"], "argument --updates: invalid int value: 'many'"),
+    ],
+)
+def test_wrong_use_of_the_command(words, sentence, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        commanded(monkeypatch, *words)
+    assert stopped.value.code == 2
+    assert f"python -m agent_gym.lm.tiny: error: {sentence}" in capsys.readouterr().err
+
+
+# ---- the page, and the package ----
 
 
 def test_it_plays_as_the_page_says(packed):
