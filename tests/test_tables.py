@@ -45,8 +45,8 @@ def test_the_most_valuable_cells_come_first():
     order = [(cell.table, cell.env, cell.budget) for cell in cells.cells()]
     firsts = list(dict.fromkeys(order))
     assert firsts[:4] == [
-        ("tune", ENVS[0], "medium"), ("main", ENVS[0], "medium"), ("main", ENVS[1], "medium"),
-        ("ablations", ENVS[0], "medium"),
+        ("tune", ENVS[0], "medium"), ("main", ENVS[0], "medium"), ("modes", ENVS[0], "medium"),
+        ("main", ENVS[1], "medium"),
     ]  # fmt: skip
     assert order.count(("main", ENVS[0], "medium")) == 5 * len(METHODS)
 

@@ -140,6 +140,28 @@ ABLATIONS = {
     )
 }
 
+MEASURES = {  # of credit: how success is measured, and how v is taken
+    "excess_group": ("elimination, excess over the group's best", C3),
+    "excess_best": ("elimination, excess over the best so far", "--credit.mode eliminate --credit.cost excess-best"),
+    "own": ("elimination, own cost", "--credit.mode eliminate --credit.cost own"),
+    "v_loo": ("elimination, v by leave-one-out", "--credit.mode eliminate --credit.cost leave-one-out"),
+    "loo": ("leave-one-out", C3_LOO),
+}
+LENGTHS = {
+    length: TASKS[ENVS[0]].replace("[2,3]", levels) for length, levels in (("short", "[1,2]"), ("long", "[3,4]"))
+}
+WASTE = {"much": "", "little": "--warm.updates 60 --warm.wasteful 0 --warm.demonstrations 1000"}  # of the start
+CONTROLS = {"eta 0.1": "--dual.lr 0.1", "eta 0.3": "--dual.lr 0.3", "PID": "--dual.lr 0.1 --dual.pid"}
+MODES = {
+    f"{measure}-{length}-{waste}-{control.replace(' ', '')}": Method(
+        f"{title}, {control}", "ppo_c3rl", ("--env-kwargs", tasks, *f"{flags} {start} {dual}".split())
+    )
+    for control, dual in CONTROLS.items()
+    for length, tasks in LENGTHS.items()
+    for waste, start in WASTE.items()
+    for measure, (title, flags) in MEASURES.items()
+}
+
 TWICE = ("--eval-tasks", "64", "--eval-samples", "16", "--no-eval-start", "--pool-tasks", "128")
 PASSK = {
     name: Method(title, "grpo_pcgrad", (*TWICE, *flags.split()))
@@ -167,7 +189,7 @@ class Cell:
     @property
     def of(self) -> Method:
         """Its method."""
-        return {"ablations": ABLATIONS, "passk": PASSK}.get(self.table, METHODS)[self.method]
+        return {"ablations": ABLATIONS, "modes": MODES, "passk": PASSK}.get(self.table, METHODS)[self.method]
 
     @property
     def path(self) -> str:
@@ -200,6 +222,7 @@ def cells() -> Iterator[Cell]:
     for name, method in METHODS.items():
         yield from (Cell("tune", first, name, "medium", TUNING_SEED, setting) for setting in method.trials)
     yield from _main(first, SEEDS)
+    yield from (Cell("modes", first, name, "medium", seed) for seed in SEEDS[:2] for name in MODES)
     yield from _main(second, SEEDS[:3])
     yield from (Cell("ablations", first, name, "medium", seed) for name in ABLATIONS for seed in SEEDS[:3])
     for env in others:

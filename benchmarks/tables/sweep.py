@@ -220,7 +220,7 @@ def sweep(
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the flags and run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=["tune", "main", "ablations", "passk"], help="of this table only")
+    parser.add_argument("--table", choices=["tune", "main", "modes", "ablations", "passk"], help="of this table only")
     parser.add_argument("--env", choices=ENVS, help="of this environment only")
     parser.add_argument("--budget", choices=["tight", "medium", "loose"], help="of this budget only")
     parser.add_argument("--seeds", type=int, nargs="+", help="of these seeds only")
