@@ -20,7 +20,7 @@ from agent_gym.lm.budget import oracle_costs
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import Dialogue, Example, WarmStart, demonstrations, encoded, warm_start
 from agent_gym.lm.engine import TorchEngine
-from agent_gym.lm.models import POLICIES, Model, pack, token_logprobs
+from agent_gym.lm.models import POLICIES, Model, load, pack, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Limits, environments, evaluate
 from agent_gym.lm.seeds import stream
@@ -39,6 +39,8 @@ class Recipe:
         wasteful: Updates of the second part.
         waste: Probability of a needless call before each step of a wasteful demonstration.
         lr: Peak learning rate of the first part; the second has three quarters of it.
+        again: Updates of both parts of a second round on other demonstrations, at half of these rates; it begins with
+            what the first has packed.
     """
 
     demonstrations: int = 32000
@@ -46,10 +48,11 @@ class Recipe:
     wasteful: int = 2000
     waste: float = 0.5
     lr: float = 2e-3
+    again: tuple[int, int] = (0, 0)
 
 
 RECIPES: dict[str, Recipe] = {
-    "APIAgent-v0": Recipe(),
+    "APIAgent-v0": Recipe(again=(2500, 1200)),
     "CodeAgent-v0": Recipe(demonstrations=2400, updates=1500, wasteful=600, waste=0.32),
     "SQL-v0": Recipe(updates=5000, wasteful=700, waste=0.55),
     "WebLite-v0": Recipe(updates=2000, wasteful=600, waste=0.72),
@@ -76,6 +79,8 @@ def copied(model: Model, chat: Chat, examples: Sequence[Example]) -> float:
 def make(env_id: str, seed: int, folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Train the small policy of an environment, test it on 256 tasks of split validation, and pack it.
 
+    Where the folder holds what the first of two rounds made by the same recipe, only the second is left to do.
+
     Args:
         env_id: Of a preset; its tasks are the preset's.
         seed: Of all chance.
@@ -85,38 +90,54 @@ def make(env_id: str, seed: int, folder: Path, recipe: Recipe) -> dict[str, Any]
     Returns:
         Its card.
     """
+    rounds = [(recipe.updates, recipe.wasteful)] + [recipe.again] * any(recipe.again)
+    made = json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
+    same = (made.get("seed"), made.get("recipe")) == (seed, json.loads(json.dumps(vars(recipe))))
+    for number in range(made["rounds"] if same else 0, len(rounds)):
+        made = _round(env_id, seed, folder, recipe, number, rounds[number], made if number else {})
+    return made
+
+
+def _round(
+    env_id: str, seed: int, folder: Path, recipe: Recipe, number: int, updates: tuple[int, int], before: dict[str, Any]
+) -> dict[str, Any]:
+    """One round of :func:`make`; ``before`` is the card of the one before."""
     begun, ranks = time.monotonic(), Ranks.start("cpu")
     kwargs = tiny.preset(env_id).env_kwargs
 
     def played(split: str, what: str, count: int, waste: float) -> list[Dialogue]:
         (env,) = environments(env_id, 1, chat=None, split=split, bounds={}, **kwargs)
-        seeds = [stream(seed, what, i) for i in range(count)]
+        seeds = [stream(seed, what if split != "train" or not number else f"{what} again", i) for i in range(count)]
         return demonstrations(env, seeds, wasteful=float(waste > 0), waste=waste)
 
-    some = played("train", "plain", 2000, 0.0) + played("train", "wasteful", 2000, recipe.waste)
-    model = tiny.fresh((text for dialogue in some for text in dialogue.texts), seed)
+    if before:
+        model = load(str(folder), adapters=0)
+    else:
+        some = played("train", "plain", 2000, 0.0) + played("train", "wasteful", 2000, recipe.waste)
+        model = tiny.fresh((text for dialogue in some for text in dialogue.texts), seed)
     chat = Chat(model.tokenizer, stops=model.stops, sees_tools=False)
     held_out = [encoded(chat, dialogue) for dialogue in played("validation", "held out", 100, 0.0)]
-    curve: list[tuple[int, float, float]] = []
-    losses: list[float] = []
+    curve: list[list[float]] = before.get("curve [update, loss, calls copied]", [])
+    done, losses = 200 * len(curve), list[float]()
 
     def peek(_: int, loss: float) -> None:
         losses.append(loss)
         if len(losses) % 200 == 0:
-            curve.append((len(losses), round(float(np.mean(losses[-200:])), 4), copied(model, chat, held_out)))
+            mean = round(float(np.mean(losses[-200:])), 4)
+            curve.append([done + len(losses), mean, round(copied(model, chat, held_out), 4)])
             print(f"\n{env_id} update {curve[-1][0]}: loss {curve[-1][1]:.3f}, calls copied {curve[-1][2]:.3f}")
 
-    parts = (("plain", 0.0, recipe.updates, recipe.lr), ("wasteful", recipe.waste, recipe.wasteful, recipe.lr * 0.75))
-    for what, waste, updates, lr in parts:
-        count = min(recipe.demonstrations, updates * WarmStart.batch_size)
-        examples = [encoded(chat, dialogue) for dialogue in played("train", what, count, waste)]
-        warm_start(model, examples, WarmStart(updates=updates, lr=lr), context=LIMITS.context, most_tokens=8192,
-                   seed=seed, ranks=ranks, peek=peek)  # fmt: skip
-    seconds = time.monotonic() - begun
+    lr = recipe.lr / (number + 1)
+    for what, waste, count, peak in (("plain", 0.0, updates[0], lr), ("wasteful", recipe.waste, updates[1], lr * 0.75)):
+        needed = min(recipe.demonstrations, count * WarmStart.batch_size)
+        examples = [encoded(chat, dialogue) for dialogue in played("train", what, needed, waste)]
+        warm_start(model, examples, WarmStart(updates=count, lr=peak), context=LIMITS.context, most_tokens=8192,
+                   seed=seed + number, ranks=ranks, peek=peek)  # fmt: skip
+    hours = before.get("hours", 0.0) + round((time.monotonic() - begun) / 3600, 2)
 
     card: dict[str, Any] = {
-        "env_id": env_id, "env_kwargs": kwargs, "seed": seed, "recipe": vars(recipe), "parameters": model.net.num_parameters(),
-        "hours": round(seconds / 3600, 2), "curve [update, loss, calls copied]": curve,
+        "env_id": env_id, "env_kwargs": kwargs, "seed": seed, "recipe": vars(recipe), "rounds": number + 1,
+        "parameters": model.net.num_parameters(), "hours": hours, "curve [update, loss, calls copied]": curve,
         "validation": tested(env_id, model, chat, seed, ranks),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")} | {
             "python": platform.python_version()},
