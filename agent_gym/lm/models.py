@@ -304,6 +304,7 @@ def pack(model: Model, folder: Path, card: dict[str, Any]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     copy.deepcopy(model.net).half().save_pretrained(temporary)
     model.tokenizer.save_pretrained(temporary)
+    (temporary / "model.safetensors").chmod(0o644)  # or only who installs the package could read it
     lines = (f" {json.dumps(k)}: {json.dumps(v)}" for k, v in {**card, "sha256": _digest(temporary)}.items())
     (temporary / "card.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
