@@ -27,9 +27,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import first_light
 import gymnasium as gym
 import numpy as np
+import trainer_runs
 from tqdm import tqdm
 
 from agent_gym import Call, ToolEnv, Verdict, tool
@@ -170,7 +170,7 @@ def launch(folder: Path, *flags: str) -> Path:
     """One run of the trainer with the environments of this file, unless it is finished; its run folder."""
     kwargs = ("--env-kwargs", *[KWARGS] * sum(flag.startswith("conflict_demo:") for flag in flags))
     paths = os.pathsep.join((str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")))
-    return first_light.launch(folder, TRAINER, *SMALL, *flags, *kwargs, PYTHONPATH=paths)
+    return trainer_runs.launch(folder, TRAINER, *SMALL, *flags, *kwargs, PYTHONPATH=paths)
 
 
 def warm(out: Path, seed: int) -> Path:
@@ -209,7 +209,7 @@ def successes(folder: Path) -> dict[str, float]:
 def conflict(folder: Path) -> tuple[float, float]:
     """Mean cosine of the two types over the updates that had both, and the last noise floor, of a run with large
     batches."""
-    rows = first_light.metrics(folder)
+    rows = trainer_runs.metrics(folder)
     both = [row for row in rows if "cosine/1_0" in row]
     return float(np.mean([row["cosine/1_0"] for row in both])), both[-1]["conflict/floor"]
 
@@ -246,8 +246,8 @@ def report(out: Path, seeds: tuple[int, ...]) -> None:
         "cosine_and_floor": cosines,
         "rescues": rescued,
     }
-    first_light.write(ROOT / "benchmarks" / "conflict_demo.json", json.dumps(result, indent=1) + "\n")
-    first_light.write(ROOT / "docs" / "conflict_demo.md", "\n".join(lines) + "\n")
+    trainer_runs.write(ROOT / "benchmarks" / "conflict_demo.json", json.dumps(result, indent=1) + "\n")
+    trainer_runs.write(ROOT / "docs" / "conflict_demo.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

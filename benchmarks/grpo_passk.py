@@ -22,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import first_light
 import numpy as np
+import trainer_runs
 from tqdm import tqdm
 
 from agent_gym import Trajectory, read_trajectories
@@ -59,13 +59,13 @@ def start(seed: int, options: argparse.Namespace) -> tuple[str, ...]:
 
 def untrained(out: Path, seed: int, options: argparse.Namespace) -> Path:
     """The test of the start with a seed's draws."""
-    return first_light.launch(
+    return trainer_runs.launch(
         out / "start" / str(seed), TRAINER, *start(seed, options), "--total-iterations", "0", "--surgery", "none"
     )
 
 
 def job(out: Path, name: str, seed: int, options: argparse.Namespace) -> Path:
-    return first_light.launch(
+    return trainer_runs.launch(
         out / name.replace(" ", "_").replace(",", "") / str(seed), TRAINER, *start(seed, options), *RUNS[name],
         "--total-iterations", "1000", "--total-tokens", str(options.tokens),
         "--checkpoint-every", "1000", "--log-every", "1000",
@@ -119,7 +119,7 @@ def report(out: Path, options: argparse.Namespace) -> None:
         found[name] = np.stack([tested(job(out, name, seed, options)) for seed in options.seeds])
     rates = {}
     for name in options.only:
-        curves = [first_light.metrics(job(out, name, seed, options)) for seed in options.seeds]
+        curves = [trainer_runs.metrics(job(out, name, seed, options)) for seed in options.seeds]
         measured = [row["conflict/rate"] for curve in curves for row in curve if "conflict/rate" in row]
         rates[name] = float(np.mean(measured)) if measured else None
     table = {
@@ -154,8 +154,8 @@ def report(out: Path, options: argparse.Namespace) -> None:
         "seeds": options.seeds, "tokens": options.tokens, "tasks": options.tasks, "table": table,
         "difference_to_grpo": apart, "conflict_rate": rates, "strongest_baseline": strongest,
     }  # fmt: skip
-    first_light.write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
-    first_light.write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
+    trainer_runs.write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
+    trainer_runs.write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
     if apart:
         draw(apart, ROOT / "docs" / "grpo_passk.png")
     print("\n".join(lines))
@@ -187,7 +187,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("--out", type=Path, default=Path("runs/grpo_passk"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(first_light.SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--tokens", type=int, default=TOKENS, help="generated tokens of a run")
     parser.add_argument("--tasks", type=int, default=TASKS, help="test tasks")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="some of the runs")

@@ -443,9 +443,7 @@ def report(run: Run, bounds: dict[str, float], args: Args) -> None:
     rows = [row for row in run.rows if "validation/success" in row]
     if not rows:
         return
-    drawn = [{k.replace("validation/success", "charts/pass_at_1").replace("validation/", "charts/"): x
-              for k, x in row.items()} for row in rows]  # fmt: skip
-    draw_rounds(drawn, bounds, args.pass_k, run.folder / "rounds.png")
+    draw_rounds(rows, bounds, args.pass_k, run.folder / "rounds.png")
     tables, infra = {split: dict[str, dict[str, Interval]]() for split in SPLITS}, 0
     for split, when in product(SPLITS, WHEN):
         if (path := run.path(f"trajectories/{split}_{when}.jsonl")).exists():

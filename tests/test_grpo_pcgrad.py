@@ -39,8 +39,6 @@ from agent_gym.lm.runs import arguments as parse  # noqa: E402
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # a small environment of two task types is there, and gym.make finds it by name
 import conflict_demo as demo  # noqa: E402
-import first_light  # noqa: E402
-import rft_budget  # noqa: E402
 
 SCRIPT = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
 COMMON, RARE, MIXED = demo.COMMON, demo.RARE, demo.MIXED
@@ -1091,32 +1089,6 @@ def test_the_constructed_conflict_is_seen(checkpoint, tmp_path):
     folder = run(trainer, arguments(init=checkpoint, **own))
     cosine, floor = demo.conflict(folder)
     assert cosine < floor < 0.0
-
-
-def test_reports_of_runs_from_before_a_channel_have_a_dash(finished, tmp_path):
-    """What was not counted then is not known, and not 0."""
-    table = json.loads((finished / "result.json").read_text())["tables"]["test"]["final"]
-    keys = ("pass@1", "mean output_tokens", "mean read_tokens")
-    old = {name: figure for name, figure in table.items() if name != "mean read_tokens"}
-    now = first_light.cells([first_light.figures(table, keys)] * 2, None).split(" | ")
-    assert "-" not in now
-    mixed = first_light.cells([first_light.figures(table, keys), first_light.figures(old, keys)], None)
-    assert mixed.split(" | ") == [*now[:2], "-", *now[3:]]
-
-    folder = tmp_path / "old" / "runs" / "run"
-    shutil.copytree(finished, folder)
-    assert rft_budget.tested(tmp_path / "old")["mean read_tokens"][0] == pytest.approx(table["mean read_tokens"][0])
-    lines = []
-    for line in (finished / "trajectories" / "test_final.jsonl").read_text().splitlines():
-        data = json.loads(line)
-        for cost in (data["cost_total"], *(step["cost"] for step in data["steps"])):
-            del cost["read_tokens"]
-        lines.append(json.dumps(data) + "\n")
-    (folder / "trajectories" / "test_final.jsonl").write_text("".join(lines))
-    figures = rft_budget.tested(tmp_path / "old")
-    assert "mean read_tokens" not in figures
-    assert figures["mean output_tokens"][0] == pytest.approx(table["mean output_tokens"][0])
-    assert rft_budget.cell([]) == "-"
 
 
 # ---- wrong input ----

@@ -339,7 +339,7 @@ def draw_rounds(rows: Sequence[Row], bounds: Mapping[str, float], pass_k: int, p
     """Success with its intervals, and mean costs, on the validation tasks over the rounds.
 
     Args:
-        rows: A row a round: ``charts/`` with pass_at_k, pass_at_1 and in_budget_success, each with its ``_low`` and
+        rows: A row a round: ``validation/`` with pass_at_k, success and in_budget_success, each with its ``_low`` and
             ``_high``, and ``cost/`` with the channels.
         bounds: The budget, which is the unit of a channel's cost; infinite where there is none.
         pass_k: The k of pass_at_k.
@@ -350,10 +350,12 @@ def draw_rounds(rows: Sequence[Row], bounds: Mapping[str, float], pass_k: int, p
     x = [row["iteration"] for row in rows]
     for key, label, colour in (
         ("pass_at_k", f"pass@{pass_k}", "tab:orange"),
-        ("pass_at_1", "pass@1", "tab:green"),
+        ("success", "success", "tab:green"),
         ("in_budget_success", "in-budget success", "tab:blue"),
     ):
-        value, low, high = ([row.get(f"charts/{key}{end}", math.nan) for row in rows] for end in ("", "_low", "_high"))
+        value, low, high = (
+            [row.get(f"validation/{key}{end}", math.nan) for row in rows] for end in ("", "_low", "_high")
+        )
         top.plot(x, value, marker="o", color=colour, label=label)
         top.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     top.set(ylabel="share of validation tasks, 95% interval", ylim=(-0.02, 1.02))
