@@ -195,15 +195,15 @@ def test_groups(drawn):
 
 def test_rounds(drawn):
     """A round of nothing but infra has no figures; a channel without a bound is relative to the first round."""
-    keys = [f"validation/{key}{end}" for key in ("pass_at_k", "success", "in_budget_success")
-            for end in ("", "_low", "_high")] + [f"cost/{k}" for k in CHANNELS]  # fmt: skip
+    bounds = {"tool_calls": 2.0, "output_tokens": 0.0, "read_tokens": math.inf, "latency_ms": 0.5}
+    rft = load("cleanrl_llm", "rft")
+    keys = rft.row_of(rft.summary(NOTHING, bounds, 4), 4)  # what it logs
     rows = [
         {"iteration": 0, **dict.fromkeys(keys, math.nan)},
         {"iteration": 1, **dict.fromkeys(keys, 0.5)},
         {"iteration": 2, **dict.fromkeys(keys, 0.25)},
         {"iteration": 3},
     ]
-    bounds = {"tool_calls": 2.0, "output_tokens": 0.0, "read_tokens": math.inf, "latency_ms": 0.5}
     top, bottom = drawn(figures.draw_rounds, rows, bounds, 4).axes
     assert list(lines(top)) == ["pass@4", "success", "in-budget success"]
     for _, share in lines(top).values():
