@@ -91,7 +91,8 @@ def wasteful_actions(
     base = tool_env(env)
     reads = {name for name, tool in base.tools.items() if tool.reads_only}
     idle = [base.parser.render("", [Call(name)]) for name in sorted(reads) if not base.tools[name].parameters]
-    checks = [a for a in actions if a not in idle and all(call.name in reads for call in base.read(a).calls)]
+    read = {a: [call.name for call in base.read(a).calls] for a in actions}
+    checks = [a for a, names in read.items() if names and a not in idle and reads.issuperset(names)]
     played: list[str] = []
     for action in actions:
         while rng.random() < waste:

@@ -55,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "APIAgent-v0": Recipe(again=(2500, 1200)),
     "CodeAgent-v0": Recipe(demonstrations=2400, updates=1500, wasteful=600, waste=0.32),
     "SQL-v0": Recipe(updates=5000, wasteful=700, waste=0.55),
-    "WebLite-v0": Recipe(updates=2000, wasteful=600, waste=0.72),
+    "WebLite-v0": Recipe(updates=2000, wasteful=600, waste=0.35),
 }
 
 LIMITS = Limits(64, 1024)
