@@ -124,7 +124,7 @@ def draw_dual(rows: Sequence[Row], path: Path) -> None:
     for channel in CHANNELS:
         _curve(top, *_points(rows, f"lambda/{channel}"), label=channel.replace("_", " "))
     top.set_ylabel("multiplier $\\lambda_k$")
-    top.legend(title="cost channel")
+    top.legend(title="cost channel", loc="upper right")
     for key, label, colour in (
         ("charts/success", "success", "tab:green"),
         ("charts/in_budget_success", "in-budget success", "tab:blue"),
@@ -133,7 +133,7 @@ def draw_dual(rows: Sequence[Row], path: Path) -> None:
         _curve(bottom, *_points(rows, key), color=colour, label=label)
     bottom.set(xlabel="iteration", ylabel="share of training episodes", ylim=(-0.02, 1.02))
     _whole(bottom)
-    bottom.legend()
+    bottom.legend(loc="upper right")
     _save(figure, path)
 
 
@@ -279,7 +279,7 @@ def draw_passk(tested: Sequence[Row], rows: Sequence[Row], path: Path) -> None:
     _whole(axis)
     axis.set(xlabel="updates", ylabel="share", ylim=(-0.02, 1.02))
     if ks or rate:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper left")
     _save(figure, path)
 
 
@@ -359,7 +359,7 @@ def draw_rounds(rows: Sequence[Row], bounds: Mapping[str, float], pass_k: int, p
         top.plot(x, value, marker="o", color=colour, label=label)
         top.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     top.set(ylabel="share of validation tasks, 95% interval", ylim=(-0.02, 1.02))
-    top.legend()
+    top.legend(loc="upper left")
     for channel in CHANNELS:
         at, costs = _points(rows, f"cost/{channel}")
         bound, name = bounds[channel], channel.replace("_", " ")
@@ -369,5 +369,5 @@ def draw_rounds(rows: Sequence[Row], bounds: Mapping[str, float], pass_k: int, p
     bottom.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     bottom.set(xlabel="round (0: the start)", ylabel="mean cost, relative to its bound", xticks=x)
     bottom.set_ylim(bottom=0.0)
-    bottom.legend(title="cost channel")
+    bottom.legend(title="cost channel", loc="upper right")
     _save(figure, path)
