@@ -162,10 +162,16 @@ def curve(cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x for x, _ in points], dtype=float), np.array(means)
 
 
-def on_grid(cells: Cells, env: str) -> np.ndarray:
-    """The curves of all seeds at 101 counts of tokens from 0 to those of a run, shape [seeds, 101]."""
-    grid = np.linspace(0, TOKENS[env], 101)
-    return np.array([np.interp(grid, *curve(cells[seed])) for seed in sorted(cells)])
+def on_grid(found: Found, env: str, method: str) -> np.ndarray:
+    """The curves of all seeds at 101 counts of tokens from 0 to those of a run, shape [seeds, 101]. They begin with
+    what the start does, where that was measured."""
+    start = found.main(env, "sft")
+    first = [float(np.nanmean(values(start, "validation", FIGURES[0])))] if start else []
+    grid, rows = np.linspace(0, TOKENS[env], 101), []
+    for _, cell in sorted(found.main(env, method).items()):
+        tokens, success = curve(cell)
+        rows.append(np.interp(grid, [*[0.0 for _ in first], *tokens], [*first, *success]))
+    return np.array(rows)
 
 
 def tokens_to_goal(cells: Cells) -> list[float]:
@@ -421,7 +427,7 @@ def efficiency(found: Found) -> list[str]:
         for name in ROWS[1:]:
             row, cells = [METHODS[name].title], found.main(env, name)
             if cells:
-                area = over_seeds(on_grid(cells, env).mean(axis=1).tolist())
+                area = over_seeds(on_grid(found, env, name).mean(axis=1).tolist())
                 iterations = [len(cell["series"].get("charts/generated_tokens", [])) for cell in cells.values()]
                 minutes = np.mean([cell["wall_seconds"] for cell in cells.values()]) / 60
                 row += [shown(area), " ".join(map(count, tokens_to_goal(cells))), f"{np.mean(iterations):.0f}",
@@ -520,7 +526,7 @@ def draw_curves(found: Found, path: Path) -> bool:
     for axis, env in zip(axes, envs, strict=True):
         grid = np.linspace(0, TOKENS[env], 101) / 1000
         for name in (name for name in ROWS if name != "sft" and found.main(env, name)):
-            curves = on_grid(found.main(env, name), env)
+            curves = on_grid(found, env, name)
             low, high = np.quantile(drawn(len(curves), 0) @ curves / len(curves), [0.025, 0.975], axis=0)
             axis.plot(grid, curves.mean(axis=0), **style(name))
             axis.fill_between(grid, low, high, color=style(name)["color"], alpha=0.12, linewidth=0)
