@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import shutil
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -1288,13 +1289,13 @@ def test_nothing_but_cut_episodes(refused, checkpoint):
     text = refused(
         env_kwargs=json.dumps({**ENV, "max_episode_steps": 1}), init=checkpoint, eval_episodes=0, group_size=2
     )
-    assert text == "iteration 0: no episode reached a verdict (cut by a wrapper)"
+    assert re.fullmatch(r"iteration \d: no episode reached a verdict \(cut by a wrapper\)", text)
 
 
 def test_a_prompt_that_does_not_fit(checkpoint, tmp_path):
     """Fails its episode, not the run; where none fits, there is nothing to learn, and that is said."""
     own = {"total_iterations": 1, "eval_episodes": 2, "eval_every": 0, "keep_best": False, "run_dir": str(tmp_path)}
-    args = arguments(init=checkpoint, device="cpu", **{**SMALL_RUN, **own, "max_context": 10})
+    args = arguments(init=checkpoint, device="cpu", **{**SMALL_RUN, **own, "max_context": 4})
     with pytest.raises(Refused, match="iteration 0: no episode has a turn"):
         trainer.train(args)
 
