@@ -4,8 +4,8 @@ import copy
 import json
 import math
 import pickle
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
