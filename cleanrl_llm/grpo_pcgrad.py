@@ -43,7 +43,7 @@ from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.engine import Engine, TorchEngine
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.models import Model, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory
@@ -836,7 +836,7 @@ def train(args: Args) -> None:
     if len(kinds) == 1:  # several environments have no bounds but those that are given
         (oracle,), seeds = staged("train", 1).pools[0], [stream("oracle", i) for i in range(64)]
         suits = preset(args.env_id[0]).budget
-        budget = bounds(args.budget, suits, oracle, seeds, tiny=str(args.model).startswith("tiny"), ranks=ranks)
+        budget = bounds(args.budget, suits, oracle, seeds, tiny=is_tiny(args.model), ranks=ranks)
     stages = {"train": staged("train", min(PARALLEL, args.num_episodes))}
     stages |= {split: staged(split, PARALLEL if args.eval_tasks else 1) for split in SPLITS}
 

@@ -40,7 +40,7 @@ from agent_gym.lm.chat import Chat
 from agent_gym.lm.engine import Engine, TorchEngine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import credit_map, draw_credits, draw_dual, table
-from agent_gym.lm.models import Model, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory, read_lines
@@ -770,7 +770,7 @@ def train(args: Args) -> None:
     budget = dict.fromkeys(CHANNELS, math.inf)
     tasks = [stream("oracle", i) for i in range(64)]
     own = preset(args.env_id).budget
-    budget = bounds(args.budget, own, made(1, "train")[0], tasks, tiny=str(args.model).startswith("tiny"), ranks=ranks)
+    budget = bounds(args.budget, own, made(1, "train")[0], tasks, tiny=is_tiny(args.model), ranks=ranks)
     bound = np.array(list(budget.values()))  # [channels]
     cut = args.method == "truncation"
     groups = ranks.share(range(args.num_episodes // args.group_size))

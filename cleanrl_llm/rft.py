@@ -45,7 +45,7 @@ from agent_gym.lm.endpoint import Endpoint, play_endpoint
 from agent_gym.lm.engine import TorchEngine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import draw_rounds, table
-from agent_gym.lm.models import Model, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, play
 from agent_gym.lm.runs import Run, command, dumps, peak_memory, write
@@ -482,7 +482,7 @@ def train(args: Args) -> None:
     made = partial(environments, args.env_id, chat=chat, **kwargs)
     seeds = [stream("oracle", i) for i in range(64)]
     own, (free,) = preset(args.env_id).budget, made(1, split="train", bounds={})
-    budget = bounds(args.budget, own, free, seeds, tiny=str(args.model).startswith("tiny"), ranks=ranks)
+    budget = bounds(args.budget, own, free, seeds, tiny=is_tiny(args.model), ranks=ranks)
     count = min(side, args.tasks_per_round * args.samples_per_task) if rft else 0
     envs = made(count, split="train", bounds=budget)
     tests = {split: made(min(side, args.eval_episodes or 0), split=split, bounds=budget) for split in SPLITS}

@@ -309,3 +309,8 @@ def test_those_of_the_package(env_id):
     assert (card["env_id"], card["env_kwargs"]) == (env_id, preset(env_id).env_kwargs)
     assert parameters_of(f"tiny:{env_id}") == card["parameters"] <= 3e6
     assert load(f"tiny:{env_id}").name == f"tiny:{env_id}"
+
+
+def test_a_model_of_somebody_else_is_not_ours_for_its_name():
+    names = ("tiny", "tiny:SQL-v0", "tiny-llama", "tinyllama/chat", "", None)
+    assert [name for name in names if models.is_tiny(name)] == ["tiny", "tiny:SQL-v0"]

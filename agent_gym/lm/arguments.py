@@ -10,7 +10,7 @@ from typing import Any, Literal
 from agent_gym.lm.budget import Budget
 from agent_gym.lm.demonstrations import WarmStart
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.models import READY, parameters_of, policies
+from agent_gym.lm.models import READY, is_tiny, parameters_of, policies
 from agent_gym.lm.tiny import preset
 
 __all__ = ["Common", "at_least", "env_kwargs_of", "fill", "model_of", "size_of"]
@@ -88,13 +88,13 @@ def model_of(model: str | None, env_id: str) -> str:
 
 
 def size_of(model: str, init: str | None) -> Size:
-    """The class of a model: tiny (all whose names begin so), small (below one billion parameters) or large.
+    """The class of a model: tiny (``tiny`` and ``tiny:ENV``), small (below one billion parameters) or large.
 
     Args:
         model: As :func:`model_of` gives it.
         init: As ``--init``.
     """
-    if model.startswith("tiny"):
+    if is_tiny(model):
         return "tiny"
     return "small" if parameters_of(init or model) < 1e9 else "large"
 

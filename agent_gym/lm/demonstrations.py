@@ -16,7 +16,7 @@ from agent_gym.env import tool_env
 from agent_gym.formats import PARSERS, Parser
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.models import Model, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import answers
 from agent_gym.lm.seeds import stream
@@ -75,9 +75,10 @@ class WarmStart:
     """probability of a needless call before each step of a wasteful demonstration"""
 
 
-def wasteful_actions(
-    env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random, scans: float = 0.08
-) -> list[str]:
+SCANS = 0.08  # share of the tools without arguments in what is needless: their answers are long
+
+
+def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random) -> list[str]:
     """The oracle's actions with needless reads before some of them: a read that was made before (a re-check), or a
     tool that takes no arguments (the slow scans are such, and what is never needed).
 
@@ -86,7 +87,6 @@ def wasteful_actions(
         actions: What the oracle does.
         waste: Probability of one more needless read before each action.
         rng: Where the chance comes from.
-        scans: Share of the tools without arguments among these; their answers are long.
     """
     base = tool_env(env)
     reads = {name for name, tool in base.tools.items() if tool.reads_only}
@@ -97,7 +97,7 @@ def wasteful_actions(
     for action in actions:
         while rng.random() < waste:
             again = [a for a in played if a in checks]
-            if choices := again if checks and rng.random() >= scans else idle:
+            if choices := again if checks and rng.random() >= SCANS else idle:
                 played.append(rng.choice(choices))
         played.append(action)
     return played
@@ -217,7 +217,7 @@ def encoded(chat: Chat, dialogue: Dialogue) -> Example:
 
 def warm_start(
     model: Model, examples: Sequence[Example], warm: WarmStart, *, context: int, most_tokens: int, seed: int,
-    ranks: Ranks, peek: Callable[[int, float], None] | None = None,
+    ranks: Ranks, peek: Callable[[float], None] | None = None,
 ) -> float:  # fmt: skip
     """Supervised training on what the model itself has to write, the same for any number of processes.
 
@@ -229,7 +229,7 @@ def warm_start(
         most_tokens: Padded tokens of one forward pass.
         seed: Of the order of the examples.
         ranks: Each batch is shared over them, and the gradients are summed.
-        peek: Called after each update with its number, from 1, and its loss.
+        peek: Called after each update with its loss.
 
     Returns:
         The mean loss of a model token over the last tenth of the updates; NaN without updates.
@@ -241,7 +241,9 @@ def warm_start(
     if not data:
         raise Refused(f"none of {len(examples)} demonstrations is within {context} tokens; raise --max-context")
     parameters = model.trained()
-    peak = warm.lr or (2e-3 if model.name.startswith("tiny") else 2e-4 if model.adapters else 1e-5)
+    peak = warm.lr
+    if peak is None:
+        peak = 2e-3 if is_tiny(model.name) else 2e-4 if model.adapters else 1e-5
     optimizer = torch.optim.AdamW(parameters, peak, betas=(0.9, 0.95), weight_decay=0.01)
     rng = random.Random(stream(seed, "warm start"))
     size, updates = warm.batch_size, warm.updates or 0
@@ -270,6 +272,6 @@ def warm_start(
         losses.append(total)
         bar.set_postfix(loss=f"{np.mean(losses[-20:]) * ranks.world:.3f}")
         if peek:
-            peek(update + 1, total)
+            peek(total)
     last = losses[-max(1, len(losses) // 10) :]
     return float(ranks.sum(np.array([np.mean(last)]))[0]) if last else math.nan

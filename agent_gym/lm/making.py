@@ -120,7 +120,7 @@ def _round(
     curve: list[list[float]] = before.get("curve [update, loss, calls copied]", [])
     done, losses = 200 * len(curve), list[float]()
 
-    def peek(_: int, loss: float) -> None:
+    def peek(loss: float) -> None:
         losses.append(loss)
         if len(losses) % 200 == 0:
             mean = round(float(np.mean(losses[-200:])), 4)

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.scores import Scores, micro_batches, token_logprobs
 
-__all__ = ["Model", "Scores", "load", "micro_batches", "pack", "parameters_of", "policies", "token_logprobs"]
+__all__ = ["Model", "Scores", "is_tiny", "load", "micro_batches", "pack", "parameters_of", "policies", "token_logprobs"]
 
 SMOLLM2, SMOLLM2_PARAMETERS = "smollm2-135m", 134_515_008  # to read its config takes seconds
 CARD = "model.json"  # beside what transformers and peft write: all that is needed to load a folder
@@ -285,6 +285,11 @@ def load(
     )
     _check_head(model)
     return model
+
+
+def is_tiny(name: str | None) -> bool:
+    """Whether a name means a small model of this package: ``tiny``, from scratch, or a ready-made ``tiny:ENV``."""
+    return name == "tiny" or str(name).startswith(READY)
 
 
 def policies() -> list[str]:

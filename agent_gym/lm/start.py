@@ -9,7 +9,7 @@ import torch
 from agent_gym.lm import tiny
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import Dialogue, demonstrations, encoded, warm_start
-from agent_gym.lm.models import Model, load
+from agent_gym.lm.models import Model, is_tiny, load
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import environments
 from agent_gym.lm.runs import Run
@@ -37,7 +37,7 @@ def starting_policy(
     Returns:
         The policy and its chat.
     """
-    small = args.model.startswith("tiny")
+    small = is_tiny(args.model)
     options: dict[str, Any] = {
         "four_bit": args.load_in_4bit, "device": ranks.device, "dtype": DTYPES[args.dtype],
         "checkpointing": args.checkpointing, "seed": args.seed,

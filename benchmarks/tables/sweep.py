@@ -27,6 +27,7 @@ from typing import Any
 import gymnasium as gym
 
 from agent_gym import CHANNELS, Trajectory, read_trajectories, tool_env
+from agent_gym.lm.runs import read_lines
 from agent_gym.metrics import distinct_call_sequences
 
 from .cells import ENVS, ROOT, Cell, cells
@@ -43,11 +44,6 @@ def write(path: Path, data: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def short(value: Any) -> Any:
@@ -71,7 +67,7 @@ def collect(folder: Path) -> dict[str, Any]:
         metric, null where it was not logged; ``tested`` by split, see :func:`tested`; ``credits`` of the episodes whose
         credits were logged.
     """
-    rows = lines(folder / "metrics.jsonl")
+    rows = read_lines(folder / "metrics.jsonl")
     names = sorted({name for row in rows for name in row if name.startswith(SERIES)})
     played = {split: list(read_trajectories(folder / "trajectories" / f"{split}_final.jsonl")) for split in SPLITS}
     args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
@@ -81,7 +77,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "bounds": played[SPLITS[0]][0].env_kwargs["budget"],
         "series": {name: [short(row.get(name)) for row in rows] for name in names},
         "tested": {split: tested(episodes) for split, episodes in played.items()},
-        "credits": [credit(row) for row in lines(folder / "credits.jsonl")],
+        "credits": [credit(row) for row in read_lines(folder / "credits.jsonl")],
     }
 
 
