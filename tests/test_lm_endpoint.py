@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="agent_gym.lm needs the extra 'train'
 import gymnasium as gym
 
 from agent_gym import PARSERS
-from agent_gym.lm import endpoint as module
+from agent_gym.evaluation import endpoint as module
 from agent_gym.lm.endpoint import Endpoint, EndpointError, play_endpoint
 from agent_gym.lm.errors import Refused
 
@@ -270,7 +270,7 @@ def test_a_call_that_did_not_run_has_a_result_that_says_so(kwargs):
     late = asks(("a", "submit", '{"answer": "x"}'), ("b", "get_order", '{"order_id": "O0"}'))
     turn = env.unwrapped.read(late)
     observation, *_, info = env.step(late)
-    said, *results = module._exchange(turn, info["tool_results"], observation, 1)
+    said, *results = module.exchange(turn, info["tool_results"], observation, 1)
     assert [m["tool_call_id"] for m in results] == ["a", "b"] == [c["id"] for c in said["tool_calls"]]
     assert [r["error"] for r in info["tool_results"]] == [None, "not_run"]
     assert '"not_run"' in results[1]["content"]
@@ -295,7 +295,7 @@ def test_words_that_hold_an_unreadable_call(kwargs):
     [
         ({"url": "localhost:8000", "model": "m"}, "address localhost:8000 must begin with http:// or https://"),
         ({"url": "http://x", "model": ""}, "http://x needs a model"),
-        ({"url": "http://x", "model": "m", "timeout": 0.0}, "timeout must be above 0 seconds, not 0"),
+        ({"url": "http://x", "model": "m", "timeout": 0.0}, "timeout must be above 0, not 0"),
     ],
 )
 def test_an_endpoint_that_cannot_work_is_refused(settings, said):
