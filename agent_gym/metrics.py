@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -20,14 +20,31 @@ from agent_gym.tools import Call, canonical, dump
 from agent_gym.trajectory import Trajectory
 
 __all__ = [
-    "CODE_ARGUMENTS", "bootstrap_interval", "by_task", "call_sequence", "cut_count", "distinct_call_sequences",
-    "distinct_n", "distinct_programs", "in_budget_success", "infra_count", "mean_cost", "mean_interval", "pareto_auc",
-    "pareto_front", "pass_at_k", "pass_at_k_intervals", "program", "share_interval", "success_by_group",
-    "success_rate", "violation_rate", "wilson_interval",
+    "CODE_ARGUMENTS", "FAILURES", "MULTIPLES", "bootstrap_interval", "budget_auc", "budget_curve", "budget_multiple",
+    "by_task", "call_sequence", "cut_count", "distinct_call_sequences", "distinct_n", "distinct_programs",
+    "failure_kind", "in_budget_success", "infra_count", "interquartile_mean", "mean_cost", "mean_interval",
+    "pareto_auc", "pareto_front", "pass_at_k", "pass_at_k_intervals", "program", "ratio_interval", "share_interval",
+    "stratified_interval", "success_by_group", "success_rate", "task_means", "violation_rate", "wilson_interval",
 ]  # fmt: skip
 
 Point = tuple[float, float]
 Interval = tuple[float, float, float]
+
+MULTIPLES = tuple(1 + n / 4 for n in range(13))
+"""Of the oracle's cost: 1 to 4."""
+
+FAILURES = {
+    "no_answer": "the turns, the budget or the model's context ran out before the final answer",
+    "unreadable": "at least half of its calls could not be read, or named no tool or wrong arguments",
+    "no_attempt": "it answered without a call",
+    "broken": "what it handed in does not run: an error, too much time, memory or output",
+    "side_effect": "something was changed that nothing asked for",
+    "incomplete": "up to its last step all could still be done, and then it ended the episode",
+    "wrong_change": "an earlier step left a state from which the oracle's steps do not pass any more",
+    "wrong_answer": "the state is as asked, or none is asked for, and what it handed in is wrong",
+    "other": "the verifier's reason is none of these",
+}
+"""Kinds of failures, in the order in which they are decided; see :func:`failure_kind`."""
 
 CODE_ARGUMENTS = {
     "edit": "new", "edit_lines": "new", "write_file": "text", "run_sql": "query", "submit_sql": "query",
@@ -324,6 +341,142 @@ def share_interval(hits: Sequence[bool], level: float = 0.95) -> Interval:
     Of no episodes the share is NaN, and the interval (0, 1).
     """
     return (_mean(hits), *wilson_interval(sum(hits), len(hits), level))
+
+
+def ratio_interval(parts: Sequence[tuple[float, float]], seed: int, level: float = 0.95) -> Interval:
+    """``(ratio, low, high)`` of two sums over tasks, with the percentile bootstrap interval over tasks.
+
+    Args:
+        parts: Numerator and denominator of each task; a task whose denominator is 0 says nothing.
+        seed: Seed of the resampling.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        Three NaN where no denominator is above 0.
+    """
+    array = np.array([part for part in parts if part[1] > 0], dtype=float)
+    if not len(array):
+        return math.nan, math.nan, math.nan
+    sums = array[np.random.default_rng(seed).integers(len(array), size=(2000, len(array)))].sum(axis=1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [_tail(level), 1.0 - _tail(level)])
+    return float(array[:, 0].sum() / array[:, 1].sum()), float(low), float(high)
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half, over the last axis: the lowest and the highest quarter, rounded down, are left out."""
+    cut = values.shape[-1] // 4
+    return np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
+
+
+def stratified_interval(
+    scores: Sequence[Sequence[float]] | np.ndarray,
+    seed: int,
+    level: float = 0.95,
+    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
+) -> Interval:
+    """``(statistic, low, high)`` of several runs, with the stratified bootstrap interval (Agarwal et al. 2021,
+    arXiv:2108.13264): runs are drawn within each task, and all scores are aggregated together.
+
+    Args:
+        scores: One row a run (a seed), one column a task, all finite.
+        seed: Seed of the resampling.
+        level: Coverage, in (0, 1).
+        statistic: Of the scores along the last axis; the interquartile mean by default.
+
+    Raises:
+        ValueError: Unless ``scores`` is a table of finite numbers.
+    """
+    array = np.asarray(scores, dtype=float)
+    if array.ndim != 2 or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"stratified_interval needs finite scores of shape (runs, tasks), not of shape {array.shape}")
+    drawn = np.random.default_rng(seed).integers(len(array), size=(2000, *array.shape))
+    sampled = np.take_along_axis(np.broadcast_to(array, drawn.shape), drawn, axis=1).reshape(len(drawn), -1)
+    low, high = np.quantile(statistic(sampled), [_tail(level), 1.0 - _tail(level)])
+    return float(statistic(array.reshape(-1))), float(low), float(high)
+
+
+def task_means(values: Iterable[tuple[object, float]]) -> list[float]:
+    """The mean of each task's values.
+
+    Args:
+        values: ``(task, value)`` of each episode.
+
+    Returns:
+        One value a task, in the order in which the tasks first occur.
+    """
+    tasks: dict[object, list[float]] = {}
+    for task, value in values:
+        tasks.setdefault(task, []).append(value)
+    return [_mean(own) for own in tasks.values()]
+
+
+def budget_multiple(
+    cost: Mapping[str, float], oracle_cost: Mapping[str, float], channels: Sequence[str] = CHANNELS
+) -> float:
+    """The smallest multiple of the oracle's cost that an episode's cost is within, on every one of the channels.
+
+    Infinite where the oracle spends nothing on a channel and the episode something.
+    """
+    return max(
+        cost[channel] / oracle_cost[channel] if oracle_cost[channel] else math.inf if cost[channel] else 0.0
+        for channel in channels
+    )
+
+
+def budget_curve(
+    episodes: Sequence[tuple[object, bool, float]], seed: int, level: float = 0.95
+) -> list[tuple[float, float, float, float]]:
+    """Success within each multiple of the oracle's cost.
+
+    Args:
+        episodes: Task, success and :func:`budget_multiple` of each.
+        seed: Seed of the resampling.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        ``(multiple, mean, low, high)`` for each of :data:`MULTIPLES`: the mean over tasks, the interval over tasks.
+    """
+    within = ((m, task_means((task, ok and spent <= m) for task, ok, spent in episodes)) for m in MULTIPLES)
+    return [(m, *mean_interval(values, seed, level)) for m, values in within]
+
+
+def budget_auc(episodes: Sequence[tuple[object, bool, float]], seed: int, level: float = 0.95) -> Interval:
+    """Area under the success over the budget, from 1 to 4 times the oracle's cost, divided by 3: in [0, 1].
+
+    It is exact, not a sum over the points of :func:`budget_curve`: a success counts for the share of the budgets that
+    it is within. Arguments as there.
+    """
+    least, most = MULTIPLES[0], MULTIPLES[-1]
+    shares = ((task, ok * (most - min(max(spent, least), most)) / (most - least)) for task, ok, spent in episodes)
+    return mean_interval(task_means(shares), seed, level)
+
+
+def failure_kind(trajectory: Trajectory, first_wrong: int | None = None) -> str | None:
+    """What kind of failure an episode is: the first of :data:`FAILURES` that fits; None of a success and without a
+    verdict.
+
+    Args:
+        trajectory: The episode. Its verdict's reason and diagnostics and the errors of its calls are read.
+        first_wrong: The first step after which no end of the oracle's solution passes any more, where that is known.
+    """
+    verdict = trajectory.verdict
+    if trajectory.success or trajectory.reward is None or verdict is None:
+        return None
+    ran = [one for step in trajectory.steps for one in step.tool_results if one["error"] != "not_run"]
+    calls = [one["error"] for one in ran if one["name"] != "submit"]
+    if verdict["reason"] in ("turn_limit", "budget", "context"):
+        return "no_answer"
+    if calls and 2 * sum(error in ("invalid", "unknown_tool") for error in calls) >= len(calls):
+        return "unreadable"
+    if not calls:
+        return "no_attempt"
+    if verdict["reason"] in ("error", "timeout", "memory", "output_limit"):
+        return "broken"
+    if any("nothing asked for" in line for line in verdict["diagnostics"]):
+        return "side_effect"
+    if verdict["reason"] == "wrong_state":
+        return "wrong_change" if first_wrong is not None and first_wrong < len(trajectory.steps) - 1 else "incomplete"
+    return "wrong_answer" if verdict["reason"] == "wrong_answer" else "other"
 
 
 def _tail(level: float) -> float:

@@ -216,8 +216,8 @@ def exchange(turn: Turn, results: Sequence[Mapping[str, Any]], observation: str,
     return [asked, *told, *([{"role": "user", "content": reply}] if reply else [])]
 
 
-HERMES = """You may call tools. Write a call as <tool_call>{"name": ..., "arguments": {...}}</tool_call>; its result comes
-back as <tool_response>...</tool_response>. The tools:
+HERMES = """You may call tools. Write a call as <tool_call>{"name": ..., "arguments": {...}}</tool_call>; its result
+comes back as <tool_response>...</tool_response>. The tools:
 """
 
 
