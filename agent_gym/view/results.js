@@ -1,0 +1,90 @@
+// The page of result files: the table, success against cost, budget curves, failures, trajectories.
+"use strict";
+
+const entries = DATA.entries;
+const setOf = one => `${one.tasks.name} (${one.tasks.fingerprint.slice(0, 8)})`;
+const sets = [...new Set(entries.map(setOf))];
+const twice = one => entries.filter(e => e.agent.name === one.agent.name && setOf(e) === setOf(one)).length > 1;
+for (const one of entries) one.label = twice(one) ? `${one.agent.name} (${one.file})` : one.agent.name;
+const agents = [...new Set(entries.map(one => one.label))];
+const shown = new Set(agents.keys());
+let set = sets[0], channel = CHANNELS[0];
+
+const agentOf = one => agents.indexOf(one.label);
+const here = () => entries.filter(one => setOf(one) === set && shown.has(agentOf(one)));
+const bounds = one => Object.keys(one.budget).length ? `at most ${costs(one.budget)}` : null;
+const agentColumn = {name: "agent", text: true, value: one => one.label};
+
+section("table", "Leaderboard",
+  el("p", {class: "note"}, "Means over tasks with 95% intervals. Choose a heading to sort by it."),
+  table("Agents on task sets", [
+    {...agentColumn, cell: one => [one.label, bounds(one) && el("small", {}, bounds(one))]},
+    {name: "task set", text: true, value: one => one.tasks.name},
+    measured("success", one => one.aggregates.success, share),
+    measured("in budget", one => one.aggregates.in_budget_success, share),
+    measured("Pareto AUC", one => one.aggregates.pareto_auc, share),
+    ...CHANNELS.map(k => measured(words(k), one => one.aggregates.cost[k], amount)),
+    {name: "tasks", value: one => one.tasks.count},
+    {name: "samples", value: one => one.samples},
+  ], entries, {sorted: "success"}));
+
+section("charts", "Charts",
+  el("div", {class: "choices"},
+    choice("Task set", sets.map(name => [name, name]), value => { set = value; redraw(); }),
+    channelChoice("Cost", value => { channel = value; redraw(); })),
+  legend("Agents", agents, shown),
+  el("div", {class: "charts"},
+    chart("Success against cost", "Success against the mean cost of an episode, with the Pareto front", () => {
+      const x = one => one.aggregates.cost[channel], y = one => one.aggregates.success;
+      const there = here().filter(one => isNumber(x(one)?.[0]) && isNumber(y(one)[0]));
+      const arms = (of, one) => ({type: "data", symmetric: false, array: [of(one)[2] - of(one)[0]],
+        arrayminus: [of(one)[0] - of(one)[1]], thickness: 1, width: 0, color: series(agentOf(one))});
+      const front = pareto(there.map(one => [x(one)[0], y(one)[0]]));
+      return {
+        traces: [
+          {x: front.map(p => p[0]), y: front.map(p => p[1]), mode: "lines", hoverinfo: "skip",
+            line: {shape: "hv", dash: "dot", width: 1.5, color: colour("--muted")}},
+          ...there.map(one => ({x: [x(one)[0]], y: [y(one)[0]], error_x: arms(x, one), error_y: arms(y, one),
+            mode: "markers", marker: {size: 10, color: series(agentOf(one))}, hoverinfo: "text",
+            text: plain(`${one.label}: success ${share(y(one)[0])}, ${amount(x(one)[0])} ${words(channel)}`)})),
+        ],
+        layout: {xaxis: {title: {text: `mean ${words(channel)}`}, rangemode: "tozero"},
+          yaxis: {title: {text: "success"}, range: [-0.03, 1.03]}},
+      };
+    }),
+    chart("Budget curves", "Success within a multiple of the oracle's cost", () => ({
+      traces: here().flatMap(one => {
+        const points = one.aggregates.budget_curve.filter(point => isNumber(point[1]));
+        const x = points.map(point => point[0]), own = series(agentOf(one));
+        const edge = {mode: "lines", line: {width: 0}, hoverinfo: "skip", x};
+        return [
+          {...edge, y: points.map(point => point[2])},
+          {...edge, y: points.map(point => point[3]), fill: "tonexty", fillcolor: clear(own, 0.13)},
+          {x, y: points.map(point => point[1]), mode: "lines", line: {width: 2, color: own}, hoverinfo: "text",
+            text: points.map(point => plain(`${one.label}: ${share(point[1])} within ${amount(point[0])} times`))},
+        ];
+      }),
+      layout: {xaxis: {title: {text: "budget, as a multiple of the oracle's cost"}},
+        yaxis: {title: {text: "success within it"}, range: [-0.03, 1.03]}},
+    }), {rows: here, columns: () => [agentColumn, ...(here()[0]?.aggregates.budget_curve || []).map((point, i) =>
+      measured(`${amount(point[0])}x`, one => one.aggregates.budget_curve[i]?.slice(1), share))]})));
+
+// The points that no other one beats in success at the same cost or less, cheapest first.
+function pareto(points) {
+  let best = -1;
+  return points.sort((a, b) => a[0] - b[0] || b[1] - a[1]).filter(point => point[1] > best && (best = point[1], true));
+}
+
+const failures = section("failures", "Failures", el("p", {class: "note"}, "Share of all episodes, by kind."));
+const kinds = [...new Set(entries.flatMap(one => Object.keys(one.aggregates.failures)))].sort();
+const partOf = (one, kind) => (one.aggregates.failures[kind] || 0) / (one.tasks.count * one.samples);
+failures.append(table("Failures by kind", [
+  agentColumn, {name: "task set", text: true, value: one => one.tasks.name},
+  ...kinds.map(kind => ({name: words(kind), value: one => partOf(one, kind), cell: one => share(partOf(one, kind)),
+    style: (cell, one) => heat(cell, -partOf(one, kind))})),
+], entries));
+
+section("trajectories", "Trajectories", ...reader(entries.map((one, i) => ({
+  name: `${one.label} on ${one.tasks.name}`, episodes: () => json(`episodes-${i}`),
+}))));
+redraw();

@@ -1,0 +1,132 @@
+// The page of run folders: end tables, curves, credit maps, conflicts, trajectories.
+"use strict";
+
+const runs = DATA.entries;
+const shown = new Set(runs.keys());
+let channel = CHANNELS[0];
+const here = () => runs.filter((_, i) => shown.has(i));
+const lastOf = (run, key) => run.rows.findLast(row => key in row)?.[key];
+// A figure of training, or where a trainer tests instead (rft.py), of its tests on validation.
+const figure = (row, name) => row[`charts/${name}`] ?? row[`validation/${name}`];
+const runColumn = {name: "run", text: true, value: run => run.name};
+
+section("runs", "Runs",
+  table("Runs and their last iteration", [
+    runColumn,
+    {name: "trainer", text: true, value: run => run.trainer},
+    {name: "model", text: true, value: run => run.args.model},
+    {name: "seed", value: run => run.args.seed},
+    {name: "iterations", value: run => run.rows.length},
+    {name: "success", value: run => figure(run.rows.at(-1), "success"),
+      cell: run => share(figure(run.rows.at(-1), "success"))},
+    {name: "in budget", value: run => figure(run.rows.at(-1), "in_budget_success"),
+      cell: run => share(figure(run.rows.at(-1), "in_budget_success"))},
+    {name: "violation", value: run => lastOf(run, "violation/any"), cell: run => share(lastOf(run, "violation/any"))},
+    {name: "generated tokens", value: run => lastOf(run, "charts/generated_tokens"),
+      cell: run => amount(lastOf(run, "charts/generated_tokens"))},
+  ], runs));
+
+const tests = runs.flatMap(run => Object.entries(run.tables).map(([title, figures]) => ({run, title, figures})));
+if (tests.length) {
+  const names = [...new Set(tests.flatMap(test => Object.keys(test.figures)))];
+  section("tests", "Tests",
+    el("p", {class: "note"}, "Of the starting and the final policy, with 95% intervals."),
+    table("Tests of the runs", [
+      {name: "run", text: true, value: test => test.run.name},
+      {name: "test", text: true, value: test => test.title},
+      ...names.map(name => measured(words(name), test => test.figures[name],
+        /^(mean|different)/.test(name) ? amount : share)),
+    ], tests));
+}
+
+function curve(title, of, {layout = {}, dashed = null} = {}) {
+  const name = () => title.replace("cost", words(channel));
+  return chart(title, `${title} over the iterations, a line a run`, () => ({
+    traces: runs.flatMap((run, i) => {
+      if (!shown.has(i)) return [];
+      const line = (f, style) => {
+        const rows = run.rows.filter(row => isNumber(f(row)));
+        return {x: rows.map(row => row.iteration), y: rows.map(f), mode: rows.length > 1 ? "lines" : "markers",
+          line: {color: series(i), width: 2, ...style}, hoverinfo: "text",
+          text: rows.map(row => plain(`${run.name}, ${row.iteration}: ${amount(f(row))}`))};
+      };
+      return dashed ? [line(of), line(dashed, {dash: "dot", width: 1.5})] : [line(of)];
+    }),
+    layout: {xaxis: {title: {text: "iteration"}}, ...layout},
+  }), {rows: here, columns: () => [runColumn, ...["first", "last"].map((end, k) => ({
+    name: `${end}: ${name()}`, value: run => run.rows.map(of).filter(isNumber).at(-k),
+    cell: run => amount(run.rows.map(of).filter(isNumber).at(-k)),
+  }))]});
+}
+
+const shares = {layout: {yaxis: {range: [-0.03, 1.03]}}}, from0 = {layout: {yaxis: {rangemode: "tozero"}}};
+section("curves", "Curves",
+  el("p", {class: "note"}, "Of the training episodes of each iteration; of rft.py, of the tests on validation."),
+  el("div", {class: "choices"}, channelChoice("Cost", value => { channel = value; redraw(); })),
+  legend("Runs", runs.map(run => run.name), shown),
+  el("div", {class: "charts"},
+    curve("Success", row => figure(row, "success"), shares),
+    curve("In-budget success", row => figure(row, "in_budget_success"), shares),
+    curve("Violation of any budget", row => row["violation/any"], shares),
+    curve("Mean cost (dotted: its budget)", row => row[`cost/${channel}`],
+      {...from0, dashed: row => row[`budget/${channel}`] > 0 ? row[`budget/${channel}`] : null}),
+    curve("Violation of the cost's budget", row => row[`violation/${channel}`], shares),
+    curve("Multiplier of the cost", row => row[`lambda/${channel}`], from0)));
+
+// ---- credits ----
+
+const maps = runs.flatMap(run => run.credits.map(map => ({run, map})));
+if (maps.length) {
+  const place = el("div");
+  const draw = i => {
+    const {map} = maps[i], most = CHANNELS.map((_, k) => Math.max(1e-9, ...map.v.map(v => Math.abs(v[k] ?? 0))));
+    const steps = map.steps.map((label, t) => ({t, label, u: map.u[t], v: map.v[t]}));
+    const marks = t => [map.necessary.includes(t) ? "the oracle needs it" : null,
+      map.eliminated.includes(t) ? "eliminated" : null].filter(Boolean).join(", ");
+    place.replaceChildren(table(`${map.task_id}, ${map.success ? "passed" : "failed"}`, [
+      {name: "step", text: true, value: one => one.t,
+        cell: one => [`${one.t + 1}. ${one.label}`, el("small", {}, marks(one.t))]},
+      {name: "success credit", value: one => one.u, cell: one => amount(one.u),
+        style: (cell, one) => heat(cell, one.u ?? 0)},
+      ...CHANNELS.map((k, j) => ({name: words(k), value: one => one.v[j], cell: one => amount(one.v[j]),
+        style: (cell, one) => heat(cell, -(one.v[j] ?? 0) / most[j])})),
+    ], steps, {sortable: false, row: one => ({class: map.eliminated.includes(one.t) ? "eliminated" : null})}));
+  };
+  section("credits", "Credit map",
+    el("p", {class: "note"}, "What each step was worth (success credit) and cost (cost credit by channel). A step " +
+      "without a number was not measured."),
+    el("div", {class: "choices"}, choice("Episode", maps.map(({run, map}, i) =>
+      [i, `${runs.length > 1 ? `${run.name}, ` : ""}iteration ${map.iteration}: ${map.task_id}`]), draw)),
+    place);
+  draw(0);
+}
+
+// ---- conflicts ----
+
+const several = runs.filter(run => run.groups.length > 1 && run.rows.some(row => "cosine/1_0" in row));
+if (several.length) {
+  const place = el("div"), of = (row, i, j) => row[`cosine/${Math.max(i, j)}_${Math.min(i, j)}`];
+  const draw = at => {
+    const run = several[at];
+    const cosines = (i, j) => run.rows.map(row => of(row, i, j)).filter(isNumber);
+    const mean = (i, j) => i === j ? null : cosines(i, j).reduce((a, b, _, all) => a + b / all.length, cosines(i, j).length ? 0 : NaN);
+    const groups = run.groups.map((name, i) => ({name, i}));
+    place.replaceChildren(table("Mean cosine over the run", [
+      {name: "group", text: true, value: group => `${group.i}: ${group.name}`},
+      ...groups.map(other => ({name: String(other.i), value: group => mean(group.i, other.i),
+        cell: group => share(mean(group.i, other.i)),
+        style: (cell, group) => heat(cell, mean(group.i, other.i) || 0)})),
+    ], groups, {sortable: false}));
+  };
+  section("conflicts", "Conflict matrix",
+    el("p", {class: "note"}, "The cosine of every two groups' gradients: below 0 they pull against each other."),
+    el("div", {class: "choices"}, choice("Run", several.map((run, i) => [i, run.name]), draw)),
+    place);
+  draw(0);
+}
+
+const sources = runs.flatMap((run, i) => Object.keys(run.files).map(file => ({
+  name: `${runs.length > 1 ? `${run.name}, ` : ""}${file}`, episodes: () => json(`episodes-${i}`)[file],
+})));
+if (sources.length) section("trajectories", "Trajectories", ...reader(sources));
+redraw();
