@@ -230,6 +230,7 @@ class ToolEnv(gym.Env[str, str], ABC):
         self.observation_space = Unicode()
         self.action_space = Unicode()
         self.task: Any = None
+        self.task_set: Any = None  # the tasksets.TaskSet whose tasks alone are played, where there is one
         self._world: Any = None
         self._progress: Any = None  # what a subclass must remember that is not world; immutable
         self._total = NOTHING
@@ -273,6 +274,15 @@ class ToolEnv(gym.Env[str, str], ABC):
         """What the gate's report should say of the current task although it breaks nothing."""
         return []
 
+    def _open_task(self, task_id: str | None) -> Any:
+        """The named task, or a drawn one; of the frozen set where there is one."""
+        if self.task_set is None:
+            return self._make_task(task_id)
+        ids = self.task_set.task_ids
+        task = self._make_task(ids[int(self.np_random.integers(len(ids)))] if task_id is None else task_id)
+        self.task_set.check(task.id, fingerprint(task))
+        return task
+
     def _given_task(self, given: Mapping[str, Any], task_id: str | None) -> Any:
         """The named one of the tasks of a file, or one drawn from ``self.np_random``; ValueError for an unknown id."""
         ids = list(given)
@@ -315,7 +325,7 @@ class ToolEnv(gym.Env[str, str], ABC):
         super().reset(seed=seed)
         if unknown := sorted(set(options or {}) - {"task"}):
             raise ValueError(f"reset has no option {', '.join(map(repr, unknown))}; the only one is 'task'")
-        self.task = self._make_task((options or {}).get("task"))
+        self.task = self._open_task((options or {}).get("task"))
         self._world, self._progress = self.task.world, None
         self._total, self._turn, self._done = NOTHING, 0, False
         self._screen = self.task.request
