@@ -37,7 +37,7 @@ class Reply(NamedTuple):
         usage: ``{"prompt_tokens", "completion_tokens"}`` by the server's count; None where it does not say.
     """
 
-    message: dict[str, Any]
+    message: str | Mapping[str, Any]
     usage: dict[str, int] | None
 
 
