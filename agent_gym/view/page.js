@@ -18,8 +18,15 @@ function el(tag, attributes = {}, ...children) {
 const words = name => name.replaceAll("_", " ");
 const isNumber = x => typeof x === "number";
 const share = x => isNumber(x) ? x.toFixed(3) : "\u2013";
-const amount = x => isNumber(x) ? x.toFixed(Math.abs(x) >= 100 ? 0 : Math.abs(x) >= 10 ? 1 : 2) : "\u2013";
-const costs = cost => CHANNELS.filter(k => k in cost).map(k => `${amount(cost[k])} ${words(k)}`).join(", ");
+const amount = x => {
+  if (!isNumber(x)) return "\u2013";
+  const digits = Math.abs(x) >= 100 ? 0 : Math.abs(x) >= 10 ? 1 : 2;
+  return x.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
+};
+const exact = x => Number.isInteger(x) ? x.toLocaleString("en") : amount(x);
+// What is not 0 of a cost by channel.
+const unit = (k, x) => words(k).replace("latency ", "").replace(/(call|token)s$/, x === 1 ? "$1" : "$&");
+const costs = cost => CHANNELS.filter(k => cost[k]).map(k => `${exact(cost[k])} ${unit(k, cost[k])}`).join(", ") || "nothing";
 
 function section(id, title, ...children) {
   const heading = el("h2", {id: `${id}-title`}, title);
@@ -79,7 +86,7 @@ const measured = (name, of, format) => ({
   value: row => of(row)?.[0],
   cell: row => {
     const [mean, low, high] = of(row) || [];
-    return [format(mean), isNumber(low) ? el("small", {}, `[${format(low)}, ${format(high)}]`) : null];
+    return [format(mean, row), isNumber(low) ? el("small", {}, `[${format(low, row)}, ${format(high, row)}]`) : null];
   },
 });
 
@@ -94,12 +101,17 @@ function heat(cell, part) {
 
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const series = i => colour(`--c${i % 8}`);
+// Colours come again after eight, and nobody has to tell them apart: points have shapes, and lines that come again dashes.
+const SHAPES = [["circle", "\u25cf"], ["square", "\u25a0"], ["diamond", "\u25c6"], ["triangle-up", "\u25b2"],
+  ["triangle-down", "\u25bc"], ["star", "\u2605"], ["pentagon", "\u2b1f"]];
+const marker = i => ({color: series(i), symbol: SHAPES[i % SHAPES.length][0], size: 10});
+const stroke = i => ({color: series(i), width: 2, dash: ["solid", "dash", "dashdot"][Math.floor(i / 8) % 3]});
 const plain = text => text.replace(/[&<>]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&gt;"})[c]);  // plotly reads tags
 const clear = (hex, alpha) => hex + Math.round(255 * alpha).toString(16).padStart(2, "0");
 const drawn = [];
 
 // A chart drawn by `traces() -> {traces, layout}`, again whenever the colours change. `rows` are its table.
-function chart(title, label, traces, {wide = false, columns = null, rows = null} = {}) {
+function chart(title, label, traces, {columns = null, rows = null} = {}) {
   const plot = el("div", {class: "plot", role: "img", "aria-label": label});
   const heading = el("h3", {}, title), below = el("div");
   const draw = () => {
@@ -119,11 +131,11 @@ function chart(title, label, traces, {wide = false, columns = null, rows = null}
     }
   };
   drawn.push(draw);
-  return el("figure", {class: wide ? "wide" : null}, heading, plot, below);
+  return el("figure", {}, heading, plot, below);
 }
 
 function redraw() {
-  for (const draw of drawn) draw();
+  if (window.Plotly) for (const draw of drawn) draw();  // its script comes last: the rest need not wait for it
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
@@ -134,6 +146,7 @@ function legend(title, names, shown) {
       if (box.checked) shown.add(i); else shown.delete(i);
       redraw();
     }});
-    return el("label", {style: `--series: var(--c${i % 8})`}, box, el("i"), name);
+    return el("label", {style: `--series: var(--c${i % 8})`}, box,
+      el("i", {"aria-hidden": true}, SHAPES[i % SHAPES.length][1]), name);
   }));
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_gym.costs import CHANNELS
-from agent_gym.view.results import read_result
+from agent_gym.view.results import read_entry
 from agent_gym.view.runs import read_run
 
 FRAME = """<!doctype html>
@@ -61,7 +61,7 @@ def render(paths: Sequence[str | Path]) -> str:
     if folders and len(folders) < len(paths):
         other = next(path for path in paths if path not in folders)
         raise ValueError(f"{folders[0]} is a folder and {other} is not: give run folders, or result files, not both")
-    kind, title, read = ("runs", "Training runs", read_run) if folders else ("results", "Results", read_result)
+    kind, title, read = ("runs", "Training runs", read_run) if folders else ("results", "Results", read_entry)
     shown, episodes = [], []
     for path in paths:
         one, own = read(path)
@@ -70,7 +70,8 @@ def render(paths: Sequence[str | Path]) -> str:
     data = [_data("data", {"entries": shown, "channels": CHANNELS})]
     data += [_data(f"episodes-{i}", own) for i, own in enumerate(episodes)]
     here = files(__package__)
-    scripts = [get_plotlyjs(), *((here / f"{name}.js").read_text("utf-8") for name in ("page", "reader", kind))]
+    ours = [(here / f"{name}.js").read_text("utf-8") for name in ("page", "reader", kind)]
+    scripts = [*ours, get_plotlyjs(), "redraw();"]  # plotly's takes longest to start
     digests = (b64encode(sha256(f"\n{script}\n".encode()).digest()).decode() for script in scripts)
     return FRAME.format(
         title=escape(title),

@@ -54,7 +54,8 @@ function episode(one) {
   const head = [
     el("h3", {}, title(one)),
     facts([
-      ["verdict", el("span", {class: one.status}, `${one.status}: ${words(one.reason)}`)],
+      ["verdict", el("span", {class: one.status},
+        one.status === one.reason ? one.status : `${one.status}: ${words(one.reason)}`)],
       ["failure", one.failure && words(one.failure)], ["task type", one.task_type], ["difficulty", one.difficulty],
       ["calls it could do without", one.redundant_calls],
       ["cost", costs(one.cost) + (one.over ? " (over budget)" : "")],
@@ -69,10 +70,10 @@ function episode(one) {
       step.calls.some(call => call.error) ? el("span", {class: "tag wrong"}, "error") : null,
       step.eliminated ? el("span", {class: "tag muted"}, "eliminated") : null,
       step.necessary ? el("span", {class: "tag"}, "the oracle needs it") : null,
-      el("span", {class: "muted"}, costs(step.cost)),
-      isNumber(step.u) ? el("span", {class: "muted"}, `success credit ${amount(step.u)}`) : null,
+      el("span", {class: "muted"}, `cost ${costs(step.cost)}`),
+      isNumber(step.u) ? el("span", {class: "muted"}, `success credit ${exact(step.u)}`) : null,
       step.v?.some(isNumber) ? el("span", {class: "muted"},
-        `cost credit ${CHANNELS.map((k, i) => `${amount(step.v[i])} ${words(k)}`).join(", ")}`) : null),
+        `cost credit ${costs(Object.fromEntries(CHANNELS.map((k, i) => [k, step.v[i]])))}`) : null),
     el("pre", {}, step.action),
     step.answer ? el("pre", {class: "answer"}, step.answer) : null)))];
 }

@@ -2,7 +2,8 @@
 "use strict";
 
 const entries = DATA.entries;
-const setOf = one => `${one.tasks.name} (${one.tasks.fingerprint.slice(0, 8)})`;
+const sameName = one => new Set(entries.filter(e => e.tasks.name === one.tasks.name).map(e => e.tasks.fingerprint));
+const setOf = one => one.tasks.name + (sameName(one).size > 1 ? ` (${one.tasks.fingerprint.slice(0, 8)})` : "");
 const sets = [...new Set(entries.map(setOf))];
 const twice = one => entries.filter(e => e.agent.name === one.agent.name && setOf(e) === setOf(one)).length > 1;
 for (const one of entries) one.label = twice(one) ? `${one.agent.name} (${one.file})` : one.agent.name;
@@ -14,18 +15,17 @@ const agentOf = one => agents.indexOf(one.label);
 const here = () => entries.filter(one => setOf(one) === set && shown.has(agentOf(one)));
 const bounds = one => Object.keys(one.budget).length ? `at most ${costs(one.budget)}` : null;
 const agentColumn = {name: "agent", text: true, value: one => one.label};
+const setColumn = {name: "task set", text: true, value: setOf};
 
 section("table", "Leaderboard",
-  el("p", {class: "note"}, "Means over tasks with 95% intervals. Choose a heading to sort by it."),
-  table("Agents on task sets", [
+  table("Means over tasks with 95% intervals; choose a heading to sort by it", [
     {...agentColumn, cell: one => [one.label, bounds(one) && el("small", {}, bounds(one))]},
-    {name: "task set", text: true, value: one => one.tasks.name},
+    {...setColumn, cell: one => [setOf(one), el("small", {}, `${one.tasks.count} tasks`),
+      one.samples > 1 ? el("small", {}, `${one.samples} samples each`) : null]},
     measured("success", one => one.aggregates.success, share),
     measured("in budget", one => one.aggregates.in_budget_success, share),
     measured("Pareto AUC", one => one.aggregates.pareto_auc, share),
     ...CHANNELS.map(k => measured(words(k), one => one.aggregates.cost[k], amount)),
-    {name: "tasks", value: one => one.tasks.count},
-    {name: "samples", value: one => one.samples},
   ], entries, {sorted: "success"}));
 
 section("charts", "Charts",
@@ -45,7 +45,7 @@ section("charts", "Charts",
           {x: front.map(p => p[0]), y: front.map(p => p[1]), mode: "lines", hoverinfo: "skip",
             line: {shape: "hv", dash: "dot", width: 1.5, color: colour("--muted")}},
           ...there.map(one => ({x: [x(one)[0]], y: [y(one)[0]], error_x: arms(x, one), error_y: arms(y, one),
-            mode: "markers", marker: {size: 10, color: series(agentOf(one))}, hoverinfo: "text",
+            mode: "markers", marker: marker(agentOf(one)), hoverinfo: "text",
             text: plain(`${one.label}: success ${share(y(one)[0])}, ${amount(x(one)[0])} ${words(channel)}`)})),
         ],
         layout: {xaxis: {title: {text: `mean ${words(channel)}`}, rangemode: "tozero"},
@@ -60,7 +60,7 @@ section("charts", "Charts",
         return [
           {...edge, y: points.map(point => point[2])},
           {...edge, y: points.map(point => point[3]), fill: "tonexty", fillcolor: clear(own, 0.13)},
-          {x, y: points.map(point => point[1]), mode: "lines", line: {width: 2, color: own}, hoverinfo: "text",
+          {x, y: points.map(point => point[1]), mode: "lines", line: stroke(agentOf(one)), hoverinfo: "text",
             text: points.map(point => plain(`${one.label}: ${share(point[1])} within ${amount(point[0])} times`))},
         ];
       }),
@@ -75,16 +75,14 @@ function pareto(points) {
   return points.sort((a, b) => a[0] - b[0] || b[1] - a[1]).filter(point => point[1] > best && (best = point[1], true));
 }
 
-const failures = section("failures", "Failures", el("p", {class: "note"}, "Share of all episodes, by kind."));
 const kinds = [...new Set(entries.flatMap(one => Object.keys(one.aggregates.failures)))].sort();
 const partOf = (one, kind) => (one.aggregates.failures[kind] || 0) / (one.tasks.count * one.samples);
-failures.append(table("Failures by kind", [
-  agentColumn, {name: "task set", text: true, value: one => one.tasks.name},
+section("failures", "Failures", table("Share of all episodes by kind of failure", [
+  agentColumn, setColumn,
   ...kinds.map(kind => ({name: words(kind), value: one => partOf(one, kind), cell: one => share(partOf(one, kind)),
     style: (cell, one) => heat(cell, -partOf(one, kind))})),
 ], entries));
 
 section("trajectories", "Trajectories", ...reader(entries.map((one, i) => ({
-  name: `${one.label} on ${one.tasks.name}`, episodes: () => json(`episodes-${i}`),
+  name: `${one.label} on ${setOf(one)}`, episodes: () => json(`episodes-${i}`),
 }))));
-redraw();

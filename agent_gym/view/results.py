@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from agent_gym.trajectory import Trajectory, read_trajectories
+from agent_gym.evaluation.result import Outcome, read_result, unpack_trajectories
 from agent_gym.view.episodes import episode
 
-SCHEMA = "agent-gym-result-v1"
-SHOWN = ("agent", "env_id", "tasks", "budget", "samples", "seed", "made", "aggregates")
-OF_OUTCOME = ("oracle_cost", "difficulty", "task_type", "failure", "first_wrong_step", "redundant_calls")
+SHOWN = {"agent", "env_id", "tasks", "budget", "samples", "seed", "made", "aggregates"}
+OF_EPISODE = {"sample", "oracle_cost", "difficulty", "task_type", "failure", "first_wrong_step", "redundant_calls"}
+STATUS = {True: "passed", False: "failed", None: "no verdict"}
 
 
-def read_result(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_entry(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A result file.
 
     Returns:
-        What the tables and charts show, and an episode an outcome; one whose trajectory is not there has no steps.
+        What the tables and charts show, and an episode an outcome, without its steps where the trajectory file is not
+        beside the result.
 
     Raises:
-        ValueError: If the file is not a result, or the one beside it is not that of the result.
+        ValueError: If the file is no result, or the trajectory file is not that of the result.
     """
-    try:
-        result = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise ValueError(f"{path} is not JSON, or it is cut off: give a file that agent-gym eval wrote") from None
-    schema = result.get("schema") if isinstance(result, dict) else None
-    if schema != SCHEMA:
-        what = f"its schema is {schema!r}" if schema else "it names no schema"
-        raise ValueError(f"{path} is not a result that this version reads ({what}, not {SCHEMA!r})")
-    return {key: result[key] for key in SHOWN}, []
+    result = read_result(path)
+    own: list[dict[str, Any]] = [{"steps": None} for _ in result.outcomes]
+    trajectories = path.with_name(result.trajectories.file)
+    if trajectories.exists():
+        own = [episode(one) for one in unpack_trajectories(trajectories, result.trajectories.sha256)]
+    if len(own) != len(result.outcomes):
+        raise ValueError(f"{path} has {len(result.outcomes)} outcomes and {trajectories} has {len(own)} episodes")
+    entry = {"file": path.name, **result.model_dump(mode="json", include=SHOWN)}
+    return entry, [one | _of(outcome, result.budget) for one, outcome in zip(own, result.outcomes, strict=True)]
+
+
+def _of(outcome: Outcome, budget: dict[str, float]) -> dict[str, Any]:
+    return outcome.model_dump(mode="json", include=OF_EPISODE) | {
+        "task_id": outcome.task_id, "status": STATUS[outcome.success], "reason": outcome.reason, "cost": outcome.cost,
+        "over": any(outcome.cost[channel] > bound for channel, bound in budget.items()),
+    }  # fmt: skip

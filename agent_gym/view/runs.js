@@ -8,14 +8,28 @@ const here = () => runs.filter((_, i) => shown.has(i));
 const lastOf = (run, key) => run.rows.findLast(row => key in row)?.[key];
 // A figure of training, or where a trainer tests instead (rft.py), of its tests on validation.
 const figure = (row, name) => row[`charts/${name}`] ?? row[`validation/${name}`];
-const runColumn = {name: "run", text: true, value: run => run.name};
+
+// A run's label is its folder's name without the time; what tells it from the others stands below it.
+runs.forEach((run, i) => {
+  const [env, trainer, ...rest] = run.name.split("__"), base = run => run.name.split("__").slice(0, -1).join("__");
+  const before = runs.slice(0, i).filter(other => base(other) === base(run)).length;
+  const named = trainer ? [trainer, ...rest.slice(0, -2), env, `seed ${run.args.seed}`].join(" ") : run.name;
+  run.label = before ? `${named} (${before + 1})` : named;
+});
+const flat = (value, name = "") => value && typeof value === "object" && !Array.isArray(value)
+  ? Object.entries(value).flatMap(([key, one]) => flat(one, name ? `${name}.${key}` : key))
+  : [[name, typeof value === "string" ? value : JSON.stringify(value)]];
+const FREE = /^(seed|run_dir|resume|device|track|wandb_project|keep_best|eval_.*|.*_every)$/;  // change no training
+const settings = runs.map(run => new Map(flat(run.args)));
+const differing = [...new Set(settings.flatMap(one => [...one.keys()]))].filter(key =>
+  !FREE.test(key) && settings.some(one => one.has(key) && one.get(key) !== settings.find(o => o.has(key)).get(key)));
+const difference = run => differing.filter(key => settings[runs.indexOf(run)].has(key))
+  .map(key => `${key} ${settings[runs.indexOf(run)].get(key)}`).join(", ");
+const runColumn = {name: "run", text: true, value: run => run.label};
 
 section("runs", "Runs",
   table("Runs and their last iteration", [
-    runColumn,
-    {name: "trainer", text: true, value: run => run.trainer},
-    {name: "model", text: true, value: run => run.args.model},
-    {name: "seed", value: run => run.args.seed},
+    {...runColumn, cell: run => [run.label, el("small", {}, run.folder), el("small", {}, difference(run))]},
     {name: "iterations", value: run => run.rows.length},
     {name: "success", value: run => figure(run.rows.at(-1), "success"),
       cell: run => share(figure(run.rows.at(-1), "success"))},
@@ -26,17 +40,21 @@ section("runs", "Runs",
       cell: run => amount(lastOf(run, "charts/generated_tokens"))},
   ], runs));
 
-const tests = runs.flatMap(run => Object.entries(run.tables).map(([title, figures]) => ({run, title, figures})));
-if (tests.length) {
-  const names = [...new Set(tests.flatMap(test => Object.keys(test.figures)))];
+const titles = [...new Set(runs.flatMap(run => Object.keys(run.tests)))];
+if (titles.length) {
+  const place = el("div");
+  const draw = title => {
+    const tested = runs.flatMap(run => Object.entries(run.tests[title] || {}).map(([name, of]) => ({run, name, of})));
+    const names = [...new Set(tested.flatMap(test => Object.keys(test.of)))].map(name => ({name}));
+    place.replaceChildren(table(`Starting and final policy on the ${title} tasks, with 95% intervals`, [
+      {name: "figure", text: true, value: row => words(row.name)},
+      ...tested.map(test => measured(runs.length > 1 ? `${test.run.label}: ${test.name}` : test.name,
+        row => test.of[row.name], (x, row) => /^(mean|different)/.test(row.name) ? amount(x) : share(x))),
+    ], names, {sortable: false}));
+  };
   section("tests", "Tests",
-    el("p", {class: "note"}, "Of the starting and the final policy, with 95% intervals."),
-    table("Tests of the runs", [
-      {name: "run", text: true, value: test => test.run.name},
-      {name: "test", text: true, value: test => test.title},
-      ...names.map(name => measured(words(name), test => test.figures[name],
-        /^(mean|different)/.test(name) ? amount : share)),
-    ], tests));
+    el("div", {class: "choices"}, choice("Tasks", titles.map(title => [title, title]), draw)), place);
+  draw(titles[0]);
 }
 
 function curve(title, of, {layout = {}, dashed = null} = {}) {
@@ -47,8 +65,8 @@ function curve(title, of, {layout = {}, dashed = null} = {}) {
       const line = (f, style) => {
         const rows = run.rows.filter(row => isNumber(f(row)));
         return {x: rows.map(row => row.iteration), y: rows.map(f), mode: rows.length > 1 ? "lines" : "markers",
-          line: {color: series(i), width: 2, ...style}, hoverinfo: "text",
-          text: rows.map(row => plain(`${run.name}, ${row.iteration}: ${amount(f(row))}`))};
+          line: {...stroke(i), ...style}, marker: marker(i), hoverinfo: "text",
+          text: rows.map(row => plain(`${run.label}, ${row.iteration}: ${amount(f(row))}`))};
       };
       return dashed ? [line(of), line(dashed, {dash: "dot", width: 1.5})] : [line(of)];
     }),
@@ -63,7 +81,7 @@ const shares = {layout: {yaxis: {range: [-0.03, 1.03]}}}, from0 = {layout: {yaxi
 section("curves", "Curves",
   el("p", {class: "note"}, "Of the training episodes of each iteration; of rft.py, of the tests on validation."),
   el("div", {class: "choices"}, channelChoice("Cost", value => { channel = value; redraw(); })),
-  legend("Runs", runs.map(run => run.name), shown),
+  legend("Runs", runs.map(run => run.label), shown),
   el("div", {class: "charts"},
     curve("Success", row => figure(row, "success"), shares),
     curve("In-budget success", row => figure(row, "in_budget_success"), shares),
@@ -96,7 +114,7 @@ if (maps.length) {
     el("p", {class: "note"}, "What each step was worth (success credit) and cost (cost credit by channel). A step " +
       "without a number was not measured."),
     el("div", {class: "choices"}, choice("Episode", maps.map(({run, map}, i) =>
-      [i, `${runs.length > 1 ? `${run.name}, ` : ""}iteration ${map.iteration}: ${map.task_id}`]), draw)),
+      [i, `${runs.length > 1 ? `${run.label}, ` : ""}iteration ${map.iteration}: ${map.task_id}`]), draw)),
     place);
   draw(0);
 }
@@ -120,13 +138,12 @@ if (several.length) {
   };
   section("conflicts", "Conflict matrix",
     el("p", {class: "note"}, "The cosine of every two groups' gradients: below 0 they pull against each other."),
-    el("div", {class: "choices"}, choice("Run", several.map((run, i) => [i, run.name]), draw)),
+    el("div", {class: "choices"}, choice("Run", several.map((run, i) => [i, run.label]), draw)),
     place);
   draw(0);
 }
 
 const sources = runs.flatMap((run, i) => Object.keys(run.files).map(file => ({
-  name: `${runs.length > 1 ? `${run.name}, ` : ""}${file}`, episodes: () => json(`episodes-${i}`)[file],
+  name: `${runs.length > 1 ? `${run.label}, ` : ""}${file}`, episodes: () => json(`episodes-${i}`)[file],
 })));
 if (sources.length) section("trajectories", "Trajectories", ...reader(sources));
-redraw();

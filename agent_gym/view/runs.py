@@ -30,15 +30,14 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any
     maps = _lines(folder / "credits.jsonl")
     files = sorted(folder.glob("trajectories/*.jsonl"))
     episodes = {path.stem: _episodes(path, maps) for path in files}
-    name = folder.resolve().name
     groups = folder / "groups.json"
     result = folder / "result.json"
     return {
-        "name": name,
-        "trainer": (name.split("__") + [""])[1],
+        "name": folder.resolve().name,
+        "folder": str(folder),
         "args": _json(folder / "args.json"),
         "rows": rows,
-        "tables": _tables(_json(result)) if result.exists() else {},
+        "tests": _json(result)["tables"] if result.exists() else {},
         "groups": _json(groups)["names"] if groups.exists() else [],
         "credits": maps,
         "files": {stem: len(own) for stem, own in episodes.items()},
@@ -48,11 +47,6 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any
 def _episodes(path: Path, maps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     trajectories: list[Trajectory] = list(read_trajectories(path))
     return with_credits(trajectories, [one for one in maps if path.stem == f"iteration_{one['iteration']:06d}"])
-
-
-def _tables(result: dict[str, Any]) -> dict[str, Any]:
-    """The end tables by title."""
-    return {f"{split} {name}": one for split, own in result["tables"].items() for name, one in own.items()}
 
 
 def _json(path: Path) -> Any:
