@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -130,12 +131,15 @@ class Result(_Part):
     trajectories: TrajectoriesCard
 
     def to_json(self) -> str:
-        """Strict JSON, an outcome a line."""
+        """Strict JSON: a line for each outcome and each aggregate."""
+        text = partial(json.dumps, ensure_ascii=False, allow_nan=False)
         data = self.model_dump(by_alias=True, mode="json")
-        lines = ",\n  ".join(json.dumps(one, ensure_ascii=False, allow_nan=False) for one in data.pop("outcomes"))
-        head, tail = ({k: data[k] for k in keys} for keys in (list(data)[:-2], list(data)[-2:]))
-        first, last = (json.dumps(part, ensure_ascii=False, allow_nan=False, indent=1) for part in (head, tail))
-        return f'{first[:-2]},\n "outcomes": [\n  {lines}\n ],{last[1:]}\n'
+        outcomes = ",\n".join(f"  {text(one)}" for one in data["outcomes"])
+        aggregates = ",\n".join(f"  {text(name)}: {text(value)}" for name, value in data["aggregates"].items())
+        parts = {name: text(value) for name, value in data.items()}
+        parts |= {"outcomes": f"[\n{outcomes}\n ]", "aggregates": f"{{\n{aggregates}\n }}"}
+        lines = ",\n".join(f" {text(name)}: {value}" for name, value in parts.items())
+        return f"{{\n{lines}\n}}\n"
 
 
 def _interval(values: Sequence[float]) -> tuple[Any, ...]:
