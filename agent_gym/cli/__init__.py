@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import gymnasium as gym
 
-from agent_gym.cli import envs, forward
+from agent_gym.cli import envs, forward, play, replay, tasks, view
 from agent_gym.cli.errors import Failure, one_sentence
+from agent_gym.sandbox import SandboxUnavailable
+from agent_gym.verdict import InfraError
 
 __all__ = ["main"]
 
-COMMANDS = (envs, forward)
+COMMANDS = (envs, tasks, play, replay, view, forward)
 """Modules with ``add(commands)``, which makes a parser and sets its ``run(args) -> exit code``."""
 
 
@@ -46,6 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read has seen enough; the interpreter flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Failure, ImportError, OSError, ValueError, gym.error.Error) as error:
+    except (Failure, ImportError, OSError, ValueError, gym.error.Error, InfraError, SandboxUnavailable) as error:
         print(f"agent-gym: {one_sentence(error)}", file=sys.stderr)
         return 1

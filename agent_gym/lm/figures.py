@@ -17,6 +17,7 @@ from agent_gym.costs import CHANNELS
 from agent_gym.env import tool_env
 from agent_gym.lm.rollout import Episode
 from agent_gym.tools import canonical
+from agent_gym.trajectory import Trajectory
 
 __all__ = [
     "credit_map",
@@ -137,14 +138,14 @@ def draw_dual(rows: Sequence[Row], path: Path) -> None:
     _save(figure, path)
 
 
-def necessary(episode: Episode, env: gym.Env) -> list[int]:
+def necessary(episode: Episode | Trajectory, env: gym.Env) -> list[int]:
     """The steps that the oracle needs as well: those that first make one of its calls, and the answer.
 
     Args:
         episode: Whose steps.
         env: Like the one it was played in; it is reset.
     """
-    env.reset(seed=episode.seed)
+    env.reset(seed=episode.seed, options={"task": episode.task_id})
     base = tool_env(env)
 
     def calls(action: Any) -> Counter[str]:
@@ -161,7 +162,12 @@ def necessary(episode: Episode, env: gym.Env) -> list[int]:
 
 
 def credit_map(
-    iteration: int, episode: Episode, u: np.ndarray, v: np.ndarray, eliminated: Sequence[int], env: gym.Env
+    iteration: int,
+    episode: Episode | Trajectory,
+    u: np.ndarray,
+    v: np.ndarray,
+    eliminated: Sequence[int],
+    env: gym.Env,
 ) -> dict[str, Any]:
     """A row of ``draw_credits``: one episode's credits, with a short label a step.
 

@@ -14,7 +14,7 @@ import gymnasium as gym
 
 from agent_gym.env import ToolEnv, tool_env
 
-__all__ = ["SOURCES", "TaskSet", "level", "names", "of_set", "open_set", "tasks", "to_dataset"]
+__all__ = ["SOURCES", "TaskSet", "level", "names", "of_set", "open_set", "oracle_cost", "tasks", "to_dataset"]
 
 FOLDER = Path(__file__).parent
 FORM = "agent-gym-tasks-v1"
@@ -182,14 +182,21 @@ def tasks(name: str, env_id: str | None = None) -> Iterator[dict[str, Any]]:
             yield {
                 "task_id": task_id, "task_hash": info["task_hash"], "request": request, "messages": info["messages"],
                 "tools": info["tools"], "difficulty": level(task_id), "task_type": info["task_type"],
-                "oracle_cost": _oracle_cost(env),
+                "oracle_cost": oracle_cost(env),
             }  # fmt: skip
     finally:
         env.close()
 
 
-def _oracle_cost(env: gym.Env) -> dict[str, float] | None:
-    """What the oracle spends on the current task, played from its start to its end."""
+def oracle_cost(env: gym.Env) -> dict[str, float] | None:
+    """What the oracle spends on a task.
+
+    Args:
+        env: Just reset; its episode is played to the end.
+
+    Returns:
+        The costs by channel; None where the oracle does not pass.
+    """
     info: dict[str, Any] = {}
     for action in tool_env(env).oracle():
         *_, info = env.step(action)

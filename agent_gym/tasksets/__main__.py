@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from dataclasses import replace
 from itertools import chain
 
 import gymnasium as gym
@@ -41,11 +42,9 @@ def main() -> int:
     for env_id, version in VERSIONS.items():
         stem = env_id.rpartition("-")[0]
         found = [draw(env_id, split, f"{stem}-{split}-v{version}") for split in SPLITS]
-        test = found[-1]
-        mini = TaskSet(
-            f"{stem}-mini-v{version}", env_id, test.task_ids[:MINI], test.task_hashes[:MINI], test.drawn_with
-        )
-        for task_set in (*found, mini):
+        test, mini = found[-1], f"{stem}-mini-v{version}"
+        found.append(replace(test, name=mini, task_ids=test.task_ids[:MINI], task_hashes=test.task_hashes[:MINI]))
+        for task_set in found:
             path = FOLDER / f"{task_set.name}.json"
             if path.exists() and path.read_text(encoding="utf-8") != task_set.to_json():
                 print(f"{task_set.name} is frozen, and would be other tasks now: raise its version", file=sys.stderr)

@@ -12,7 +12,8 @@ __all__ = ["CodeAgentEnv", "CodeTask", "load_tasks", "make"]
 
 
 def make(*, tasks: str | None = None, **kwargs: Any) -> ToolEnv:
-    """What ``gym.make("CodeAgent-v0")`` calls: :class:`CodeAgentEnv`, of a frozen task set where ``tasks`` names one."""
+    """What ``gym.make("CodeAgent-v0")`` calls: :class:`CodeAgentEnv`, of a frozen task set where ``tasks`` names
+    one."""
     return of_set(CodeAgentEnv, "CodeAgent-v0", tasks, kwargs)
 
 
