@@ -9,6 +9,7 @@ from typing import Any
 
 from agent_gym.cli.errors import Failure
 from agent_gym.env import ToolEnv
+from agent_gym.tasksets import SOURCES, names
 
 CLASSES = {
     "APIAgent-v0": "agent_gym.envs.api_agent:APIAgentEnv",
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
         print(env_id)
         print(f"  {(inspect.getdoc(kind) or '').splitlines()[0]}")
         print(f"  arguments: {_arguments(kind)}")
-    print("every environment\n  arguments:", _arguments(ToolEnv))
+        sources = [source for source, of in SOURCES.items() if of == env_id]
+        print(f"  task sets: {', '.join(names(env_id) + sources)}\n")
+    print(f"Every environment\n  arguments: {_arguments(ToolEnv)}")
     return 0
 
 
