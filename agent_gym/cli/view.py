@@ -26,14 +26,14 @@ def run(args: argparse.Namespace) -> int:
     """Write the page."""
     from agent_gym.view import render
 
-    page = render(args.paths)
+    page = render(args.paths).encode()
     temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
+        temporary.write_bytes(page)
         temporary.replace(args.out)
     finally:
         temporary.unlink(missing_ok=True)
-    print(f"written to {args.out} ({len(page) / 2**20:.1f} MB)")
+    print(f"written to {args.out} ({len(page) / 1e6:.1f} MB)")
     if args.open:
         webbrowser.open(args.out.resolve().as_uri())
     return 0

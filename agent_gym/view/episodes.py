@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from agent_gym.trajectory import Step, Trajectory
+
+if TYPE_CHECKING:
+    from agent_gym.view.runs import CreditMap
 
 STATUS = {"pass": "passed", "fail": "failed", "infra": "no verdict"}
 
@@ -37,21 +40,20 @@ def _step(step: Step, answer: str | None) -> dict[str, Any]:
     return {"action": action, "answer": answer, "calls": calls, "cost": step.cost}
 
 
-def with_credits(trajectories: Sequence[Trajectory], maps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Episodes, those with their credits first that a line of a run's credits.jsonl is about.
+def with_credits(trajectories: Sequence[Trajectory], maps: Sequence[CreditMap]) -> list[dict[str, Any]]:
+    """Episodes, those first whose credits a run has.
 
     Args:
         trajectories: Of one iteration.
-        maps: The lines of that iteration.
+        maps: The lines of credits.jsonl about that iteration.
     """
     found: dict[int, dict[str, Any]] = {}
     for one in maps:
         for i, trajectory in enumerate(trajectories):
-            if i not in found and trajectory.task_id == one["task_id"] and _is_of(one["steps"], trajectory.steps):
+            if i not in found and trajectory.task_id == one.task_id and _is_of(one.steps, trajectory.steps):
                 found[i] = episode(trajectory)
-                for t, step in enumerate(found[i]["steps"]):
-                    step |= {"u": one["u"][t], "v": one["v"][t]}
-                    step |= {"eliminated": t in one["eliminated"], "necessary": t in one["necessary"]}
+                for t, (step, u, v) in enumerate(zip(found[i]["steps"], one.u, one.v, strict=True)):
+                    step |= {"u": u, "v": v, "eliminated": t in one.eliminated, "necessary": t in one.necessary}
                 break
     return [*found.values(), *(episode(t) for i, t in enumerate(trajectories) if i not in found)]
 

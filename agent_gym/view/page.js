@@ -135,7 +135,7 @@ function chart(title, label, traces, {columns = null, rows = null} = {}) {
 }
 
 function redraw() {
-  if (window.Plotly) for (const draw of drawn) draw();  // its script comes last: the rest need not wait for it
+  if (window.Plotly) for (const draw of drawn) draw();
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
@@ -150,3 +150,9 @@ function legend(title, names, shown) {
       el("i", {"aria-hidden": true}, SHAPES[i % SHAPES.length][1]), name);
   }));
 }
+
+// plotly takes longer to start than all else on the page: first that is shown.
+addEventListener("load", () => requestIdleCallback(() => {
+  document.body.append(el("script", {}, document.getElementById("plotly").textContent));
+  redraw();
+}));

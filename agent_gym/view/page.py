@@ -6,7 +6,6 @@ import json
 from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ FRAME = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
-script-src {hashes}">
+script-src {digests}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
@@ -33,7 +32,8 @@ script-src {hashes}">
 <header><h1>{title}</h1><nav id="nav" aria-label="Sections"></nav></header>
 <main id="main" tabindex="-1"><noscript>This page needs JavaScript; it loads nothing.</noscript></main>
 {data}
-{scripts}
+<script type="text/plain" id="plotly">{plotly}</script>
+<script>{ours}</script>
 </body>
 </html>
 """
@@ -70,15 +70,16 @@ def render(paths: Sequence[str | Path]) -> str:
     data = [_data("data", {"entries": shown, "channels": CHANNELS})]
     data += [_data(f"episodes-{i}", own) for i, own in enumerate(episodes)]
     here = files(__package__)
-    ours = [(here / f"{name}.js").read_text("utf-8") for name in ("page", "reader", kind)]
-    scripts = [*ours, get_plotlyjs(), "redraw();"]  # plotly's takes longest to start
-    digests = (b64encode(sha256(f"\n{script}\n".encode()).digest()).decode() for script in scripts)
+    ours = "".join((here / f"{name}.js").read_text("utf-8") for name in ("page", "reader", kind))
+    scripts = [f"\n{script}\n" for script in (ours, get_plotlyjs())]
+    digests = [b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
     return FRAME.format(
-        title=escape(title),
-        hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
+        title=title,
+        digests=" ".join(f"'sha256-{digest}'" for digest in digests),
         style=(here / "page.css").read_text("utf-8"),
         data="\n".join(data),
-        scripts="\n".join(f"<script>\n{script}\n</script>" for script in scripts),
+        ours=scripts[0],
+        plotly=scripts[1],
     )
 
 

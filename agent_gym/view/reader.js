@@ -1,6 +1,5 @@
 // Trajectories to read: a source, a list of its episodes, and the chosen one step by step. Nothing is parsed or drawn
 // before it is chosen.
-"use strict";
 
 const FILTERS = [
   ["all", "all", () => true],
@@ -12,14 +11,15 @@ const FILTERS = [
 ];
 const MARKS = {passed: "\u2713", failed: "\u2717", "no verdict": "?"};
 
-// Sources are {name, episodes: () -> list}.
+// Sources are {name, episodes: () -> list, count: of those that there are, if not all are in the page}.
 function reader(sources) {
-  let episodes = [], shown = [], filter = FILTERS[0][2];
+  let episodes = [], shown = [], filter = FILTERS[0][2], cut = "";
   const list = el("select", {size: 20, "aria-label": "Episodes", onchange: () => read(shown[list.selectedIndex])});
   const count = el("p", {class: "note", role: "status"}), article = el("article", {"aria-label": "The chosen episode"});
   const search = el("input", {type: "search", oninput: fill, placeholder: "task or text"});
   function load(i) {
     episodes = sources[i].episodes();
+    cut = sources[i].count > episodes.length ? ` (the file has ${sources[i].count})` : "";
     fill();
   }
   function fill() {
@@ -27,7 +27,7 @@ function reader(sources) {
     const has = one => !text || JSON.stringify(one).toLowerCase().includes(text);
     shown = episodes.filter(one => filter(one) && has(one));
     list.replaceChildren(...shown.map(one => el("option", {}, title(one))));
-    count.textContent = `${shown.length} of ${episodes.length} episodes`;
+    count.textContent = `${shown.length} of ${episodes.length} episodes${cut}`;
     article.replaceChildren(el("p", {class: "muted"}, shown.length ? "Choose an episode." : "No such episode."));
   }
   function read(one) {

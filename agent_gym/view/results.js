@@ -1,5 +1,4 @@
 // The page of result files: the table, success against cost, budget curves, failures, trajectories.
-"use strict";
 
 const entries = DATA.entries;
 const sameName = one => new Set(entries.filter(e => e.tasks.name === one.tasks.name).map(e => e.tasks.fingerprint));

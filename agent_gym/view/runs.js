@@ -1,5 +1,4 @@
 // The page of run folders: end tables, curves, credit maps, conflicts, trajectories.
-"use strict";
 
 const runs = DATA.entries;
 const shown = new Set(runs.keys());
@@ -16,15 +15,14 @@ runs.forEach((run, i) => {
   const named = trainer ? [trainer, ...rest.slice(0, -2), env, `seed ${run.args.seed}`].join(" ") : run.name;
   run.label = before ? `${named} (${before + 1})` : named;
 });
+const trainer = run => run.name.split("__")[1];
 const flat = (value, name = "") => value && typeof value === "object" && !Array.isArray(value)
   ? Object.entries(value).flatMap(([key, one]) => flat(one, name ? `${name}.${key}` : key))
   : [[name, typeof value === "string" ? value : JSON.stringify(value)]];
 const FREE = /^(seed|run_dir|resume|device|track|wandb_project|keep_best|eval_.*|.*_every)$/;  // change no training
-const settings = runs.map(run => new Map(flat(run.args)));
-const differing = [...new Set(settings.flatMap(one => [...one.keys()]))].filter(key =>
-  !FREE.test(key) && settings.some(one => one.has(key) && one.get(key) !== settings.find(o => o.has(key)).get(key)));
-const difference = run => differing.filter(key => settings[runs.indexOf(run)].has(key))
-  .map(key => `${key} ${settings[runs.indexOf(run)].get(key)}`).join(", ");
+for (const run of runs) run.settings = new Map(flat(run.args).filter(([key]) => !FREE.test(key)));
+const difference = run => [...run.settings].filter(([key, value]) => runs.some(other =>
+  trainer(other) === trainer(run) && other.settings.get(key) !== value)).map(one => one.join(" ")).join(", ");
 const runColumn = {name: "run", text: true, value: run => run.label};
 
 section("runs", "Runs",
@@ -123,27 +121,41 @@ if (maps.length) {
 
 const several = runs.filter(run => run.groups.length > 1 && run.rows.some(row => "cosine/1_0" in row));
 if (several.length) {
-  const place = el("div"), of = (row, i, j) => row[`cosine/${Math.max(i, j)}_${Math.min(i, j)}`];
+  const place = el("div");
+  let run = several[0];
+  const cosine = (row, i, j) => row[`cosine/${Math.max(i, j)}_${Math.min(i, j)}`];
+  const mean = (i, j) => {
+    const there = run.rows.map(row => cosine(row, i, j)).filter(isNumber);
+    return there.length ? there.reduce((a, b) => a + b) / there.length : null;
+  };
+  const over = chart("Over the iterations", "Cosine of every pair of groups over the iterations", () => {
+    const pairs = run.groups.flatMap((_, i) => run.groups.slice(0, i).map((_, j) => [j, i]));
+    return {
+      traces: [{type: "heatmap", x: run.rows.map(row => row.iteration), y: pairs.map(([j, i]) => `${j} and ${i}`),
+        z: pairs.map(([j, i]) => run.rows.map(row => cosine(row, i, j) ?? null)), zmin: -1, zmax: 1, hoverongaps: false,
+        colorscale: [[0, colour("--minus")], [0.5, colour("--bg")], [1, colour("--plus")]],
+        colorbar: {thickness: 10, outlinewidth: 0}, hovertemplate: "%{y}, iteration %{x}: %{z:.3f}<extra></extra>"}],
+      layout: {xaxis: {title: {text: "iteration"}}, yaxis: {title: {text: "groups"}, type: "category"}},
+    };
+  });
   const draw = at => {
-    const run = several[at];
-    const cosines = (i, j) => run.rows.map(row => of(row, i, j)).filter(isNumber);
-    const mean = (i, j) => i === j ? null : cosines(i, j).reduce((a, b, _, all) => a + b / all.length, cosines(i, j).length ? 0 : NaN);
+    run = several[at];
     const groups = run.groups.map((name, i) => ({name, i}));
-    place.replaceChildren(table("Mean cosine over the run", [
+    place.replaceChildren(table("Mean cosine over the run; below 0 two groups pull against each other", [
       {name: "group", text: true, value: group => `${group.i}: ${group.name}`},
       ...groups.map(other => ({name: String(other.i), value: group => mean(group.i, other.i),
         cell: group => share(mean(group.i, other.i)),
-        style: (cell, group) => heat(cell, mean(group.i, other.i) || 0)})),
+        style: (cell, group) => heat(cell, mean(group.i, other.i) ?? 0)})),
     ], groups, {sortable: false}));
+    redraw();
   };
   section("conflicts", "Conflict matrix",
-    el("p", {class: "note"}, "The cosine of every two groups' gradients: below 0 they pull against each other."),
     el("div", {class: "choices"}, choice("Run", several.map((run, i) => [i, run.label]), draw)),
-    place);
+    el("div", {class: "charts"}, place, over));
   draw(0);
 }
 
-const sources = runs.flatMap((run, i) => Object.keys(run.files).map(file => ({
-  name: `${runs.length > 1 ? `${run.label}, ` : ""}${file}`, episodes: () => json(`episodes-${i}`)[file],
+const sources = runs.flatMap((run, i) => Object.entries(run.files).map(([file, count]) => ({
+  name: (runs.length > 1 ? `${run.label}, ` : "") + file, count, episodes: () => json(`episodes-${i}`)[file],
 })));
 if (sources.length) section("trajectories", "Trajectories", ...reader(sources));
