@@ -197,10 +197,11 @@ def oracle_cost(env: gym.Env) -> dict[str, float] | None:
     Returns:
         The costs by channel; None where the oracle does not pass.
     """
-    info: dict[str, Any] = {}
     for action in tool_env(env).oracle():
-        *_, info = env.step(action)
-    return info["cost_total"] if info.get("verdict", {}).get("status") == "pass" else None
+        _, _, terminated, truncated, info = env.step(action)
+        if terminated or truncated:
+            return info["cost_total"] if info["verdict"]["status"] == "pass" else None
+    return None
 
 
 def to_dataset(name: str, env_id: str | None = None) -> Any:
