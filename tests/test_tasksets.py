@@ -115,7 +115,7 @@ def test_a_vector_environment_plays_one():
         (
             "APIAgent-v0",
             {"tasks": "APIAgent-tset-v1"},
-            "there is no task set 'APIAgent-tset-v1'; there are APIAgent-mini",
+            "there is no task set 'APIAgent-tset-v1'; there are APIAgent",
         ),
         ("APIAgent-v0", {"tasks": "APIAgent-test-v9"}, "there is no task set 'APIAgent-test-v9'"),
         ("APIAgent-v0", {"tasks": "SQL-test-v1"}, "SQL-test-v1 is of SQL-v0, not of APIAgent-v0"),
@@ -175,6 +175,7 @@ def test_sets_are_drawn_the_same_again_and_never_rewritten(folder, monkeypatch, 
     monkeypatch.setattr(making, "VERSIONS", {"WebLite-v0": 3})
     monkeypatch.setattr(making, "TASKS", 16)
     monkeypatch.setattr(making, "MINI", 8)
+    monkeypatch.setattr(making, "SPARE", 2)
     monkeypatch.setattr(sys, "argv", ["tasksets", "make"])
     assert making.main() == 0
     files = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,8 @@ from agent_gym.tools import Call
 from agent_gym.wrappers import RecordTrajectory
 
 HELP = """\
-  TOOL NAME=VALUE ...     call a tool, such as: find_customer email=ann@mail.com name="Ann Lee"
+  TOOL NAME=VALUE ...     call a tool, such as: find_customer email=ann@mail.com
+                          (a value is JSON or one word: name="Ann Lee")
   TOOL {"NAME": VALUE}    the same, with its arguments in JSON
   any other text          the final answer, which ends the episode (also: submit answer="...")
   undo                    take the last turn back, and its costs
@@ -147,21 +148,38 @@ def _action(env: RecordTrajectory, line: str, tools: Mapping[str, Any]) -> str:
 
 
 def _pairs(text: str, schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """``name=value ...`` as arguments. A value is JSON unless its schema wants a text, or it is none.
+    """``name=value ...`` as arguments.
 
     Raises:
         ValueError: For a word without a name, or an open quote.
     """
     found: dict[str, Any] = {}
-    for word in shlex.split(text):
-        name, sign, value = word.partition("=")
-        if not sign:
-            raise ValueError(f"{word!r} is not NAME=VALUE; its arguments are {', '.join(schemas) or 'none'}")
-        try:
-            found[name] = value if schemas.get(name, {}).get("type") == "string" else json.loads(value)
-        except ValueError:
-            found[name] = value
+    while text := text.lstrip():
+        name = text.partition("=")[0]
+        if name not in schemas:
+            raise ValueError(f"{text.split()[0]!r} is not NAME=VALUE; its arguments are {', '.join(schemas) or 'none'}")
+        found[name], text = _value(text[len(name) + 1 :], schemas[name])
     return found
+
+
+def _value(text: str, schema: Mapping[str, Any]) -> tuple[Any, str]:
+    """What a text begins with, as JSON where it is JSON and the schema does not want a text, and the rest of it.
+
+    Raises:
+        ValueError: For an open quote.
+    """
+    kinds = {schema["type"]} if isinstance(schema.get("type"), str) else set(schema.get("type", ()))
+    word = re.match(r"\S*", text)[0]  # type: ignore[index]
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        if text.startswith('"'):
+            raise ValueError(f"the quote in {word!r} is not closed") from None
+        return word, text[len(word) :]
+    if text[end : end + 1].strip():  # such as a date, which begins with a number
+        return word, text[len(word) :]
+    as_text = kinds == {"string"} or ("string" in kinds and isinstance(value, dict | list))
+    return text[:end] if as_text and not isinstance(value, str) else value, text[end:]
 
 
 def _oracle(env_id: str, kwargs: Mapping[str, Any], seed: int, task_id: str) -> str:
