@@ -250,3 +250,145 @@ def test_distinct_n():
     assert math.isnan(metrics.distinct_n(ids, 9))
     with pytest.raises(ValueError, match="n >= 1"):
         metrics.distinct_n(ids, 0)
+
+
+# ---- several samples, several seeds, budgets in multiples of the oracle's cost ----
+
+
+def test_samples_of_a_task_are_averaged_first():
+    assert metrics.task_means([("a", 1), ("b", 0), ("a", 0), ("a", 0)]) == [1 / 3, 0.0]
+
+
+ORACLE = {"tool_calls": 2.0, "output_tokens": 10.0, "read_tokens": 0.0, "latency_ms": 100.0}
+
+
+def test_the_multiple_that_pays_for_an_episode_is_that_of_its_dearest_channel():
+    cost = {"tool_calls": 3.0, "output_tokens": 10.0, "read_tokens": 0.0, "latency_ms": 400.0}
+    assert metrics.budget_multiple(cost, ORACLE) == 4.0
+    assert metrics.budget_multiple(cost, ORACLE, ("tool_calls", "output_tokens")) == 1.5
+    assert metrics.budget_multiple(cost | {"read_tokens": 1.0}, ORACLE) == math.inf
+    assert metrics.budget_multiple(ORACLE, ORACLE) == 1.0
+
+
+def test_the_curve_over_budgets_and_its_area_by_hand():
+    episodes = [("a", True, 1.0), ("a", True, 3.0), ("b", True, math.inf), ("c", False, 1.0), ("d", True, 0.5)]
+    curve = {m: mean for m, mean, *_ in metrics.budget_curve(episodes, seed=0)}
+    assert list(curve) == list(metrics.MULTIPLES)
+    assert (curve[1.0], curve[2.75], curve[3.0], curve[4.0]) == (1.5 / 4, 1.5 / 4, 0.5, 0.5)
+    mean, low, high = metrics.budget_auc(episodes, seed=0)
+    assert mean == pytest.approx(((1 + 1 / 3) / 2 + 0 + 0 + 1) / 4)
+    assert low < mean < high
+    assert mean == pytest.approx(np.mean(list(curve.values())[:-1]), abs=0.03)  # the staircase from the left
+    assert all(math.isnan(value) for value in metrics.budget_auc([], seed=0))
+
+
+def test_a_ratio_of_sums_weighs_the_tasks_by_their_size():
+    assert metrics.ratio_interval([(1, 2), (0, 8), (0, 0)], seed=0)[0] == 0.1
+    assert metrics.ratio_interval([(1, 4)] * 5, seed=0) == (0.25, 0.25, 0.25)
+    assert all(math.isnan(value) for value in metrics.ratio_interval([(0, 0)], seed=0))
+
+
+def test_the_interquartile_mean_leaves_the_outer_quarters_out():
+    assert metrics.interquartile_mean(np.array([0.0, 1, 2, 9, 3, 100, -50, 4])) == 2.5
+    assert metrics.interquartile_mean(np.array([5.0])) == 5.0
+    assert metrics.interquartile_mean(np.zeros((3, 8))).shape == (3,)
+
+
+def test_the_stratified_interval_draws_the_runs_within_each_task():
+    scores = np.tile(np.linspace(0, 1, 40), (5, 1))  # tasks differ, runs do not
+    mean, low, high = metrics.stratified_interval(scores, seed=0, statistic=lambda x: x.mean(axis=-1))
+    assert mean == low == high == pytest.approx(0.5)
+    spread = np.tile(np.linspace(0, 1, 5)[:, None], (1, 40))  # runs differ, tasks do not
+    _, low, high = metrics.stratified_interval(spread, seed=0, statistic=lambda x: x.mean(axis=-1))
+    assert 0.4 < low < 0.5 < high < 0.6
+    assert metrics.stratified_interval(spread, seed=0) == metrics.stratified_interval(spread, seed=0)
+    for wrong in ([], [[]], [1.0], [[math.nan]]):
+        with pytest.raises(ValueError, match=r"of shape \(runs, tasks\)"):
+            metrics.stratified_interval(wrong, seed=0)
+
+
+def covered(interval, truth, trials):
+    """The share of the intervals that hold the truth."""
+    return np.mean([low <= truth <= high for _, low, high in map(interval, range(trials))])
+
+
+def test_the_intervals_cover_what_they_promise():
+    """Synthetic agents: each task has its own success probability, two samples of each are seen."""
+
+    def drawn(trial):
+        draw = np.random.default_rng([7, trial])  # not the seed of the resampling
+        return draw, draw.beta(1, 1, size=60)
+
+    def success(trial):
+        draw, chances = drawn(trial)
+        return metrics.mean_interval(
+            metrics.task_means((t, draw.random() < p) for t, p in enumerate(chances) for _ in range(2)), trial
+        )
+
+    def redundant(trial):
+        draw, chances = drawn(trial)
+        calls = draw.integers(1, 9, size=60)
+        return metrics.ratio_interval([(draw.binomial(n, p), n) for n, p in zip(calls, chances, strict=True)], trial)
+
+    def area(trial):
+        draw, chances = drawn(trial)
+        return metrics.budget_auc([(t, draw.random() < p, 1 + 3 * draw.random()) for t, p in enumerate(chances)], trial)
+
+    assert 0.91 <= covered(success, 0.5, 300) <= 0.98
+    assert 0.91 <= covered(redundant, 0.5, 300) <= 0.98
+    assert 0.91 <= covered(area, 0.25, 300) <= 0.98
+
+
+def test_the_stratified_interval_covers_the_mean_over_seeds():
+    """The tasks are given; ten runs of them are seen, and the truth is their mean over all runs."""
+    chances = np.random.default_rng(0).beta(2, 1, size=20)
+
+    def seen(trial):
+        scores = np.random.default_rng([7, trial]).random((10, 20)) < chances
+        return metrics.stratified_interval(scores.astype(float), trial, statistic=lambda x: x.mean(axis=-1))
+
+    assert 0.89 <= covered(seen, chances.mean(), 300) <= 0.98
+
+
+# ---- kinds of failures ----
+
+
+def failed(reason, errors=(None,), diagnostics=(), names=None, steps=3):
+    results = [
+        {"name": name, "arguments": {}, "content": "", "error": error}
+        for name, error in zip(names or ["f"] * len(errors), errors, strict=True)
+    ]
+    cost = dict.fromkeys(("tool_calls", "output_tokens", "read_tokens", "latency_ms"), 1.0)
+    played = (Step("", "", cost, results, ""), *[Step("", "", cost, [], "")] * (steps - 1))
+    verdict = {"status": "fail", "reason": reason, "score": 0.0, "diagnostics": list(diagnostics)}
+    return Trajectory("t", "e", {}, 0, played, 0.0, verdict, cost)
+
+
+ASIDE = "orders.O1: changed though nothing asked for it: expected 1, found 2"
+
+
+@pytest.mark.parametrize(
+    ("episode", "first_wrong", "kind"),
+    [
+        (failed("turn_limit", ["invalid"]), 0, "no_answer"),
+        (failed("context"), None, "no_answer"),
+        (failed("wrong_state", ["invalid", "unknown_tool", None, None]), 0, "unreadable"),
+        (failed("wrong_state", ["invalid", None, None], [ASIDE]), 0, "side_effect"),
+        (failed("wrong_answer", ["invalid", "not_run"], names=["f", "f"]), 0, "unreadable"),
+        (failed("wrong_answer", [None], names=["submit"]), 0, "no_attempt"),
+        (failed("wrong_answer", []), 0, "no_attempt"),
+        (failed("error"), 2, "broken"),
+        (failed("memory"), 2, "broken"),
+        (failed("wrong_state"), 2, "incomplete"),
+        (failed("wrong_state"), None, "incomplete"),
+        (failed("wrong_state"), 1, "wrong_change"),
+        (failed("wrong_answer"), 1, "wrong_answer"),
+        (failed("unfinished"), 1, "other"),
+        (made("pass"), None, None),
+        (made("infra"), None, None),
+        (made("cut"), None, None),
+    ],
+)
+def test_kinds_of_failures(episode, first_wrong, kind):
+    assert metrics.failure_kind(episode, first_wrong) == kind
+    assert kind is None or kind in metrics.FAILURES
