@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +138,18 @@ def test_python_m_is_the_same():
 def test_every_module_of_the_commands_is_there():
     modules = {path.stem for path in (ROOT / "agent_gym" / "cli").glob("*.py")} - {"__init__", "arguments", "errors"}
     assert {command.__name__.rpartition(".")[2] for command in COMMANDS} == modules
+
+
+def test_the_page_shows_what_is_printed(tmp_path):
+    page = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```sh\n(.*?)^```\n+```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 3
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command, text in shown:
+        line = command.replace("agent-gym", f"{shlex.quote(sys.executable)} -m agent_gym", 1)
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        pattern = ".*?".join(re.escape(part) for part in text.strip("\n").split("\n...\n"))
+        assert re.fullmatch(pattern, done.stdout.strip("\n"), re.DOTALL), done.stdout + done.stderr
 
 
 # ---- envs, tasks ----

@@ -68,7 +68,9 @@ def _show(task_set: TaskSet, task_id: str) -> int:
     print(f"request     {textwrap.indent(request, ' ' * 12).lstrip()}")
     for action in tool_env(env).oracle():
         observation, *_, info = env.step(action)
-        print(f"\n{action}\n{textwrap.indent(observation, '    ')}\n    {costs(info['cost'])}")
+        print(
+            f"\n{action}", *textwrap.indent(observation, " " * 4).splitlines(), f"    {costs(info['cost'])}", sep="\n"
+        )
     env.close()
     verdict = info.get("verdict", {"status": "no verdict", "reason": "the oracle does not end the episode"})
     print(f"\noracle      {verdict['status']}, {costs(info['cost_total'])}")
