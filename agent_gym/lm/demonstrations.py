@@ -72,10 +72,11 @@ class WarmStart:
     wasteful: float = 0.75
     """share of demonstrations with needless calls, so that there is waste to learn away"""
     waste: float = 0.35
-    """probability of a needless call before each step of a wasteful demonstration"""
+    """probability of each of the two needless calls that may stand before a step of a wasteful demonstration"""
 
 
 SCANS = 0.08  # share of the tools without arguments in what is needless: their answers are long
+AT_ONCE = 2  # needless reads before one action, at most: a policy that has learnt from longer rows never stops
 
 
 def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: random.Random) -> list[str]:
@@ -85,7 +86,7 @@ def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: ra
     Args:
         env: Reset to the actions' task.
         actions: What the oracle does.
-        waste: Probability of one more needless read before each action.
+        waste: Probability of each of the two needless reads that may stand before an action.
         rng: Where the chance comes from.
     """
     base = tool_env(env)
@@ -95,9 +96,9 @@ def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: ra
     checks = [a for a, names in read.items() if names and a not in idle and reads.issuperset(names)]
     played: list[str] = []
     for action in actions:
-        while rng.random() < waste:
+        for _ in range(AT_ONCE):
             again = [a for a in played if a in checks]
-            if choices := again if checks and rng.random() >= SCANS else idle:
+            if rng.random() < waste and (choices := again if checks and rng.random() >= SCANS else idle):
                 played.append(rng.choice(choices))
         played.append(action)
     return played
@@ -113,7 +114,7 @@ def demonstrations(
         env: Where it plays.
         seeds: One a task.
         wasteful: Share of demonstrations with needless calls.
-        waste: Probability of a needless call before each step of those.
+        waste: Probability of each of the two needless calls that may stand before a step of those.
         draws: Seeds of what is needless in each; by default they follow from ``seeds``.
         ranks: Every process plays its share and has all of them in the end.
 

@@ -37,7 +37,7 @@ class Recipe:
         demonstrations: Played for each of the two parts, at most.
         updates: Of 16 demonstrations, in the first part.
         wasteful: Updates of the second part.
-        waste: Probability of a needless call before each step of a wasteful demonstration.
+        waste: Probability of each of the two needless calls that may stand before a step of a wasteful demonstration.
         lr: Peak learning rate of the first part; the second has three quarters of it.
         again: Updates of both parts of a second round on other demonstrations, at half of these rates; it begins with
             what the first has packed.
@@ -52,7 +52,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "APIAgent-v0": Recipe(again=(2500, 1200)),
+    "APIAgent-v0": Recipe(updates=3200, wasteful=1300, waste=0.4),
     "CodeAgent-v0": Recipe(demonstrations=2400, updates=1500, wasteful=600, waste=0.32),
     "SQL-v0": Recipe(updates=5000, wasteful=700, waste=0.55),
     "WebLite-v0": Recipe(updates=2000, wasteful=600, waste=0.35),

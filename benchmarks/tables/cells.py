@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
 TASKS = {  # where it is not the preset's
     "APIAgent-v0": '{"difficulty":[2,3],"domains":["shop","calendar","mail"],"max_turns":16}',
-    "SQL-v0": '{"difficulty":1,"max_turns":8}',
 }
 TOKENS = {"APIAgent-v0": 100_000, "SQL-v0": 75_000, "WebLite-v0": 75_000, "CodeAgent-v0": 75_000}  # of a run
 BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
