@@ -26,7 +26,8 @@ const amount = x => {
 const exact = x => Number.isInteger(x) ? x.toLocaleString("en") : amount(x);
 // What is not 0 of a cost by channel.
 const unit = (k, x) => words(k).replace("latency ", "").replace(/(call|token)s$/, x === 1 ? "$1" : "$&");
-const costs = cost => CHANNELS.filter(k => cost[k]).map(k => `${exact(cost[k])} ${unit(k, cost[k])}`).join(", ") || "nothing";
+const costs = cost => CHANNELS.filter(k => cost[k]).map(k => `${exact(cost[k])} ${unit(k, cost[k])}`).join(", ")
+  || "nothing";
 
 function section(id, title, ...children) {
   const heading = el("h2", {id: `${id}-title`}, title);
@@ -36,11 +37,17 @@ function section(id, title, ...children) {
   return node;
 }
 
+function labelled(label, input) {
+  input.id = `field-${++labelled.count}`;
+  return el("div", {}, el("label", {for: input.id}, label), input);
+}
+labelled.count = 0;
+
 // A select with its label. `choices` are [value, text].
 function choice(label, choices, change) {
   const select = el("select", {onchange: () => change(select.value)},
     choices.map(([value, text]) => el("option", {value}, text)));
-  return el("label", {}, label, select);
+  return labelled(label, select);
 }
 
 const channelChoice = (label, change) => choice(label, CHANNELS.map(k => [k, words(k)]), change);
@@ -70,13 +77,14 @@ function table(caption, columns, rows, {sorted = null, descending = true, sortab
     });
     body.replaceChildren(...ordered.map(one => el("tr", row(one), columns.map((column, i) => {
       const shown = (column.cell || column.value)(one);
-      const cell = el(i ? "td" : "th", {class: column.text ? null : "number", scope: i ? null : "row"}, shown ?? "\u2013");
+      const cell = el(i ? "td" : "th", {class: column.text ? null : "number", scope: i ? null : "row"},
+        shown ?? "\u2013");
       if (column.style) column.style(cell, one);
       return cell;
     }))));
   }
   fill();
-  const whole = el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads)), body);
+  const whole = el("table", {}, el("caption", {}, el("span", {}, caption)), el("thead", {}, el("tr", {}, heads)), body);
   return el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": caption}, whole);
 }
 
@@ -101,7 +109,7 @@ function heat(cell, part) {
 
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const series = i => colour(`--c${i % 8}`);
-// Colours come again after eight, and nobody has to tell them apart: points have shapes, and lines that come again dashes.
+// Nobody has to tell the colours apart, which come again after eight: points have shapes, and the next lines dashes.
 const SHAPES = [["circle", "\u25cf"], ["square", "\u25a0"], ["diamond", "\u25c6"], ["triangle-up", "\u25b2"],
   ["triangle-down", "\u25bc"], ["star", "\u2605"], ["pentagon", "\u2b1f"]];
 const marker = i => ({color: series(i), symbol: SHAPES[i % SHAPES.length][0], size: 10});
@@ -155,4 +163,4 @@ function legend(title, names, shown) {
 addEventListener("load", () => requestIdleCallback(() => {
   document.body.append(el("script", {}, document.getElementById("plotly").textContent));
   redraw();
-}));
+}, {timeout: 500}));

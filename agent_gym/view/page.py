@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_gym.costs import CHANNELS
+from agent_gym.metrics import FAILURES
 from agent_gym.view.results import read_entry
 from agent_gym.view.runs import read_run
 
@@ -67,7 +68,7 @@ def render(paths: Sequence[str | Path]) -> str:
         one, own = read(path)
         shown.append(one)
         episodes.append(own)
-    data = [_data("data", {"entries": shown, "channels": CHANNELS})]
+    data = [_data("data", {"entries": shown, "channels": CHANNELS, "failures": FAILURES})]
     data += [_data(f"episodes-{i}", own) for i, own in enumerate(episodes)]
     here = files(__package__)
     ours = "".join((here / f"{name}.js").read_text("utf-8") for name in ("page", "reader", kind))

@@ -38,7 +38,7 @@ function reader(sources) {
     el("div", {class: "choices"},
       choice("Episodes of", sources.map((source, i) => [i, source.name]), load),
       choice("Show", FILTERS, value => { filter = FILTERS.find(one => one[0] === value)[2]; fill(); }),
-      el("label", {}, "Search", search)),
+      labelled("Search", search)),
     el("div", {class: "reader"}, el("div", {}, list, count), article),
   ];
 }
@@ -47,15 +47,16 @@ const title = one => `${MARKS[one.status]} ${one.task_id}${one.sample ? ` #${one
 
 function facts(pairs) {
   const there = pairs.filter(([, value]) => value != null && value !== "");
-  return el("dl", {class: "facts"}, there.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return el("dl", {class: "facts"},
+    there.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }
 
 function episode(one) {
+  const verdict = one.status === one.reason ? one.status : `${one.status}: ${words(one.reason)}`;
   const head = [
     el("h3", {}, title(one)),
     facts([
-      ["verdict", el("span", {class: one.status},
-        one.status === one.reason ? one.status : `${one.status}: ${words(one.reason)}`)],
+      ["verdict", el("span", {class: one.status}, verdict)],
       ["failure", one.failure && words(one.failure)], ["task type", one.task_type], ["difficulty", one.difficulty],
       ["calls it could do without", one.redundant_calls],
       ["cost", costs(one.cost) + (one.over ? " (over budget)" : "")],

@@ -44,7 +44,7 @@ section("charts", "Charts",
           {x: front.map(p => p[0]), y: front.map(p => p[1]), mode: "lines", hoverinfo: "skip",
             line: {shape: "hv", dash: "dot", width: 1.5, color: colour("--muted")}},
           ...there.map(one => ({x: [x(one)[0]], y: [y(one)[0]], error_x: arms(x, one), error_y: arms(y, one),
-            mode: "markers", marker: marker(agentOf(one)), hoverinfo: "text",
+            mode: "markers", marker: marker(agentOf(one)), cliponaxis: false, hoverinfo: "text",
             text: plain(`${one.label}: success ${share(y(one)[0])}, ${amount(x(one)[0])} ${words(channel)}`)})),
         ],
         layout: {xaxis: {title: {text: `mean ${words(channel)}`}, rangemode: "tozero"},
@@ -74,13 +74,16 @@ function pareto(points) {
   return points.sort((a, b) => a[0] - b[0] || b[1] - a[1]).filter(point => point[1] > best && (best = point[1], true));
 }
 
-const kinds = [...new Set(entries.flatMap(one => Object.keys(one.aggregates.failures)))].sort();
+const kinds = Object.keys(DATA.failures).filter(kind => entries.some(one => one.aggregates.failures[kind]));
 const partOf = (one, kind) => (one.aggregates.failures[kind] || 0) / (one.tasks.count * one.samples);
-section("failures", "Failures", table("Share of all episodes by kind of failure", [
-  agentColumn, setColumn,
-  ...kinds.map(kind => ({name: words(kind), value: one => partOf(one, kind), cell: one => share(partOf(one, kind)),
-    style: (cell, one) => heat(cell, -partOf(one, kind))})),
-], entries));
+section("failures", "Failures",
+  table("Share of all episodes by kind of failure", [
+    agentColumn, setColumn,
+    ...kinds.map(kind => ({name: words(kind), value: one => partOf(one, kind), cell: one => share(partOf(one, kind)),
+      style: (cell, one) => heat(cell, -partOf(one, kind))})),
+  ], entries),
+  el("details", {}, el("summary", {}, "What the kinds mean"),
+    el("dl", {}, kinds.flatMap(kind => [el("dt", {}, words(kind)), el("dd", {}, DATA.failures[kind])]))));
 
 section("trajectories", "Trajectories", ...reader(entries.map((one, i) => ({
   name: `${one.label} on ${setOf(one)}`, episodes: () => json(`episodes-${i}`),

@@ -18,7 +18,7 @@ runs.forEach((run, i) => {
 const trainer = run => run.name.split("__")[1];
 const flat = (value, name = "") => value && typeof value === "object" && !Array.isArray(value)
   ? Object.entries(value).flatMap(([key, one]) => flat(one, name ? `${name}.${key}` : key))
-  : [[name, typeof value === "string" ? value : JSON.stringify(value)]];
+  : [[name, value === null ? "unset" : typeof value === "string" ? value : JSON.stringify(value)]];
 const FREE = /^(seed|run_dir|resume|device|track|wandb_project|keep_best|eval_.*|.*_every)$/;  // change no training
 for (const run of runs) run.settings = new Map(flat(run.args).filter(([key]) => !FREE.test(key)));
 const difference = run => [...run.settings].filter(([key, value]) => runs.some(other =>
@@ -35,7 +35,7 @@ section("runs", "Runs",
       cell: run => share(figure(run.rows.at(-1), "in_budget_success"))},
     {name: "violation", value: run => lastOf(run, "violation/any"), cell: run => share(lastOf(run, "violation/any"))},
     {name: "generated tokens", value: run => lastOf(run, "charts/generated_tokens"),
-      cell: run => amount(lastOf(run, "charts/generated_tokens"))},
+      cell: run => exact(lastOf(run, "charts/generated_tokens"))},
   ], runs));
 
 const titles = [...new Set(runs.flatMap(run => Object.keys(run.tests)))];
@@ -135,7 +135,8 @@ if (several.length) {
         z: pairs.map(([j, i]) => run.rows.map(row => cosine(row, i, j) ?? null)), zmin: -1, zmax: 1, hoverongaps: false,
         colorscale: [[0, colour("--minus")], [0.5, colour("--bg")], [1, colour("--plus")]],
         colorbar: {thickness: 10, outlinewidth: 0}, hovertemplate: "%{y}, iteration %{x}: %{z:.3f}<extra></extra>"}],
-      layout: {xaxis: {title: {text: "iteration"}}, yaxis: {title: {text: "groups"}, type: "category"}},
+      layout: {xaxis: {title: {text: "iteration"}, dtick: run.rows.length > 10 ? null : 1},
+        yaxis: {title: {text: "groups"}, type: "category"}},
     };
   });
   const draw = at => {

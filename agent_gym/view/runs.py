@@ -94,5 +94,5 @@ def _read(data: bytes, kind: type[T], where: object) -> T:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise ValueError(f"{where} is not what a trainer writes: {f'{place}: ' if place else ''}{fault['msg']}") from None
+        said = ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
+        raise ValueError(f"{where} is not what a trainer writes: {said}") from None
