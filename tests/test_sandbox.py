@@ -37,6 +37,7 @@ from agent_gym.sandbox import (
     Test,
     backends,
     check,
+    grader,
     owned,
     rootfs,
     seccomp,
@@ -896,6 +897,18 @@ def test_a_sandbox_lost_once_is_no_fault_and_one_lost_always_is(monkeypatch, qui
             ("the program, or the sandbox under it, is killed every time it runs",),
         )
         assert pool.check("# after\n" + PLUS_ONE, "f", TESTS).status == "pass"
+
+
+def test_a_run_that_does_not_start_in_time_is_a_fault_of_the_machine(monkeypatch, quick):
+    monkeypatch.setattr(pool_module, "BACKOFF_S", 0.001)
+    with Pool(quick, slots=1, limits=LIMITS) as pool:
+        assert pool.check(PLUS_ONE, "f", TESTS).status == "pass"
+        monkeypatch.setattr(grader, "START_S", 0.0)
+        verdict = pool.check("# late\n" + PLUS_ONE, "f", TESTS)
+        assert (verdict.status, verdict.diagnostics) == (
+            "infra",
+            ("the machine gave the run hardly any processor time",),
+        )
 
 
 def test_a_sandbox_that_is_mute_after_a_timeout_gives_no_verdict_and_no_second_timeout(monkeypatch, quick):

@@ -405,7 +405,8 @@ class Session:
         self.sandbox, self.limits, self.meter = sandbox, limits, meter or Meter()
         self.answers = self.yielded = 0
         self.most_bytes = limits.output_mb << 20
-        self.deadline, self.half = time.monotonic() + START_S, 0.0
+        self.started = self.over = time.monotonic()
+        self.deadline, self.half = self.started + START_S, 0.0
         self.channel = sandbox.start(limits)
         self.ended: Ended | None = None
         try:
