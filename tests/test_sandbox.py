@@ -905,9 +905,10 @@ def test_a_run_that_does_not_start_in_time_is_a_fault_of_the_machine(monkeypatch
         assert pool.check(PLUS_ONE, "f", TESTS).status == "pass"
         monkeypatch.setattr(grader, "START_S", 0.0)
         verdict = pool.check("# late\n" + PLUS_ONE, "f", TESTS)
-        assert (verdict.status, verdict.diagnostics) == (
-            "infra",
+        assert verdict.status == "infra"
+        assert verdict.diagnostics in (  # by what the run had been given until then
             ("the machine gave the run hardly any processor time",),
+            ("the run did not start: no answer within the time limit",),
         )
 
 

@@ -414,7 +414,7 @@ class Session:
             self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # no byte is out of sight
             first = wire.unpack(self._read, wire.REPLY_BYTES)
         except (Ended, ValueError) as error:
-            raise Lost(f"the run did not start: {error}") from None
+            raise Lost(f"the run did not start: {error.args[-1]}") from None
         if "fault" in first:  # nothing untrusted has run yet
             raise Lost(f"the run could not be enclosed: {first['fault']}")
         self.started = self.over = time.monotonic()
