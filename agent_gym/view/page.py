@@ -57,14 +57,14 @@ def render(paths: Sequence[str | Path]) -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ImportError("the pages need plotly: pip install 'agent-gym[view]'") from error
-    paths = [Path(path) for path in paths]
-    folders = [path for path in paths if path.is_dir()]
-    if folders and len(folders) < len(paths):
-        other = next(path for path in paths if path not in folders)
+    every = [Path(path) for path in paths]
+    folders = [path for path in every if path.is_dir()]
+    if folders and len(folders) < len(every):
+        other = next(path for path in every if path not in folders)
         raise ValueError(f"{folders[0]} is a folder and {other} is not: give run folders, or result files, not both")
     kind, title, read = ("runs", "Training runs", read_run) if folders else ("results", "Results", read_entry)
     shown, episodes = [], []
-    for path in paths:
+    for path in every:
         one, own = read(path)
         shown.append(one)
         episodes.append(own)

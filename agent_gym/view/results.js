@@ -4,8 +4,12 @@ const entries = DATA.entries;
 const sameName = one => new Set(entries.filter(e => e.tasks.name === one.tasks.name).map(e => e.tasks.fingerprint));
 const setOf = one => one.tasks.name + (sameName(one).size > 1 ? ` (${one.tasks.fingerprint.slice(0, 8)})` : "");
 const sets = [...new Set(entries.map(setOf))];
-const twice = one => entries.filter(e => e.agent.name === one.agent.name && setOf(e) === setOf(one)).length > 1;
-for (const one of entries) one.label = twice(one) ? `${one.agent.name} (${one.file})` : one.agent.name;
+for (const one of entries) {
+  const alike = entries.filter(e => e.agent.name === one.agent.name && setOf(e) === setOf(one));
+  const seeds = new Set(alike.map(e => e.seed));
+  one.label = alike.length === 1 ? one.agent.name
+    : `${one.agent.name}, ${seeds.size === alike.length ? `seed ${one.seed}` : one.file}`;
+}
 const agents = [...new Set(entries.map(one => one.label))];
 const shown = new Set(agents.keys());
 let set = sets[0], channel = CHANNELS[0];
@@ -79,7 +83,8 @@ const partOf = (one, kind) => (one.aggregates.failures[kind] || 0) / (one.tasks.
 section("failures", "Failures",
   table("Share of all episodes by kind of failure", [
     agentColumn, setColumn,
-    ...kinds.map(kind => ({name: words(kind), value: one => partOf(one, kind), cell: one => share(partOf(one, kind)),
+    ...kinds.map(kind => ({name: words(kind), value: one => partOf(one, kind),
+      cell: one => partOf(one, kind) ? share(partOf(one, kind)) : "0",
       style: (cell, one) => heat(cell, -partOf(one, kind))})),
   ], entries),
   el("details", {}, el("summary", {}, "What the kinds mean"),
