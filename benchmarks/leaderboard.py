@@ -65,8 +65,8 @@ def table(results: Iterable[Result]) -> str:
         sets.setdefault(result.tasks.name, {}).setdefault(result.agent.name, []).append(result)
     parts = [
         "# Leaderboard\n\nMade by `python benchmarks/leaderboard.py`; [how to submit an entry](../../README.md), and "
-        "[what the columns mean](../../../docs/evaluation.md). Brackets hold 95% bootstrap intervals: over tasks, or where "
-        "there are several seeds over the seeds of each task.\n"
+        "[what the columns mean](../../../docs/evaluation.md). Brackets hold 95% bootstrap intervals: over tasks, and "
+        "where there are several seeds, over the seeds of each task.\n"
     ]
     for name in sorted(sets):
         rows = sorted(map(row, sets[name].values()), key=lambda cells: cells[2], reverse=True)

@@ -23,6 +23,7 @@ from agent_gym import PARSERS, Trajectory
 from agent_gym.cli import main
 from agent_gym.evaluation import endpoint as client
 from agent_gym.evaluation.agents import Job, TurnAgent, open_agent, play_turns
+from agent_gym.evaluation.baselines import baseline
 from agent_gym.evaluation.check import check_result
 from agent_gym.evaluation.endpoint import Endpoint, EndpointError, Reply
 from agent_gym.evaluation.measure import first_wrong_step, measure, oracle_cost
@@ -143,6 +144,24 @@ def test_options_that_cannot_be_read(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["eval", "--tasks", MINI, "--agent", "oracle", *arguments])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(("env_id", "least"), [("APIAgent-v0", 0.9), ("SQL-v0", 0.3), ("WebLite-v0", 0.7)])
+def test_the_scripted_baselines_are_useful(env_id, least, tmp_path):
+    """On training tasks, which they were written for."""
+    tasks = open_set(f"{env_id.removesuffix('-v0')}-train-v1")
+    tasks = replace(tasks, task_ids=tasks.task_ids[:32], task_hashes=tasks.task_hashes[:32])
+    result = played("baseline", tasks, tmp_path)
+    assert result.aggregates.success[0] >= least
+    assert not set(result.aggregates.failures) & {"unreadable", "other"}
+
+
+def test_a_baseline_answers_what_it_does_not_understand(few):
+    env = gym.make(few.env_id, **few.env_kwargs)
+    env.reset(options={"task": "cascade"})
+    info = {"turn": 0}
+    action, _ = baseline(env, [{"role": "user", "content": "Sing."}], info)
+    assert action == "Done."
 
 
 def test_names_of_files():
@@ -422,7 +441,8 @@ def test_a_full_disk_is_told_and_what_was_played_is_kept(tmp_path):
     ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"agent-gym: {out} cannot be written: File too large; the finished episodes are kept, and --resume goes on\n"
+        f"agent-gym: {out}.journal cannot be written: File too large; the finished episodes are kept, and --resume goes "
+        "on\n"
     )
     assert not out.exists()
     assert (tmp_path / "r.json.journal").stat().st_size == 20_000

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agent_gym.cli.errors import Failure
 from agent_gym.costs import CHANNELS
 
 DESCRIPTION = """Let an agent play the tasks of a set, and write a result file with a trajectory file beside it.
@@ -60,14 +59,10 @@ def run(args: argparse.Namespace) -> int:
         per_minute=args.rpm, native=args.calls == "native",
     )  # fmt: skip
     out = args.out or Path("results", file_of(tasks.name), f"{file_of(agent.name)}.json")
-    try:
-        result = evaluate(
-            agent, tasks, out, budget=args.budget, samples=args.samples, seed=args.seed, workers=args.workers,
-            resume=args.resume, tell=_tell if sys.stderr.isatty() else lambda done, of: None,
-        )  # fmt: skip
-    except OSError as error:
-        raise Failure(f"{error.filename or out} cannot be written: {error.strerror}; the finished episodes are kept, "
-                      "and --resume goes on") from error  # fmt: skip
+    result = evaluate(
+        agent, tasks, out, budget=args.budget, samples=args.samples, seed=args.seed, workers=args.workers,
+        resume=args.resume, tell=_tell if sys.stderr.isatty() else lambda done, of: None,
+    )  # fmt: skip
     for line in summary(result):
         print(line)
     print(out)

@@ -35,6 +35,8 @@ def baseline(env: gym.Env, messages: list[dict[str, Any]], info: dict[str, Any])
         calls = next(info["script"]) if not info["turn"] else info["script"].send(info["tool_results"])
     except StopIteration as ended:
         return Reply(base.parser.render(ended.value, []), None)
+    except LOST:
+        return Reply(base.parser.render("Done.", []), None)
     return Reply(base.parser.render("", calls), None)
 
 
@@ -45,6 +47,10 @@ def _answer(request: str) -> Script:
 
 class _Lost(Exception):
     """A part of the request that leads nowhere."""
+
+
+LOST = (_Lost, KeyError, IndexError, TypeError, AttributeError, ValueError)
+"""What comes of a request that is not understood, or of an answer that is not as it was expected."""
 
 
 # ---- APIAgent-v0: services -------------------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def _services(request: str) -> Script:
     for sentence in re.split(r"(?<=\.) (?=[A-Z])", request.strip()):
         try:
             told += (yield from _service(sentence)) or []
-        except (_Lost, KeyError, IndexError, TypeError, AttributeError):  # not understood, or not as it was expected
+        except LOST:
             continue
     keys = re.findall(r'"(\w+)":', wanted)
     return json.dumps(dict(zip(keys, told, strict=False))) if keys else "Done."
@@ -324,13 +330,6 @@ def _value(words: str, upper: bool) -> str:
 
 
 def _queries(request: str) -> Script:
-    try:
-        return (yield from _query(request))
-    except (_Lost, KeyError, IndexError, TypeError, AttributeError, ValueError):
-        return "Done."
-
-
-def _query(request: str) -> Script:
     tables, described = yield from _tables(request)
     alone = "Answer with the value alone" in request
     spelled = "other letters" in request
@@ -507,11 +506,12 @@ def _pages(request: str) -> Script:
 # ---- CodeAgent-v0: programs ------------------------------------------------------------------------------------------
 
 SWAPS = (
-    (" <= ", " < "), (" >= ", " > "), (" < ", " <= "), (" > ", " >= "), ("==", "!="), ("!=", "=="), (" + ", " - "), (" - ", " + "),
-    (" += ", " -= "), (" -= ", " += "), (" * ", " + "), (" // ", " / "), (" and ", " or "), (" or ", " and "),
-    (" | ", " ^ "), (" ^ ", " | "), (" & ", " | "), (" >> ", " << "), (" << ", " >> "), ("min(", "max("),
-    ("max(", "min("), (" not ", " "), (" is None", " is not None"), ("True", "False"), ("False", "True"),
-    ("[0]", "[-1]"), ("[-1]", "[0]"), (".lower(", ".upper("), (".upper(", ".lower("), (" in ", " not in "),
+    (" <= ", " < "), (" >= ", " > "), (" < ", " <= "), (" > ", " >= "), ("==", "!="), ("!=", "=="), (" + ", " - "),
+    (" - ", " + "), (" += ", " -= "), (" -= ", " += "), (" * ", " + "), (" // ", " / "), (" and ", " or "),
+    (" or ", " and "), (" | ", " ^ "), (" ^ ", " | "), (" & ", " | "), (" >> ", " << "), (" << ", " >> "),
+    ("min(", "max("), ("max(", "min("), (" not ", " "), (" is None", " is not None"), ("True", "False"),
+    ("False", "True"), ("[0]", "[-1]"), ("[-1]", "[0]"), (".lower(", ".upper("), (".upper(", ".lower("),
+    (" in ", " not in "),
 )  # fmt: skip
 """A fault of one place, taken back."""
 NEAR = 3
@@ -531,7 +531,7 @@ def _variants(line: str) -> Iterator[str]:
 
 
 def _programs(request: str) -> Script:
-    if found := re.search(r"\{.*\}", request):  # the review says where, and what is wanted
+    if found := re.search(r'\{"path".*\}', request):  # the review says where, and what is wanted
         told = json.loads(found[0])
         yield [Call("edit", {"path": told["path"], "old": told["found"], "new": told["wanted"]})]
         return "Done."

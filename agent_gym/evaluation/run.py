@@ -76,9 +76,8 @@ def evaluate(
         tell: Told of the number of finished episodes and of all, as they end.
 
     Raises:
-        ValueError: If the agent or its endpoint fails, a task is not what was frozen, or there is a journal that was
-            not asked for, or of another evaluation.
-        OSError: If a file cannot be written.
+        ValueError: If the agent or its endpoint fails, a task is not what was frozen, a file cannot be written, or
+            there is a journal that was not asked for, or of another evaluation.
     """
     bounds = check_budget(budget)
     env_kwargs = {**tasks.env_kwargs, "budget": bounds, "on_budget": "record", **agent.env_kwargs}
@@ -88,7 +87,8 @@ def evaluate(
         "agent": card.model_dump(), "env_id": tasks.env_id, "env_kwargs": env_kwargs, "tasks": of.model_dump(),
         "budget": bounds, "samples": samples, "seed": seed,
     }  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with _journal(out.with_name(f"{out.name}.journal"), head, resume) as journal:
         order = [(task_id, k) for task_id in tasks.task_ids for k in range(samples)]
         jobs = [Job(task_id, k, _draw(seed, task_id, k)) for task_id, k in order if (task_id, k) not in journal.kept]
@@ -116,8 +116,9 @@ def evaluate(
             aggregates=aggregate(outcomes, bounds, samples, seed),
             trajectories=TrajectoriesCard(file=name, sha256=sha256(data).hexdigest()),
         )  # fmt: skip
-        write(out.with_name(name), data)
-        write(out, result.to_json().encode())
+        with _writing(out):
+            write(out.with_name(name), data)
+            write(out, result.to_json().encode())
         journal.remove()
     return result
 
@@ -141,7 +142,7 @@ class _Journal:
 
     def append(self, outcome: Outcome, trajectory: Trajectory) -> None:
         line = f'{{"outcome": {outcome.model_dump_json()}, "trajectory": {trajectory.to_json()}}}\n'
-        with self.lock:
+        with self.lock, _writing(self.path):
             self.write(line)
             self.kept[outcome.task_id, outcome.sample] = outcome, trajectory
 
@@ -155,21 +156,33 @@ class _Journal:
 
 
 @contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """One sentence where a file cannot be written, on a full disk for one."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{error.strerror}; the finished episodes are kept, and --resume goes on"
+        raise ValueError(f"{path} cannot be written: {why}") from error
+
+
+@contextmanager
 def _journal(path: Path, head: dict[str, Any], resume: bool) -> Iterator[_Journal]:
     """The journal of an evaluation, new or as far as it came."""
     if path.exists() and not resume:
         raise ValueError(f"{path} is of an interrupted evaluation: --resume goes on with it; or delete it")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    with _writing(path):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         os.truncate(file, whole)  # what was being written when it was killed
-        journal, lines = _Journal(path, file), data[:whole].splitlines()
-        if lines and json.loads(lines[0]) != json.loads(json.dumps(head)):
+        journal, (first, *lines) = _Journal(path, file), data[:whole].splitlines() or [b""]
+        if not first:
+            with _writing(path):
+                journal.write(json.dumps(head) + "\n")
+        elif first != json.dumps(head).encode():
             raise ValueError(f"{path} is of an evaluation with other arguments: give the same again, or delete it")
-        if not lines:
-            journal.write(json.dumps(head) + "\n")
-        for line in lines[1:]:
+        for line in lines:
             read = json.loads(line)
             outcome = Outcome.model_validate_json(json.dumps(read["outcome"]))
             trajectory = Trajectory.from_json(json.dumps(read["trajectory"]))
