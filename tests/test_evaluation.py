@@ -441,8 +441,8 @@ def test_a_full_disk_is_told_and_what_was_played_is_kept(tmp_path):
     ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"agent-gym: {out}.journal cannot be written: File too large; the finished episodes are kept, and --resume goes "
-        "on\n"
+        f"agent-gym: {out}.journal cannot be written: File too large; the finished episodes are kept, and --resume "
+        "goes on\n"
     )
     assert not out.exists()
     assert (tmp_path / "r.json.journal").stat().st_size == 20_000
