@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from agent_gym.evaluation.result import (
     unpack_trajectories,
 )
 from agent_gym.evaluation.run import evaluate, file_of
+from agent_gym.metrics import FAILURES
 from agent_gym.tasksets import open_set
 
 MINI = "APIAgent-mini-v1"
@@ -390,6 +392,7 @@ import sys, time
 from pathlib import Path
 from agent_gym.evaluation.agents import TurnAgent, open_agent
 from agent_gym.evaluation.run import evaluate
+from agent_gym.metrics import FAILURES
 from agent_gym.tasksets import open_set
 
 oracle = open_agent("oracle")
@@ -741,3 +744,9 @@ def test_a_ready_made_policy(tmp_path):
     assert result.env_kwargs["parser"] == "hermes"
     assert {"max_new_tokens", "temperature"} <= result.agent.settings.keys()
     assert played("tiny:SQL-v0", tasks, tmp_path).outcomes == result.outcomes
+
+
+def test_the_page_names_every_kind_of_failure_in_the_order_of_their_decision():
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = page[page.index("| kind | when |") :]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(FAILURES)
