@@ -12,8 +12,7 @@ its own:
 gradients, `pcgrad` the mean of the projected ones. `--method` chooses a baseline; nothing else changes.
 
 Left out of GRPO: the division of an episode's loss by its own length, which dilutes the credit of long episodes; a
-schedule of the learning rate; weights between sampler and trainer, whose parameters are the same here (the gap of their
-log-probabilities is logged). Nothing is left out of PCGrad: `--tau 0` is the paper's rule.
+schedule of the learning rate. Nothing is left out of PCGrad: `--tau 0` is the paper's rule.
 
 Docs: docs/grpo_pcgrad.md
 """
@@ -41,8 +40,9 @@ from agent_gym.lm import figures
 from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, model_of, size_of
 from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
-from agent_gym.lm.engine import Engine, TorchEngine
+from agent_gym.lm.engine import Engine
 from agent_gym.lm.errors import Refused
+from agent_gym.lm.importance import importance
 from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, judged, play
@@ -50,6 +50,7 @@ from agent_gym.lm.runs import Run, command, peak_memory
 from agent_gym.lm.seeds import stream
 from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
+from agent_gym.lm.vllm_engine import engine_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
@@ -121,6 +122,10 @@ class Args(Common):
     loss_norm: Literal["tokens", "constant"] | None = None
     """divide the loss by the batch's model tokens, or by max_context an episode (Dr. GRPO); by default constant for
     method dr-grpo and tokens for the others"""
+    importance_cap: float = 2.0
+    """bound on the importance weight of a token, its probability in training over that in sampling"""
+    importance_mask: float | None = None
+    """drop episodes whose geometric mean of these ratios is further than this from 1, such as 0.01; unset, none"""
     target_kl: float | None = None
     """stop an iteration's updates when the mean KL to the sampling policy exceeds this, on all ranks"""
 
@@ -549,11 +554,12 @@ def noise_floor(cross: list[float], noise: list[float]) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # The update
 
-LOGGED = ("policy_loss", "kl", "entropy", "clip_fraction", "old_kl", "ratio", "sampler_gap_mean")
+LOGGED = ("policy_loss", "kl", "entropy", "clip_fraction", "old_kl", "ratio")
+WEIGHED = ("sampler_gap_mean", "importance_mean", "importance_cut")
 
 
 def policy_loss(
-    logp: Tensor, old: Tensor, ref: Tensor | None, sampled: Tensor, entropy: Tensor, a: Tensor, args: Args
+    logp: Tensor, old: Tensor, ref: Tensor | None, entropy: Tensor, a: Tensor, args: Args
 ) -> tuple[Tensor, Tensor]:
     """PPO-clip with a bound on negative advantages, KL and entropy, summed over the tokens of a micro-batch.
 
@@ -561,13 +567,12 @@ def policy_loss(
         logp: Log-probabilities of the model's tokens under the policy that is trained, shape [tokens].
         old: Under the policy that sampled, by a training pass, shape [tokens].
         ref: Under the policy the run started from, shape [tokens]; None without a KL term.
-        sampled: As the engine gave them, shape [tokens].
         entropy: Of the policy's distribution at each token, shape [tokens].
-        a: Advantages, shape [tokens].
+        a: Advantages times importance weights, shape [tokens].
         args: The arguments.
 
     Returns:
-        The loss, and the sums of the figures in LOGGED, shape [7].
+        The loss, and the sums of the figures in LOGGED, shape [6].
     """
     apart = (logp - old).clamp(-10.0, 10.0)  # [tokens]; exp of more is no figure, and one token would rule the batch
     ratio = apart.exp()  # [tokens]
@@ -583,7 +588,7 @@ def policy_loss(
     with torch.no_grad():
         outside = ((ratio < low) | (ratio > high)).to(logp)  # [tokens]
         moved = (-apart).exp() + apart - 1.0  # [tokens]; k3 of the sampling policy against the new one
-        figures = torch.stack([-gain, kl, entropy, outside, moved, ratio, (old - sampled).abs()])  # [7, tokens]
+        figures = torch.stack([-gain, kl, entropy, outside, moved, ratio])  # [6, tokens]
     return loss, figures.detach().double().sum(1).cpu()
 
 
@@ -667,7 +672,7 @@ def update(
             continue
         whole = torch.zeros(sum(p.numel() for p in parameters), device=model.device)  # [parameters]
         halves = whole.new_zeros(2 * groups if args.surgery != "none" else 0, len(whole))  # [2 groups, parameters]
-        sums = torch.zeros(len(LOGGED) + 1, dtype=torch.float64)
+        sums = torch.zeros(len(LOGGED) + len(WEIGHED) + 1, dtype=torch.float64)
         for c in np.flatnonzero(weights[b]).tolist():
             for part in parts.get((b, c), []):
                 old, ref = fixed[part[0]]
@@ -675,12 +680,13 @@ def update(
                 old = logp.detach() if old is None else old  # [tokens]
                 sampled = logp.new_tensor([lp for i in part for lp in samples[i].episode.logprobs])  # [tokens]
                 lengths = [len(samples[i].episode.logprobs) for i in part]  # [samples of the part]
-                a = logp.new_tensor(np.repeat(advantage[part], lengths))  # [tokens]
-                loss, logged = policy_loss(logp, old, ref, sampled, entropy, a, args)
+                weight, gaps = importance(old, sampled, lengths, args.importance_cap, args.importance_mask)
+                a = logp.new_tensor(np.repeat(advantage[part], lengths)) * weight  # [tokens]
+                loss, logged = policy_loss(logp, old, ref, entropy, a, args)
                 loss.backward()
-                sums[:-1] += logged
+                sums[:-1] += torch.cat([logged, gaps.double().sum(1).cpu()])
                 sums[-1] += len(logp)
-                gap_max = max(gap_max, float((old - sampled).abs().max()))
+                gap_max = max(gap_max, float(gaps[0].max()))
             ranks.all_reduce_gradients(parameters)  # with zeros of whoever has no episodes of this group
             gradient = torch.cat([g.flatten().float() for p in parameters if (g := p.grad) is not None])  # [parameters]
             optimizer.zero_grad(set_to_none=True)
@@ -709,7 +715,7 @@ def update(
         log["skipped_steps"].append(float(not math.isfinite(norm)))
         optimizer.zero_grad(set_to_none=True)
         total = ranks.sum(sums.numpy())
-        for name, value in zip((*LOGGED, "grad_norm"), (*total[:-1] / total[-1], norm), strict=True):
+        for name, value in zip((*LOGGED, *WEIGHED, "grad_norm"), (*total[:-1] / total[-1], norm), strict=True):
             log.setdefault(name, []).append(float(value))
         if args.target_kl is not None and log["old_kl"][-1] > args.target_kl:
             break
@@ -825,7 +831,7 @@ def train(args: Args) -> None:
     model, chat = starting_policy(args, run, ranks, kinds)
     check_memory(model, args)
     model.freeze_reference()
-    engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
+    engine = engine_of(model, chat, args)
     limits = Limits(args.max_new_tokens or 0, args.max_context or 0)
     budget = {k: math.inf if (bound := getattr(args.budget, k)) is None else bound for k in CHANNELS}
 
@@ -973,7 +979,8 @@ def settle(args: Args, ranks: Ranks) -> list[tuple[str, dict[str, Any]]]:
             "log_every", "checkpoint_every", "calibration_samples", "every", "eval_samples",
             "eval_every_samples")  # fmt: skip
     zeros = ("tau", "worst", "eval_every", "eval_tasks", "kl_coef", "lora_rank")
-    at_least(args, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0), above=("temperature", "learning_rate"))
+    at_least(args, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0),
+             above=("temperature", "learning_rate", "importance_cap"))  # fmt: skip
     wrong = [
         (not count, "--env-id must name at least one environment"),
         (len(texts) != count, f"--env-kwargs must be one JSON object an environment: {count}, not {len(texts)}"),

@@ -37,9 +37,10 @@ from agent_gym import CHANNELS, Counterfactual, Delete, Step, Swap, ToolCache, T
 from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, model_of, size_of
 from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
-from agent_gym.lm.engine import Engine, TorchEngine
+from agent_gym.lm.engine import Engine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import credit_map, draw_credits, draw_dual, table
+from agent_gym.lm.importance import importance
 from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, judged, play
@@ -47,6 +48,7 @@ from agent_gym.lm.runs import Run, command, peak_memory, read_lines
 from agent_gym.lm.seeds import stream
 from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
+from agent_gym.lm.vllm_engine import engine_of
 from agent_gym.metrics import mean_interval, share_interval
 
 K, CALLS = len(CHANNELS), CHANNELS.index("tool_calls")
@@ -162,6 +164,10 @@ class Args(Common):
     loss_norm: Literal["tokens", "constant"] = "tokens"
     """divide the loss by the batch's model tokens, or by max_context an episode (Dr. GRPO); never by the episode's own
     length, which would dilute the credit of long episodes"""
+    importance_cap: float = 2.0
+    """bound on the importance weight of a token, its probability in training over that in sampling"""
+    importance_mask: float | None = None
+    """drop episodes whose geometric mean of these ratios is further than this from 1, such as 0.01; unset, none"""
     target_kl: float | None = None
     """stop an iteration's updates when the mean KL to the sampling policy exceeds this, on all ranks"""
     critic: bool = False
@@ -669,16 +675,19 @@ def update(
         rows, spans = [episodes[i].ids for i in part], [episodes[i].spans for i in part]
         return token_logprobs(model, rows, spans, args.temperature, entropy_grad=args.entropy_coef != 0.0)
 
-    fixed: dict[int, tuple[Tensor, Tensor | None]] = {}  # by a micro-batch's first episode: old, ref, [tokens] each
-    gaps = [np.zeros(0)]
+    fixed: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}  # by a micro-batch's first episode, [tokens] each
+    gaps = [np.zeros((0, 3))]
     with torch.no_grad():
         for part in (part for minibatch in minibatches for part in minibatch):
             old, ref = passed(part).logprobs, None
             if args.kl_coef > 0.0:
                 with model.reference():
                     ref = passed(part).logprobs
-            fixed[part[0]] = old, ref
-            gaps.append(np.abs(old.cpu().numpy() - np.concatenate([episodes[i].logprobs for i in part])))
+            sampled = old.new_tensor([lp for i in part for lp in episodes[i].logprobs])
+            lengths = [len(episodes[i].logprobs) for i in part]
+            weight, found = importance(old, sampled, lengths, args.importance_cap, args.importance_mask)
+            fixed[part[0]] = old, ref, weight
+            gaps.append(found.T.cpu().numpy())
 
     log: dict[str, list[float]] = {}
     skipped = 0
@@ -692,11 +701,11 @@ def update(
         total = tokens if args.loss_norm == "tokens" else count * float(args.max_context or 0)
         sums = dict.fromkeys(("policy_loss", "kl", "entropy", "old_kl", "clip_fraction", "ratio"), 0.0)
         for part in minibatch:
-            old, ref = fixed[part[0]]
+            old, ref, weight = fixed[part[0]]
             logp, entropy, states = passed(part)
             spread = [np.repeat(steps_advantages[i], [end - begin for begin, end in episodes[i].spans]) for i in part]
             advantage = torch.from_numpy(np.concatenate(spread)).to(logp)  # [tokens]
-            loss, terms = policy_loss(logp, old, ref, entropy, advantage, args)
+            loss, terms = policy_loss(logp, old, ref, entropy, advantage * weight, args)
             (loss / total).backward()
             if critic:
                 (critic.loss(states, [episodes[i] for i in part], bounds) / turns).backward()
@@ -711,11 +720,14 @@ def update(
         if args.target_kl is not None and log["old_kl"][-1] > args.target_kl:  # the same on all ranks
             break
     gap = np.concatenate(gaps)
+    gap_mean, weight_mean, cut = ranks.mean(gap, width=3)
     return {
         **{f"losses/{name}": float(np.mean(found)) for name, found in log.items()},
         "losses/skipped_steps": float(skipped),
-        "losses/sampler_gap_mean": float(ranks.mean(gap, width=1)[0]),
-        "losses/sampler_gap_max": max(ranks.gather(float(gap.max(initial=0.0)))),
+        "losses/sampler_gap_mean": float(gap_mean),
+        "losses/sampler_gap_max": max(ranks.gather(float(gap[:, 0].max(initial=0.0)))),
+        "losses/importance_mean": float(weight_mean),
+        "losses/importance_cut": float(cut),
     }
 
 
@@ -778,7 +790,7 @@ def train(args: Args) -> None:
     envs = made(len(mine), "train", args.truncation_slack, "truncate") if cut else made(len(mine), "train", 1.0)
     tests = {split: made(min(128, args.eval_episodes or 0), split, 1.0) for split in SPLITS}
 
-    engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
+    engine = engine_of(model, chat, args)
     optimizer = torch.optim.AdamW(model.trained(), lr=args.learning_rate or 0.0, weight_decay=0.0)
     critic = Critic(model.net.config.get_text_config().hidden_size, args, ranks.device) if args.critic else None
     first, spent, best, dual, maps = 0, 0, -1.0, DualState(), list[dict[str, Any]]()
@@ -976,7 +988,7 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
     env_kwargs = env_kwargs_of(args.env_kwargs, args.env_id)
     ones = ("num_episodes", "group_size", "num_minibatches", "update_epochs", "max_new_tokens", "max_context",
             "micro_batch_tokens", "log_every", "checkpoint_every")  # fmt: skip
-    at_least(args, dict.fromkeys(ones, 1), above=("temperature", "truncation_slack", "learning_rate"))
+    at_least(args, dict.fromkeys(ones, 1), above=("temperature", "truncation_slack", "learning_rate", "importance_cap"))
     for k, bound in asdict(args.budget).items():
         if bound == 0:
             raise Refused(f"--budget.{k.replace('_', '-')} must be above 0: only to do nothing meets it")

@@ -42,7 +42,7 @@ from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import Example, dialogue_of, encoded
 from agent_gym.lm.endpoint import Endpoint, play_endpoint
-from agent_gym.lm.engine import TorchEngine
+from agent_gym.lm.engine import Engine, Turn
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import draw_rounds, table
 from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
@@ -52,6 +52,7 @@ from agent_gym.lm.runs import Run, command, dumps, peak_memory, write
 from agent_gym.lm.seeds import stream
 from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
+from agent_gym.lm.vllm_engine import engine_of
 
 Interval = tuple[float, float, float]  # mean, and both ends of its 95% interval
 SPLITS, WHEN = ("validation", "test"), ("start", "final")  # of the table
@@ -282,6 +283,26 @@ def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, s
     }  # fmt: skip
 
 
+def sampler_gap(
+    engine: Engine, model: Model, examples: Sequence[Example], args: Args, draws: Sequence[int]
+) -> dict[str, float]:
+    """How far the log-probabilities of the engine are from those of a training pass: it writes the first turn of some
+    examples anew, one for each draw."""
+    prompts, turns = [ids[: spans[0][0]] for ids, spans in examples[: len(draws)]], list[Turn]()
+    for key, prompt in enumerate(prompts):
+        engine.submit(key, prompt, min(args.max_new_tokens or 0, (args.max_context or 0) - len(prompt)), draws[key])
+    while len(turns) < len(prompts):
+        turns += engine.step()
+    engine.release(range(len(prompts)))
+    gaps = np.zeros(0)
+    for key, ids, logprobs, _ in sorted(turns):
+        row, span = prompts[key] + ids, (len(prompts[key]), len(prompts[key]) + len(ids))
+        with torch.no_grad():
+            trained = token_logprobs(model, [row], [[span]], args.temperature).logprobs
+        gaps = np.append(gaps, np.abs(trained.cpu().numpy() - logprobs))
+    return {"losses/sampler_gap_mean": float(gaps.mean()), "losses/sampler_gap_max": float(gaps.max())}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sample, and what comes from files
 
@@ -477,7 +498,7 @@ def train(args: Args) -> None:
         )  # fmt: skip
     run = Run(args, f"{args.env_id}__rft__{args.keep if rft else 'sft'}__{args.seed}", ranks)
     model, chat = starting_policy(args, run, ranks, [(args.env_id, kwargs)])
-    engine = TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
+    engine = engine_of(model, chat, args)
 
     made = partial(environments, args.env_id, chat=chat, **kwargs)
     seeds = [stream("oracle", i) for i in range(64)]
@@ -551,6 +572,7 @@ def train(args: Args) -> None:
             model.restore(run.path("checkpoints/start"))
             fit = refit(model, examples, args, ranks, stream("refit", args.seed, number))
             engine.update(model)
+            fit |= sampler_gap(engine, model, examples, args, [stream("gap", args.seed, number, i) for i in range(8)])
             ranks.check_equal(model.trained())
             state = {"round": number, "fit": fit, "episodes": len(examples)}
             run.save(f"round_{number:02d}", model, state)

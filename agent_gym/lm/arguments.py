@@ -38,8 +38,13 @@ class Common:
     """compute activations again in the backward pass instead of keeping them; unset, on a GPU"""
     thinking: bool | None = None
     """the chat template's own switch for reasoning; unset, it is not touched"""
+    engine: Literal["torch", "vllm"] = "torch"
+    """what samples: the model that is trained, or vLLM (the extra vllm), one engine a process"""
     kv_gib: float | None = None
-    """memory of the sampler's KV cache, in GiB; rows beyond it wait; unset, half of what is free on a GPU"""
+    """memory of the sampler's KV cache, in GiB; rows beyond it wait; unset, half of what is free on a GPU, and with
+    vLLM what gpu_share leaves"""
+    gpu_share: float = 0.3
+    """share of a GPU's memory that vLLM takes while it samples, weights included"""
     max_new_tokens: int | None = None
     """tokens of one assistant turn, at most; a turn that is cut there is an invalid one; unset, by the model's size"""
     max_context: int | None = None
