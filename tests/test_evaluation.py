@@ -104,22 +104,30 @@ def test_a_function_of_the_users(few, tmp_path, monkeypatch, capsys):
         "    given = {'product_id': 'P3001'} if name == 'get_product' else {'answer': json.dumps({'stock': 17})}\n"
         "    arguments = json.dumps(given)\n"
         "    called = {'id': 'a', 'type': 'function', 'function': {'name': name, 'arguments': arguments}}\n"
-        "    return {'role': 'assistant', 'tool_calls': [called]}\n"
+        "    return {'role': 'assistant', 'tool_calls': [called], 'output_tokens': 0}\n"
         "def bad(messages, info):\n    return 1 / 0\n"
         "def ill(messages, info):\n    return 7\n"
+        "def odd(messages, info):\n    return {'content': {1, 2}}\n"
     )
     monkeypatch.chdir(tmp_path)
     arguments = ["eval", "--tasks", few.name, "--env-id", "APIAgent-v0", "--budget", "tool_calls=3", "--out", "r.json"]
     assert main([*arguments, "--agent", "mine:good"]) == 0
     assert "success" in capsys.readouterr().out
-    assert {one.task_id for one in read_result(Path("r.json")).outcomes if one.success} == {"stock"}
+    result = read_result(Path("r.json"))
+    assert {one.task_id for one in result.outcomes if one.success} == {"stock"}
+    assert all(one.cost["output_tokens"] > 10 for one in result.outcomes)  # not what the agent says
     for name, said in (
         ("bad", "mine:bad raised ZeroDivisionError at a turn of cascade: division by zero"),
         ("ill", "mine:ill returned int: a turn is text (str) or a message (dict)"),
+        (
+            "odd",
+            "a turn of cascade cannot be played: an assistant message is plain JSON data: Object of type set is not",
+        ),
         ("none", "--agent mine:none cannot be loaded: module 'mine' has no attribute 'none'"),
     ):
         assert main([*arguments, "--workers", "1", "--agent", f"mine:{name}", "--resume"]) == 1
-        assert capsys.readouterr().err == f"agent-gym: {said}\n"
+        assert (error := capsys.readouterr().err).startswith(f"agent-gym: {said}")
+        assert error.count("\n") == 1
         Path("r.json.journal").unlink(missing_ok=True)
 
 
@@ -633,6 +641,18 @@ def change_an_answer(data, episodes):
                                                 *episodes[at].steps[1:]))  # fmt: skip
 
 
+def count_for_itself(data, episodes):
+    """The environment would charge what the turn says."""
+    at = first(data, True)
+    step, *rest = episodes[at].steps
+    cost = {**step.cost, "output_tokens": 1.0}
+    message = {"role": "assistant", "content": step.action, "output_tokens": 1}
+    total = {**episodes[at].cost_total}
+    total["output_tokens"] += 1.0 - step.cost["output_tokens"]
+    episodes[at] = replace(episodes[at], steps=(replace(step, action=message, cost=cost), *rest), cost_total=total)
+    data["outcomes"][at].update(cost=total)
+
+
 def change_the_arguments(data, episodes):
     data["env_kwargs"]["max_calls"] = 99
     episodes[:] = [replace(one, env_kwargs=data["env_kwargs"]) for one in episodes]
@@ -660,6 +680,7 @@ def change_the_arguments(data, episodes):
         (hide, "verdict or total costs in the file are not those of the environment"),
         (change_an_answer, "step 0: tool_results in the file is not what the environment gives"),
         (change_the_arguments, "env_kwargs: "),
+        (count_for_itself, "a turn brings its own count of tokens"),
         (lambda data, episodes: episodes.pop(), "there are 11 episodes for 12 outcomes"),
         (lambda data, episodes: data["trajectories"].update(sha256="0" * 64), "is not the file that was recorded"),
     ],

@@ -24,7 +24,7 @@ from agent_gym.tools import Call
 from agent_gym.trajectory import Step, Trajectory
 from agent_gym.verdict import Verdict
 
-__all__ = ["Agent", "Done", "Job", "TurnAgent", "open_agent", "play_turns"]
+__all__ = ["OWN_COUNT", "Agent", "Done", "Job", "TurnAgent", "open_agent", "play_turns"]
 
 
 class Job(NamedTuple):
@@ -41,6 +41,8 @@ class Job(NamedTuple):
     draw: int
 
 
+OWN_COUNT = "output_tokens"
+"""In a message, what an environment charges instead of its own count; entries are charged alike, so no turn has it."""
 Done = Callable[[gym.Env, Job, Trajectory, Mapping[str, int] | None], None]
 """Told of an episode as it ends: a free environment, the job, what was played, tokens by the model's own count."""
 Act = Callable[[gym.Env, list[dict[str, Any]], dict[str, Any]], Reply]
@@ -149,7 +151,10 @@ def play_turns(act: Act, env: gym.Env, job: Job) -> tuple[Trajectory, dict[str, 
             break
         for name, count in (used or {}).items():
             usage[name] = usage.get(name, 0) + count
-        before, turn = observation, base.read(action)
+        try:
+            before, turn = observation, base.read(action)
+        except TypeError as error:
+            raise ValueError(f"a turn of {job.task_id} cannot be played: {error}") from error
         observation, earned, terminated, truncated, told = env.step(action)
         info = {**info, **told, "turn": info["turn"] + 1}
         steps.append(
@@ -350,8 +355,10 @@ def _of_function(spec: str) -> Agent:
             action = function(messages, info)
         except Exception as error:
             raise ValueError(f"{spec} raised {type(error).__name__} at a turn of {info['task_id']}: {error}") from error
-        if not isinstance(action, str | Mapping):
+        if isinstance(action, str):
+            return Reply(action, None)
+        if not isinstance(action, Mapping):
             raise ValueError(f"{spec} returned {type(action).__name__}: a turn is text (str) or a message (dict)")
-        return Reply(action, None)
+        return Reply({key: value for key, value in action.items() if key != OWN_COUNT}, None)
 
     return TurnAgent(spec, act)

@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from agent_gym.evaluation.agents import OWN_COUNT
 from agent_gym.evaluation.measure import measure, oracle_cost
 from agent_gym.evaluation.result import Outcome, Result, aggregate, read_result, unpack_trajectories
 from agent_gym.metrics import failure_kind
@@ -105,6 +106,8 @@ def _episode(result: Result, outcome: Outcome, trajectory: Trajectory) -> Iterat
             yield f"{_named(outcome)}: {name} is {getattr(outcome, name)!r}, of its episode {value!r}"
     if (trajectory.env_id, trajectory.env_kwargs) != (result.env_id, result.env_kwargs):
         yield f"{_named(outcome)}: its episode was played in another environment: {trajectory.env_kwargs}"
+    if any(isinstance(step.action, Mapping) and OWN_COUNT in step.action for step in trajectory.steps):
+        yield f"{_named(outcome)}: a turn brings its own count of tokens"
     sums = {name: round(sum(step.cost[name] for step in trajectory.steps), 3) for name in outcome.cost}
     if not _same(sums, dict(outcome.cost)):
         yield f"{_named(outcome)}: its steps cost {sums}, not {outcome.cost}"
