@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -220,6 +221,7 @@ def fresh(folder):
         (break_run("credits.jsonl", '{"iteration": 0}\n'), "credits.jsonl, line 1"),
         (break_run("groups.json", "{}"), "groups.json"),
         (break_run("trajectories/iteration_000000.jsonl", '{"a": 1}\n{"a": 1}\n'), "iteration_000000.jsonl, line 1"),
+        (break_run("trajectories/x.jsonl", replace(play("a", 1), verdict={"status": "well"}).to_json()), "no environment wrote"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(make, said, tmp_path, capsys):

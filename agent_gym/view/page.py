@@ -65,7 +65,10 @@ def render(paths: Sequence[str | Path]) -> str:
     kind, title, read = ("runs", "Training runs", read_run) if folders else ("results", "Results", read_entry)
     shown, episodes = [], []
     for path in every:
-        one, own = read(path)
+        try:
+            one, own = read(path)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds an episode that no environment wrote ({error!r})") from None
         shown.append(one)
         episodes.append(own)
     data = [_data("data", {"entries": shown, "channels": CHANNELS, "failures": FAILURES})]

@@ -72,10 +72,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any
 
 def _episodes(path: Path, maps: list[CreditMap]) -> list[dict[str, Any]]:
     own = [one for one in maps if path.stem == f"iteration_{one.iteration:06d}"]
-    try:
-        return with_credits(list(read_trajectories(path)), own)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds an episode that no environment wrote ({error!r})") from None
+    return with_credits(list(read_trajectories(path)), own)
 
 
 def _json(path: Path, kind: type[T]) -> T:
