@@ -221,7 +221,7 @@ def fresh(folder):
         (break_run("credits.jsonl", '{"iteration": 0}\n'), "credits.jsonl, line 1"),
         (break_run("groups.json", "{}"), "groups.json"),
         (break_run("trajectories/iteration_000000.jsonl", '{"a": 1}\n{"a": 1}\n'), "iteration_000000.jsonl, line 1"),
-        (break_run("trajectories/x.jsonl", replace(play("a", 1), verdict={"status": "well"}).to_json()), "no environment wrote"),
+        (break_run("trajectories/x.jsonl", replace(play("a", 1), verdict={"status": "?"}).to_json()), "no environment"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(make, said, tmp_path, capsys):
