@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from agent_gym.sandbox import owned
 from agent_gym.sandbox.backends import Docker, Killed, Limits, Lost, Sandbox, choose
 from agent_gym.sandbox.errors import Starved
 from agent_gym.sandbox.grader import Asserts, Cases, Meter, Request, Scripts, Suite, Test, grade
-from agent_gym.verdict import Verdict
+from agent_gym.verdict import InfraError, Verdict
 
 __all__ = ["Answer", "Pool", "Tests", "check", "shared_pool"]
 
@@ -58,10 +58,12 @@ class Pool:
         journal: JSONL file of what was accepted and what was answered. A pool opened on it later answers again
             without running again, and :meth:`recover` runs what a crash left unanswered.
         runtime: Container runtime, e.g. ``"runsc"``; Docker only.
+        executor: Whose workers have the sandboxes, instead of this process: a check runs in the :func:`shared_pool` of
+            one of them. ``slots`` should then be as many as it has workers.
 
     Raises:
         SandboxUnavailable: If the backend cannot be had on this machine.
-        ValueError: For an unknown backend, or a journal that is not one.
+        ValueError: For an unknown backend, a runtime that it does not take, or a journal that is not one.
     """
 
     def __init__(
@@ -73,13 +75,16 @@ class Pool:
         pending: int = 1024,
         journal: str | os.PathLike[str] | None = None,
         runtime: str | None = None,
+        executor: Executor | None = None,
     ) -> None:
         for name, value in (("slots", slots), ("pending", pending)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: must be a whole number of 1 or more")
-        self.kind, self.limits, self.slots = choose(backend), limits or Limits(), slots or os.cpu_count() or 1
+        self.kind = choose(backend) if executor is None else None
+        self.backend, self.limits, self.slots = backend, limits or Limits(), slots or os.cpu_count() or 1
+        self.executor = executor
         if runtime is not None and self.kind is not Docker:
-            raise ValueError(f"runtime={runtime!r} is for the Docker backend")
+            raise ValueError(f"runtime={runtime!r} is for the Docker backend of this process")
         self._options: dict[str, Any] = {} if runtime is None else {"runtime": runtime}
         self._lock = threading.Lock()
         self._asked: dict[str, Answer] = {}  # accepted, not yet answered
@@ -156,7 +161,7 @@ class Pool:
                 worker = threading.Thread(target=self._work, name="agent_gym sandbox", daemon=True)
                 self._workers.append(worker)
                 worker.start()
-            if self._spare_maker is None:
+            if self._spare_maker is None and self.kind is not None:
                 self._spare_maker = threading.Thread(target=self._make_spares, name="agent_gym spares", daemon=True)
                 self._spare_maker.start()
         if self._journal is not None:
@@ -168,7 +173,7 @@ class Pool:
 
     def _work(self) -> None:
         """One slot's life."""
-        slot = _Slot(self)
+        slot = _Slot(self) if self.executor is None else _FarSlot(self, self.executor)
         while True:
             item = self._queue.get()
             if item is None:
@@ -194,6 +199,7 @@ class Pool:
 
     def _make_spares(self) -> None:
         """Keep one warm sandbox ready for the slot that needs it next."""
+        assert self.kind is not None
         while not self._closed:
             try:
                 spare: Sandbox | Lost = self.kind(self.limits, **self._options)
@@ -333,6 +339,32 @@ class _Slot:
                 # only a sandbox that has just passed the control was surely healthy
                 convictions += attempt > 0 and not isinstance(error, Starved)
         return Verdict("infra", "infra", 0.0, (last,))
+
+
+class _FarSlot:
+    """One call at a time of a worker that has sandboxes."""
+
+    def __init__(self, pool: Pool, executor: Executor) -> None:
+        self.pool, self.executor = pool, executor
+
+    def discard(self) -> None:
+        """The worker sees to its own."""
+
+    def answer(self, request: Request) -> Verdict:
+        """The worker's verdict; none where workers died at it."""
+        meter, pool = request.meter or Meter(), self.pool
+        job = self.executor.submit(_answered, pool.backend, pool.limits, replace(request, meter=None))
+        try:
+            verdict, meter.cpu_s, meter.outcomes = job.result()
+        except InfraError as error:
+            return Verdict("infra", "infra", 0.0, (str(error),))
+        return verdict
+
+
+def _answered(backend: str, limits: Limits, request: Request) -> tuple[Verdict, float, tuple[tuple[str, Any], ...]]:
+    """A verdict of this process's pool, with what its run used and gave."""
+    answer = shared_pool(backend, limits)._accept(request)
+    return answer.result(), answer.cpu_s, answer.outcomes
 
 
 _shared: dict[tuple[int, str, Limits], Pool] = {}

@@ -1,0 +1,257 @@
+"""Environments, replays and sandboxes in Ray actors. Without Ray these tests are skipped, unless AGENT_GYM_REQUIRE_RAY=1
+says that it must be there."""
+
+import importlib.util
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+import agent_gym
+from agent_gym import PARSERS, Delete, InfraError, Truncate, counterfactuals, tool_env
+from agent_gym.lm.engine import Turn
+from agent_gym.lm.rollout import Branch, Limits, environments, play
+from agent_gym.sandbox.pool import Pool
+from agent_gym.wrappers import RecordTrajectory
+
+PATIENCE = {  # a busy machine is no fault of the code
+    "gcs_rpc_server_connect_timeout_s": 300, "gcs_server_request_timeout_seconds": 300, "health_check_timeout_ms": 60_000,
+    "raylet_client_connect_timeout_milliseconds": 300_000, "raylet_start_wait_time_s": 300,
+    "worker_register_timeout_seconds": 300, "enable_metrics_collection": 0,
+}  # fmt: skip
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+END = 0
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes, each with a process of its own for its work, and the driver on the first."""
+    if importlib.util.find_spec("ray") is None and os.environ.get("AGENT_GYM_REQUIRE_RAY") != "1":
+        pytest.skip("Ray is not installed")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(f"RAY_{name}", str(value))
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    made.others = [made.add_node(**NODE) for _ in range(2)]
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def executor(cluster):
+    from agent_gym.remote import RayExecutor
+
+    with RayExecutor(3) as made:
+        yield made
+
+
+def made(count, **kwargs):
+    return environments("APIAgent-v0", count, chat=None, split="train", bounds={"tool_calls": 9}, **kwargs)
+
+
+def far(envs, executor):
+    from agent_gym.remote import RayEnvs
+
+    return RayEnvs(envs, executor)
+
+
+class Letters:
+    """A codec whose ids are characters."""
+
+    parser = PARSERS["hermes"]
+
+    def prompt(self, messages, tools):
+        return [ord(one) for message in messages for one in message["content"]]
+
+    def reply(self, messages, closed):
+        return [ord(one) for message in messages for one in message["content"]]
+
+    def text(self, ids):
+        return "".join(map(chr, ids)).rstrip(chr(END))
+
+
+class Oracle:
+    """An engine that writes the oracle's turns."""
+
+    def __init__(self, seeds):
+        (env,) = made(1)
+        self.turns, self.queue, self.released = {}, [], set()
+        for key, seed in enumerate(seeds):
+            env.reset(seed=seed)
+            self.turns[key] = list(tool_env(env).oracle())
+
+    def submit(self, key, ids, most, seed):
+        self.queue.append(key)
+
+    def step(self):
+        queue, self.queue = self.queue, []
+        texts = [self.turns[key].pop(0) for key in queue]
+        rows = [[*map(ord, text), END] for text in texts]
+        return [Turn(key, ids, [-0.5] * len(ids), True) for key, ids in zip(queue, rows, strict=True)]
+
+    def update(self, model):
+        pass
+
+    def release(self, keys):
+        self.released.update(keys)
+
+
+def whole(episodes):
+    """All that there is to an episode."""
+    return [(e.index, e.trajectory(), e.ids, e.spans, e.snapshots, e.cost_total, e.verdict) for e in episodes]
+
+
+SEEDS = [11 * i for i in range(24)]
+WIDE = Limits(new_tokens=10_000, context=100_000)
+
+
+def played(envs, **more):
+    return play(Oracle(SEEDS), Letters(), envs, SEEDS, WIDE, draws=SEEDS, workers=6, **more)
+
+
+def test_a_remote_environment_does_what_a_local_one_does(executor):
+    (local,), remote = made(1), far(made(2), executor)
+    assert len(remote) == 2
+    assert remote[1].unwrapped.spec == local.unwrapped.spec
+    for seed in (1, 2):
+        begun = remote[0].reset(seed=seed)
+        assert begun == local.reset(seed=seed)
+        for action in tool_env(local).oracle():
+            before = agent_gym.snapshot(local)
+            assert agent_gym.snapshot(remote[0]) == before
+            outcome = local.step(action)
+            assert remote[0].step(action) == outcome
+            agent_gym.restore(remote[1], before)  # another environment goes on from here
+            assert remote[1].step(action) == outcome
+            assert tool_env(remote[1]).cost_total == outcome[4]["cost_total"]
+    with pytest.raises(RuntimeError, match="no episode is running"):
+        remote[0].step("more")
+    assert remote[0].reset()[1]["task_id"] == local.reset()[1]["task_id"]  # the generator went on alike
+
+
+def test_wrappers_stay_here(executor, tmp_path):
+    (inner,) = far(made(1), executor)
+    env = RecordTrajectory(inner, tmp_path / "episodes.jsonl")
+    env.reset(seed=5)
+    for action in tool_env(env).oracle():
+        env.step(action)
+    (recorded,) = agent_gym.read_trajectories(tmp_path / "episodes.jsonl")
+    assert recorded.success
+
+
+def test_environments_that_are_not_alike_are_refused(executor):
+    with pytest.raises(ValueError, match="alike"):
+        far([*made(1), *made(1, max_turns=3)], executor)
+
+
+def test_what_a_call_raises_is_raised_here(executor):
+    with pytest.raises(ZeroDivisionError):
+        executor.run(divmod, 1, 0)
+    assert executor.submit(divmod, 7, 2).result() == (3, 1)
+    with pytest.raises(ValueError, match="workers=0"):
+        type(executor)(0)
+
+
+def test_replays_in_workers(executor):
+    (env,) = made(1)
+    trajectory = played(made(6))[3].trajectory()
+    steps = len(trajectory.steps)
+    interventions = [*map(Delete, range(steps)), *map(Truncate, range(steps - 1))]
+    here = counterfactuals(env, trajectory, interventions)
+    assert counterfactuals(env, trajectory, interventions, workers=executor) == here
+
+
+SQUARE = "def square(x):\n    return x * x\n"
+
+
+def check_pool(executor, path):
+    wrong = SQUARE.replace("* x", "+ x")
+    with Pool("process", slots=2, journal=path, executor=executor) as pool:
+        answers = [pool.submit(source, "square", [((3,), 9)]) for source in (SQUARE, wrong, SQUARE)]
+        assert [answer.result().reason for answer in answers] == ["passed", "wrong_answer", "passed"]
+        assert answers[0].cpu_s > 0.0
+    with Pool("process", journal=path) as pool:
+        assert pool.check(SQUARE, "square", [((3,), 9)]) == answers[0].result()
+
+
+def test_sandboxes_in_workers(executor, tmp_path):
+    check_pool(executor, tmp_path / "journal")
+
+
+def test_sandboxes_in_processes(tmp_path):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        check_pool(executor, tmp_path / "journal")
+
+
+class Gone:
+    """An executor whose workers die."""
+
+    def submit(self, function, *args):
+        raise InfraError("5 workers in a row died")
+
+
+def test_a_check_whose_workers_die_has_no_verdict():
+    with Pool("process", slots=1, executor=Gone()) as pool:
+        verdict = pool.check(SQUARE, "square", [((3,), 9)])
+    assert (verdict.status, verdict.diagnostics) == ("infra", ("5 workers in a row died",))
+
+
+def test_a_call_that_takes_its_workers_down_ends_with_a_sentence(cluster):
+    from agent_gym import remote
+
+    with remote.RayExecutor(1) as executor:
+        with pytest.raises(InfraError, match="workers in a row died at _exit"):
+            executor.run(os._exit, 1)
+        assert executor.replaced == remote.ATTEMPTS
+        assert executor.run(divmod, 7, 2) == (3, 1)
+
+
+def test_a_node_that_dies_under_load_loses_no_episode(cluster):
+    """Last, as it takes a node down."""
+    from agent_gym.remote import RayExecutor
+
+    local = whole(played(made(6)))
+    with RayExecutor(3) as executor:
+        homes = {executor.submit(node_id).result() for _ in range(9)}
+        assert len(homes) == 3
+        done, kill = [], threading.Thread(target=cluster.remove_node, args=(cluster.others[0], False))
+
+        def on_done(episode):
+            done.append(episode.index)
+            if len(done) == 3:
+                kill.start()
+
+        envs = far(made(6), executor)
+        episodes = played(envs, on_done=on_done)
+        kill.join()
+        assert whole(episodes) == local
+        assert sorted(done) == list(range(len(SEEDS)))
+        branches = [Branch(episode, 1) for episode in episodes[:4]]
+        engine = Oracle(SEEDS[:4])
+        for key in range(4):
+            engine.turns[key].pop(0)
+        again = play(engine, Letters(), envs, branches, WIDE, draws=[0] * 4, workers=6)
+        assert [one.trajectory() for one in again] == [one.trajectory() for one in episodes[:4]]
+        assert executor.replaced >= 1
+
+
+def node_id():
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def test_an_environment_that_gym_did_not_make_is_refused(executor):
+    (env,) = made(1)
+    bare = env.unwrapped
+    bare.spec = None
+    with pytest.raises(ValueError, match=r"gym\.make"):
+        far([bare], executor)
+
+
