@@ -1,6 +1,7 @@
 """vLLM as the engine: in the process and on the GPU of the training, whose weights it follows."""
 
 import copy
+import gc
 import os
 import shutil
 import tempfile
@@ -115,7 +116,8 @@ class VLLMEngine:
             )  # fmt: skip
         except (ValueError, RuntimeError) as error:
             raise Refused(f"vLLM cannot serve {model.name}: {str(error).strip().splitlines()[0]}") from error
-        self.llm.engine_core._finalizer.atexit = False  # by then the processes have left their group themselves
+        gc.unfreeze()  # what vLLM has frozen, or it would outlive the engine
+        self.llm.engine_core._finalizer.atexit = False  # at exit the processes have left their group already
         if not model.four_bit:
             self._load(base)
         if model.adapters:
