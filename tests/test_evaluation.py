@@ -480,6 +480,15 @@ def test_our_own_failure_is_no_failure_of_the_agent(few, tmp_path, monkeypatch):
     assert any("named, sample 0: verdict" in fault for fault in check_result(tmp_path / "r.json", replays=0))
 
 
+def test_a_machine_on_which_the_oracle_fails_measures_nothing(tmp_path, monkeypatch):
+    from agent_gym.envs.api_agent.env import APIAgentEnv
+
+    monkeypatch.setattr(APIAgentEnv, "oracle", lambda self: ["Done."])
+    with pytest.raises(ValueError, match="the oracle does not pass test-.* here: is the machine too busy"):
+        played("noop", open_set(MINI), tmp_path)
+    assert not (tmp_path / "r.json").exists()
+
+
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
 

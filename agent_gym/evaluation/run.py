@@ -76,7 +76,7 @@ def evaluate(
         tell: Told of the number of finished episodes and of all, as they end.
 
     Raises:
-        ValueError: If the agent or its endpoint fails, a task is not what was frozen, a file cannot be written, or
+        ValueError: If the agent or its endpoint fails, a task is not what was frozen or beyond its oracle here, a file cannot be written, or
             there is a journal that was not asked for, or of another evaluation.
     """
     bounds = check_budget(budget)
@@ -98,7 +98,10 @@ def evaluate(
             assert trajectory.task_hash is not None
             tasks.check(job.task_id, trajectory.task_hash)
             if job.task_id not in oracles:
-                oracles[job.task_id] = oracle_cost(env, job.task_id)
+                cost = oracle_cost(env, job.task_id)
+                if tasks.drawn_with and not cost:  # a frozen set has only tasks that it passes
+                    raise ValueError(f"the oracle does not pass {job.task_id} here: is the machine too busy for it?")
+                oracles[job.task_id] = cost
             journal.append(measure(env, trajectory, job.sample, oracles[job.task_id], usage), trajectory)
             tell(len(journal.kept), len(order))
 
