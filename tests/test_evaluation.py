@@ -484,7 +484,7 @@ def test_a_machine_on_which_the_oracle_fails_measures_nothing(tmp_path, monkeypa
     from agent_gym.envs.api_agent.env import APIAgentEnv
 
     monkeypatch.setattr(APIAgentEnv, "oracle", lambda self: ["Done."])
-    with pytest.raises(ValueError, match="the oracle does not pass test-.* here: is the machine too busy"):
+    with pytest.raises(ValueError, match=r"the oracle does not pass test-.* here: is the machine too busy"):
         played("noop", open_set(MINI), tmp_path)
     assert not (tmp_path / "r.json").exists()
 

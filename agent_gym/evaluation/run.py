@@ -76,8 +76,8 @@ def evaluate(
         tell: Told of the number of finished episodes and of all, as they end.
 
     Raises:
-        ValueError: If the agent or its endpoint fails, a task is not what was frozen or beyond its oracle here, a file cannot be written, or
-            there is a journal that was not asked for, or of another evaluation.
+        ValueError: If the agent or its endpoint fails, a task is not what was frozen or beyond its oracle here, a file
+            cannot be written, or there is a journal that was not asked for, or of another evaluation.
     """
     bounds = check_budget(budget)
     env_kwargs = {**tasks.env_kwargs, "budget": bounds, "on_budget": "record", **agent.env_kwargs}
