@@ -61,7 +61,6 @@ READ = {
 }  # fmt: skip
 LISTED = {"customer": "customer_orders", "event": "events_of", "mail": "mails_from", "file": "files_of",
           "booking": "bookings_of"}  # fmt: skip
-PEOPLE = {"organiser": "organiser", "passenger": "passenger", "sender": "sender", "owner": "owner"}
 THING = r"(?:[A-Z]\d{4}|/[\w./]+)"
 
 
@@ -90,7 +89,7 @@ def _email(words: str) -> Part:
     if found := re.search(r"[\w.]+@[\w.]+\w", words):
         return found[0]
     if found := re.search(rf"(organiser|passenger|sender|owner) of (event|booking|mail|file) ({THING})", words):
-        return (yield from _ask(READ[found[2]], found[3]))[PEOPLE[found[1]]]
+        return (yield from _ask(READ[found[2]], found[3]))[found[1]]
     if found := re.search(r"customer (C\d+)", words):
         return (yield from _ask("get_customer", found[1]))["email"]
     if found := re.fullmatch(r"[A-Z]\w+ [A-Z]\w+", words.strip()):
@@ -194,8 +193,8 @@ def _service(sentence: str) -> Part:
     return []
 
 
-FIELDS = {"subject": "subject", "sender": "sender", "passenger": "passenger", "day": "day", "note": "note",
-          "item": "item", "status": "status", "id": "id", "stock": "stock", "city": "to", "tier": "tier"}  # fmt: skip
+OWN_NAMES = {"city": "to", "statu": "status"}
+"""Fields that are not called as the request calls them, without a plural's s."""
 
 
 def _told(s: str) -> Part:
@@ -212,8 +211,8 @@ def _told(s: str) -> Part:
         return [(yield from _ask("get_flight", booking["flight"]))["to"]]
     told, of = re.match(r"(?:the |which )(.*?) (?:of|were ordered with) (.*)", s).groups()  # type: ignore[union-attr]
     kind = re.search(r"\b(order|event|booking|mail|file|customer|flight)\b", of)[1]  # type: ignore[index]
-    names = [FIELDS[word.rstrip("s") if word != "status" else word] for word in re.findall(r"\w+", told)
-             if word not in ("and", "the")]  # fmt: skip
+    stems = [word.removesuffix("s") for word in re.findall(r"\w+", told) if word not in ("and", "the")]
+    names = [OWN_NAMES.get(stem, stem) for stem in stems]
     values = []
     for words in re.split(r" and (?=(?:order|event|booking|mail|file)\b)", of):
         one = yield from _ask(READ[kind], (yield from _thing(kind, words)))
