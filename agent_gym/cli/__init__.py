@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import gymnasium as gym
 
-from agent_gym.cli import check, envs, evaluate, forward, play, replay, tasks, view
+from agent_gym.cli import check, envs, evaluate, forward, play, replay, serve, tasks, view
 from agent_gym.cli.errors import Failure, one_sentence
 from agent_gym.sandbox import SandboxUnavailable
 from agent_gym.verdict import InfraError
 
 __all__ = ["main"]
 
-COMMANDS = (envs, tasks, play, evaluate, check, replay, view, forward)
+COMMANDS = (envs, tasks, play, evaluate, check, replay, view, serve, forward)
 """Modules with ``add(commands)``, which makes a parser and sets its ``run(args) -> exit code``."""
 
 
