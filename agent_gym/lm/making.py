@@ -52,8 +52,8 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "APIAgent-v0": Recipe(updates=3200, wasteful=1300, waste=0.4),
-    "CodeAgent-v0": Recipe(demonstrations=2400, updates=1500, wasteful=600, waste=0.32),
+    "APIAgent-v0": Recipe(again=(2500, 1200)),
+    "CodeAgent-v0": Recipe(demonstrations=4800, updates=2400, wasteful=600, waste=0.22),
     "SQL-v0": Recipe(updates=5000, wasteful=700, waste=0.55),
     "WebLite-v0": Recipe(updates=2000, wasteful=600, waste=0.35),
 }
