@@ -29,9 +29,9 @@ from agent_gym.lm.rollout import Episode  # noqa: E402
 from agent_gym.lm.vllm_engine import VLLMEngine, engine_of  # noqa: E402
 
 VOCABULARY, STOPS = 200, (1, 2, 3, 4, 5)
-SIZES = {
+SIZES = {  # heads of 32: on a CPU vLLM has no kernels for smaller ones
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 1,
     "bos_token_id": None,
 }  # fmt: skip
 REAL = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (docs/scale.md)")
@@ -467,7 +467,7 @@ def test_two_iterations_of_each_trainer(name, world, tmp_path):
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
     line = [*start, str(ROOT / "cleanrl_llm" / f"{name}.py"), "--engine", "vllm", "--kv-gib", "0.25", "--run-dir", "."]
     done = subprocess.run([sys.executable, *line, *RUNS[name].split()], env=shell(), cwd=tmp_path, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
+                          text=True, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = tmp_path.glob("*__*")
     learnt = [row for row in rows(folder) if "losses/sampler_gap_max" in row]
