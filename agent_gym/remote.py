@@ -126,7 +126,9 @@ class RayEnvs(Sequence[gym.Env]):
         for env in self.envs:
             base: Any = tool_env(env)
             if base.spec is None or base.spec != self.envs[0].unwrapped.spec:
-                raise ValueError("RayEnvs needs environments made alike by gym.make, so that each worker can make its own")
+                raise ValueError(
+                    "RayEnvs needs environments made alike by gym.make, so that each worker can make its own"
+                )
             base.reset, base.step = partial(self._play, base, "reset"), partial(self._play, base, "step")
         if self.envs:
             spec = replace(base.spec, kwargs=plain_kwargs(base.spec.kwargs))

@@ -1,9 +1,9 @@
-"""Environments, replays and sandboxes in Ray actors. Without Ray these tests are skipped, unless AGENT_GYM_REQUIRE_RAY=1
-says that it must be there."""
+"""Environments, replays and sandboxes in Ray actors. Without Ray these tests are skipped, unless there is
+AGENT_GYM_REQUIRE_RAY=1."""
 
 import importlib.util
 import os
-import threading
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -17,17 +17,17 @@ from agent_gym.sandbox.pool import Pool
 from agent_gym.wrappers import RecordTrajectory
 
 PATIENCE = {  # a busy machine is no fault of the code
-    "gcs_rpc_server_connect_timeout_s": 300, "gcs_server_request_timeout_seconds": 300, "health_check_timeout_ms": 60_000,
-    "raylet_client_connect_timeout_milliseconds": 300_000, "raylet_start_wait_time_s": 300,
+    "gcs_rpc_server_connect_timeout_s": 300, "gcs_server_request_timeout_seconds": 300,
+    "health_check_timeout_ms": 60_000, "raylet_client_connect_timeout_milliseconds": 300_000,
     "worker_register_timeout_seconds": 300, "enable_metrics_collection": 0,
 }  # fmt: skip
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
 END = 0
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Three nodes, each with a process of its own for its work, and the driver on the first."""
+    """A node with the driver; the last test adds two."""
     if importlib.util.find_spec("ray") is None and os.environ.get("AGENT_GYM_REQUIRE_RAY") != "1":
         pytest.skip("Ray is not installed")
     for name, value in PATIENCE.items():
@@ -35,8 +35,7 @@ def cluster():
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    made.others = [made.add_node(**NODE) for _ in range(2)]
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "no_monitor": True})
     ray.init(address=made.address, log_to_driver=False)
     yield made
     ray.shutdown()
@@ -47,7 +46,7 @@ def cluster():
 def executor(cluster):
     from agent_gym.remote import RayExecutor
 
-    with RayExecutor(3) as made:
+    with RayExecutor(2) as made:
         yield made
 
 
@@ -150,6 +149,14 @@ def test_environments_that_are_not_alike_are_refused(executor):
         far([*made(1), *made(1, max_turns=3)], executor)
 
 
+def test_an_environment_that_gym_did_not_make_is_refused(executor):
+    (env,) = made(1)
+    bare = env.unwrapped
+    bare.spec = None
+    with pytest.raises(ValueError, match=r"gym\.make"):
+        far([bare], executor)
+
+
 def test_what_a_call_raises_is_raised_here(executor):
     with pytest.raises(ZeroDivisionError):
         executor.run(divmod, 1, 0)
@@ -212,46 +219,47 @@ def test_a_call_that_takes_its_workers_down_ends_with_a_sentence(cluster):
         assert executor.run(divmod, 7, 2) == (3, 1)
 
 
+def under_load(executor, kill):
+    """Play with ``kill`` called in the middle, and from the second step of some episodes on: nothing is lost, nothing
+    counted twice."""
+    local, done = whole(played(made(6))), []
+
+    def on_done(episode):
+        done.append(episode.index)
+        if len(done) == 3:
+            kill()
+
+    envs = far(made(6), executor)
+    episodes = played(envs, on_done=on_done)
+    assert whole(episodes) == local
+    assert sorted(done) == list(range(len(SEEDS)))
+    assert executor.replaced >= 1
+    engine = Oracle(SEEDS[:4])
+    for turns in engine.turns.values():
+        turns.pop(0)
+    branches = [Branch(episode, 1) for episode in episodes[:4]]
+    again = play(engine, Letters(), envs, branches, WIDE, draws=[0] * 4, workers=6)
+    assert [one.trajectory() for one in again] == [one.trajectory() for one in episodes[:4]]
+
+
+def test_a_worker_that_dies_under_load_loses_no_episode(cluster):
+    from agent_gym.remote import RayExecutor
+
+    with RayExecutor(2) as executor:
+        under_load(executor, lambda: os.kill(executor.run(os.getpid), signal.SIGKILL))
+
+
 def test_a_node_that_dies_under_load_loses_no_episode(cluster):
     """Last, as it takes a node down."""
     from agent_gym.remote import RayExecutor
 
-    local = whole(played(made(6)))
+    others = [cluster.add_node(**NODE) for _ in range(2)]
     with RayExecutor(3) as executor:
-        homes = {executor.submit(node_id).result() for _ in range(9)}
-        assert len(homes) == 3
-        done, kill = [], threading.Thread(target=cluster.remove_node, args=(cluster.others[0], False))
-
-        def on_done(episode):
-            done.append(episode.index)
-            if len(done) == 3:
-                kill.start()
-
-        envs = far(made(6), executor)
-        episodes = played(envs, on_done=on_done)
-        kill.join()
-        assert whole(episodes) == local
-        assert sorted(done) == list(range(len(SEEDS)))
-        branches = [Branch(episode, 1) for episode in episodes[:4]]
-        engine = Oracle(SEEDS[:4])
-        for key in range(4):
-            engine.turns[key].pop(0)
-        again = play(engine, Letters(), envs, branches, WIDE, draws=[0] * 4, workers=6)
-        assert [one.trajectory() for one in again] == [one.trajectory() for one in episodes[:4]]
-        assert executor.replaced >= 1
+        assert len({executor.run(node_id) for _ in range(3)}) == 3
+        under_load(executor, lambda: cluster.remove_node(others[0], allow_graceful=False))
 
 
 def node_id():
     import ray
 
     return ray.get_runtime_context().get_node_id()
-
-
-def test_an_environment_that_gym_did_not_make_is_refused(executor):
-    (env,) = made(1)
-    bare = env.unwrapped
-    bare.spec = None
-    with pytest.raises(ValueError, match=r"gym\.make"):
-        far([bare], executor)
-
-

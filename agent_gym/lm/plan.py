@@ -15,18 +15,19 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
 
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.models import Model, token_logprobs
 
-__all__ = ["SHAPES", "Args", "Plan", "advice", "config_of", "plan"]
+__all__ = ["SHAPES", "Args", "Plan", "advice", "config_of", "counts", "plan", "shaped"]
 
 GIB = 2**30
 CONTEXT = GIB  # of CUDA: its kernels and the workspaces of its libraries, about
@@ -171,11 +172,14 @@ class _Live(TorchDispatchMode):
         self.known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.peak = max(self.peak, self.now)
         found = func(*args, **(kwargs or {}))
         for one in tree_leaves(found):
             if isinstance(one, Tensor):
                 self.note(one)
-        return found
+        if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled():
+            self.peak = max(self.peak, self.now)
+        return found  # in the backward pass gradients are added in place, but not those of tensors without memory
 
     def note(self, tensor: Tensor, counted: bool = True) -> None:
         storage = tensor.untyped_storage()
@@ -183,7 +187,6 @@ class _Live(TorchDispatchMode):
         if key not in self.known:
             self.known[key] = weakref.finalize(storage, self.free, key, size)
             self.now += size
-            self.peak = max(self.peak, self.now)
 
     def free(self, key: int, size: int) -> None:
         del self.known[key]
@@ -199,25 +202,35 @@ def _cut(config: Any, layers: int) -> Any:
     return cut
 
 
-def _model(config: Any, rank: int, dtype: torch.dtype, checkpointing: bool) -> Model:
-    """The trainers' model, of a few layers, as shapes only."""
+def shaped(
+    config: Any, rank: int, dtype: torch.dtype, checkpointing: bool, device: str | torch.device = "meta"
+) -> Model:
+    """A model of a config, made as ``load`` makes one, with random weights and no tokenizer.
+
+    Args:
+        config: Of transformers.
+        rank: Of its adapters; 0 trains all parameters.
+        dtype: Of the weights; adapters are float32.
+        checkpointing: Whether the layers are checkpointed.
+        device: Where; ``"meta"`` is nowhere.
+    """
     from peft import LoraConfig, get_peft_model
 
-    with torch.device("meta"):
+    with torch.device(device):
         net: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         if rank:
             net.requires_grad_(False)
             net = get_peft_model(net, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     if checkpointing:
         enable = getattr(net, "activation_checkpointing_enable", None) or net.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "preserve_rng_state": False})  # tensors without memory have no generator
-    return Model(net, SimpleNamespace(eos_token_id=0, pad_token_id=0), "plan", adapters=rank, autocast=False)
+        enable({"use_reentrant": False, "preserve_rng_state": False})  # what is nowhere has no generator
+    return Model(net, SimpleNamespace(eos_token_id=0, pad_token_id=0), "shape", adapters=rank, autocast=False)
 
 
 @cache
 def _counts(config: str, layers: int, rank: int) -> tuple[int, int, int]:
     """Parameters, trained ones, and those in linear layers that bitsandbytes quantises."""
-    model = _model(_cut(_parsed(config), layers), rank, torch.bfloat16, False)
+    model = shaped(_cut(_parsed(config), layers), rank, torch.bfloat16, False)
     linear = {
         id(module.weight): module.weight.numel() for name, module in model.net.named_modules()
         if isinstance(module, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
@@ -249,11 +262,12 @@ def _passes(
         train: Whether there is a backward pass.
     """
     live, mode = _Live(), FakeTensorMode()
-    model = _model(_cut(_parsed(config), layers), rank, dtype, checkpointing)
+    model = shaped(_cut(_parsed(config), layers), rank, dtype, checkpointing)
     _pretend(model, mode)
     if mixed:
         model._precision = lambda: torch.autocast("cpu", torch.bfloat16)  # type: ignore[method-assign]
-    with mode:
+    # no tensor without memory can say that its rows are not packed, and masks would be made for them
+    with mode, mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None):
         for p in model.net.parameters():
             live.note(p, counted=False)
             if p.requires_grad:
@@ -401,7 +415,9 @@ def plan(args: Args, config: Any = None) -> Plan:
             "what a pass of 8192 tokens computes": float(read.peak),
             "logits that are sampled from": float(args.episodes * config.vocab_size * SAMPLED),
         }
-        free = gpu - CONTEXT - sum(held.values()) - (1 + FRAGMENTS) * (read.peak + rollout["logits that are sampled from"])
+        free = (
+            gpu - CONTEXT - sum(held.values()) - (1 + FRAGMENTS) * (read.peak + rollout["logits that are sampled from"])
+        )
     fit = max(0, int(free / (1 + FRAGMENTS) / row))
     notes = [f"keys and values take {kv_token / 1024:g} KiB a token; {fit} episodes of full length fit at a time"]
     if args.shard:
