@@ -295,16 +295,16 @@ def test_a_gpu_is_left_when_no_row_is_left():
     assert engine.llm.calls == ["sleep", "wake_up", "sleep", "wake_up", "reload_weights", "reset_prefix_cache"]
 
 
-def test_refusals(monkeypatch, request):
+@pytest.mark.usefixtures("vllm")
+def test_the_engine_that_is_asked_for():
     args = SimpleNamespace(engine="torch", temperature=1.0, kv_gib=None, gpu_share=0.3, max_context=2000)
     chat, model = SimpleNamespace(stops=STOPS), model_of()
     assert isinstance(engine_of(model, chat, args), TorchEngine)
-    args.engine = "vllm"
-    monkeypatch.setattr("agent_gym.lm.vllm_engine.find_spec", lambda name: None)
-    with pytest.raises(Refused, match=r"^--engine vllm needs vLLM: pip install 'agent-gym\[vllm\]'$"):
-        engine_of(model, chat, args)
-    monkeypatch.undo()
-    request.getfixturevalue("vllm")
+    args.engine, args.max_context = "vllm", 50
+    engine = engine_of(model, chat, args)
+    assert isinstance(engine, VLLMEngine)
+    assert engine.llm.options["max_model_len"] == 50
+    args.max_context = 2000
     with pytest.raises(Refused, match=r"^vLLM cannot serve small: the model takes 1000 tokens$"):
         engine_of(model, chat, args)
 
@@ -367,6 +367,20 @@ def gradient(model, episodes, weights):
     found = token_logprobs(model, [e.ids for e in episodes], [e.spans for e in episodes]).logprobs
     (-(found * torch.tensor(np.concatenate(weights), dtype=torch.float32)).sum() / len(found)).backward()
     return torch.cat([p.grad.flatten() for p in model.trained()])
+
+
+@pytest.mark.parametrize("name", ["ppo_c3rl", "grpo_pcgrad", "rft"])
+def test_refusals(name, monkeypatch):
+    """In one sentence, before anything is loaded."""
+    trainer = load_trainer(name)
+    monkeypatch.setattr("agent_gym.lm.arguments.find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"^--engine vllm needs vLLM: pip install 'agent-gym\[vllm\]'$"):
+        trainer.settle(trainer.Args(engine="vllm"), Ranks())
+    with pytest.raises(Refused, match=r"^--gpu-share must be above 0 and at most 1, not 0\.0$"):
+        trainer.settle(trainer.Args(gpu_share=0.0), Ranks())
+    if name != "rft":
+        with pytest.raises(Refused, match=r"^--importance-cap must be a number above 0, not 0\.0$"):
+            trainer.settle(trainer.Args(importance_cap=0.0), Ranks())
 
 
 @pytest.mark.parametrize("name", ["ppo_c3rl", "grpo_pcgrad"])

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from agent_gym.lm.budget import Budget
@@ -135,10 +136,10 @@ def env_kwargs_of(text: str | None, env_id: str) -> dict[str, Any]:
 
 
 def at_least(args: Any, least: Mapping[str, float], above: tuple[str, ...] = ()) -> None:
-    """Refuse numbers that are too small.
+    """Refuse numbers that are too small, and an engine that is not there.
 
     Args:
-        args: The arguments, with ``budget`` among them.
+        args: The arguments, with those of :class:`Common` among them.
         least: The smallest value by name; a value of None is left alone.
         above: Names of finite numbers above 0.
 
@@ -156,3 +157,7 @@ def at_least(args: Any, least: Mapping[str, float], above: tuple[str, ...] = ())
     for name, value in asdict(args.budget).items():
         if value is not None and not value >= 0:
             raise Refused(f"--budget.{name.replace('_', '-')} must be 0 or more, not {value:g}")
+    if not 0 < args.gpu_share <= 1:
+        raise Refused(f"--gpu-share must be above 0 and at most 1, not {args.gpu_share}")
+    if args.engine == "vllm" and find_spec("vllm") is None:
+        raise Refused("--engine vllm needs vLLM: pip install 'agent-gym[vllm]'")

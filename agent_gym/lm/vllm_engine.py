@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def engine_of(model: Model, chat: Chat, args: Any) -> Engine:
         args: ``engine``, ``temperature``, ``kv_gib``, ``gpu_share`` and ``max_context``.
 
     Raises:
-        Refused: It cannot be had, or not for this model.
+        Refused: It cannot serve this model.
     """
     if args.engine == "torch":
         return TorchEngine(model, stops=chat.stops, temperature=args.temperature, kv_gib=args.kv_gib)
@@ -72,10 +71,8 @@ class VLLMEngine:
             gpu_share: Share of the GPU's memory for weights and cache.
 
         Raises:
-            Refused: vLLM is not installed, or cannot serve the model.
+            Refused: vLLM cannot serve the model.
         """
-        if find_spec("vllm") is None:
-            raise Refused("--engine vllm needs vLLM: pip install 'agent-gym[vllm]'")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import EngineArgs, LLMEngine, SamplingParams
