@@ -2,7 +2,7 @@
 
     python benchmarks/leaderboard.py                                    # what is not there yet
     python benchmarks/leaderboard.py --agents tiny:SQL-v0 --again       # these once more
-    python benchmarks/leaderboard.py --agents openai:MODEL@URL          # another agent, on all sets
+    python benchmarks/leaderboard.py --agents openai:MODEL@URL --max-tokens 96 --calls text  # another agent, on all
     python benchmarks/leaderboard.py --table                            # the table alone, of the entries there are
 
 An entry is benchmarks/results/leaderboard/SET/AGENT.json with its episodes beside it; the table is the README.md there.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ BUDGETS: dict[str, dict[str, float]] = {
 }
 """About twice what the oracle spends on a task of the set, on average."""
 SIMPLE = ("oracle", "baseline", "random", "noop")
-POLICIES = {"tiny:APIAgent-v0": "APIAgent-mini-v1", "tiny:SQL-v0": "SQL-mini-v1"}
+POLICIES = {f"tiny:{name}-v0": f"{name}-mini-v1" for name in ("APIAgent", "CodeAgent", "SQL", "WebLite")}
 """The ready-made small policies, each on the set of its own environment."""
 SEEDS = {"random": (0, 1, 2)}
 """Of agents that are played more than once."""
@@ -43,12 +44,12 @@ def path_of(name: str, agent: str, seed: int) -> Path:
     return FOLDER / name / f"{file_of(agent)}{f'__seed{seed}' if seed else ''}.json"
 
 
-def play(agents: Sequence[str], again: bool, workers: int) -> None:
-    """Make the entries of some agents that are not there yet, or all of them."""
+def play(agents: Sequence[str], again: bool, workers: int, **settings: Any) -> None:
+    """Make the entries of some agents that are not there yet, or all of them; ``settings`` are of a language model."""
     for spec in agents:
         for name in [POLICIES[spec]] if spec in POLICIES else BUDGETS:
             for seed in SEEDS.get(spec, (0,)):
-                agent = open_agent(spec)
+                agent = open_agent(spec, timeout=300.0, **settings)  # a server beside us on two cores is slow
                 path = path_of(name, agent.name, seed)
                 if again or not path.exists():
                     result = evaluate(
@@ -114,9 +115,14 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make entries that are there once more")
     parser.add_argument("--table", action="store_true", help="play nothing")
     parser.add_argument("--workers", type=int, default=4, help="episodes side by side")
+    parser.add_argument("--max-tokens", type=int, help="of one turn of a language model")
+    parser.add_argument("--calls", choices=["native", "text"], default="native", help="as agent-gym eval takes it")
     args = parser.parse_args()
-    if not args.table:
-        play(args.agents, args.again, args.workers)
+    try:
+        if not args.table:
+            play(args.agents, args.again, args.workers, max_tokens=args.max_tokens, native=args.calls == "native")
+    except ValueError as error:  # such as a dead server; what was played is kept
+        raise SystemExit(f"leaderboard: {error}") from None
     found = map(read_result, sorted(FOLDER.glob("*/*.json")))
     (FOLDER / "README.md").write_text(table(found), encoding="utf-8")
 
