@@ -1,6 +1,7 @@
-"""The leaderboard: agents on the mini sets, each entry as ``agent-gym eval`` makes it, and the table of all entries.
+"""The leaderboard: agents on the task sets mini and test, as ``agent-gym eval`` plays them, and the table of all entries.
 
     python benchmarks/leaderboard.py                                    # what is not there yet
+    python benchmarks/leaderboard.py --part test --envs SQL             # the 500 tasks of SQL-test-v1
     python benchmarks/leaderboard.py --agents tiny:SQL-v0 --again       # these once more
     python benchmarks/leaderboard.py --agents openai:MODEL@URL --max-tokens 96 --calls text  # another agent, on all
     python benchmarks/leaderboard.py --table                            # the table alone, of the entries there are
@@ -26,14 +27,14 @@ from agent_gym.tasksets import open_set
 
 FOLDER = Path(__file__).parent / "results" / "leaderboard"
 BUDGETS: dict[str, dict[str, float]] = {
-    "APIAgent-mini-v1": {"tool_calls": 9, "output_tokens": 210, "read_tokens": 200, "latency_ms": 580},
-    "CodeAgent-mini-v1": {"tool_calls": 8, "output_tokens": 240, "read_tokens": 800, "latency_ms": 1100},
-    "SQL-mini-v1": {"tool_calls": 6, "output_tokens": 160, "read_tokens": 80, "latency_ms": 180},
-    "WebLite-mini-v1": {"tool_calls": 10, "output_tokens": 200, "read_tokens": 900, "latency_ms": 900},
+    "APIAgent": {"tool_calls": 9, "output_tokens": 210, "read_tokens": 200, "latency_ms": 580},
+    "CodeAgent": {"tool_calls": 8, "output_tokens": 240, "read_tokens": 800, "latency_ms": 1100},
+    "SQL": {"tool_calls": 6, "output_tokens": 160, "read_tokens": 80, "latency_ms": 180},
+    "WebLite": {"tool_calls": 10, "output_tokens": 200, "read_tokens": 900, "latency_ms": 900},
 }
-"""About twice what the oracle spends on a task of the set, on average."""
+"""About twice what the oracle spends on a task of the sets mini and test, on average."""
 SIMPLE = ("oracle", "baseline", "random", "noop")
-POLICIES = {f"tiny:{name}-v0": f"{name}-mini-v1" for name in ("APIAgent", "CodeAgent", "SQL", "WebLite")}
+POLICIES = {f"tiny:{name}-v0": name for name in BUDGETS}
 """The ready-made small policies, each on the set of its own environment."""
 SEEDS = {"random": (0, 1, 2)}
 """Of agents that are played more than once."""
@@ -44,16 +45,19 @@ def path_of(name: str, agent: str, seed: int) -> Path:
     return FOLDER / name / f"{file_of(agent)}{f'__seed{seed}' if seed else ''}.json"
 
 
-def play(agents: Sequence[str], again: bool, workers: int, **settings: Any) -> None:
+def play(agents: Sequence[str], part: str, envs: Sequence[str], again: bool, workers: int, **settings: Any) -> None:
     """Make the entries of some agents that are not there yet, or all of them; ``settings`` are of a language model."""
     for spec in agents:
-        for name in [POLICIES[spec]] if spec in POLICIES else BUDGETS:
+        for env in envs:
+            if POLICIES.get(spec, env) != env:
+                continue
+            name = f"{env}-{part}-v1"
             for seed in SEEDS.get(spec, (0,)):
                 agent = open_agent(spec, timeout=300.0, **settings)  # a server beside us on two cores is slow
                 path = path_of(name, agent.name, seed)
                 if again or not path.exists():
                     result = evaluate(
-                        agent, open_set(name), path, budget=BUDGETS[name], seed=seed, workers=workers, resume=True,
+                        agent, open_set(name), path, budget=BUDGETS[env], seed=seed, workers=workers, resume=True,
                         compress=True,
                     )  # fmt: skip
                     print(f"{path.relative_to(FOLDER)}: success {result.aggregates.success[0]}", flush=True)
@@ -112,6 +116,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", nargs="+", default=[*SIMPLE, *POLICIES], help="as agent-gym eval takes them")
+    parser.add_argument("--part", choices=["mini", "test"], default="mini", help="which task sets")
+    parser.add_argument("--envs", nargs="+", choices=list(BUDGETS), default=list(BUDGETS), help="of these environments")
     parser.add_argument("--again", action="store_true", help="make entries that are there once more")
     parser.add_argument("--table", action="store_true", help="play nothing")
     parser.add_argument("--workers", type=int, default=4, help="episodes side by side")
@@ -120,7 +126,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if not args.table:
-            play(args.agents, args.again, args.workers, max_tokens=args.max_tokens, native=args.calls == "native")
+            native = args.calls == "native"
+            play(args.agents, args.part, args.envs, args.again, args.workers, max_tokens=args.max_tokens, native=native)
     except ValueError as error:  # such as a dead server; what was played is kept
         raise SystemExit(f"leaderboard: {error}") from None
     found = map(read_result, sorted(FOLDER.glob("*/*.json")))
