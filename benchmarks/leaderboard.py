@@ -1,4 +1,4 @@
-"""The leaderboard: agents on the task sets mini and test, as ``agent-gym eval`` plays them, and the table of all entries.
+"""The leaderboard: agents on the task sets mini and test, as ``agent-gym eval`` plays them, and the table of it all.
 
     python benchmarks/leaderboard.py                                    # what is not there yet
     python benchmarks/leaderboard.py --part test --envs SQL             # the 500 tasks of SQL-test-v1
