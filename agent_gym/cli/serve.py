@@ -8,7 +8,7 @@ import os
 import socket
 
 from agent_gym.cli.arguments import budget, json_object
-from agent_gym.cli.errors import Failure, made
+from agent_gym.cli.errors import Failure, made, one_sentence
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -29,9 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--idle-s", type=float, default=600.0,
         help="seconds after which a session that sends nothing ends (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--max-request-kib", type=int, default=1024, help="the longest request (default: %(default)s)"
-    )
+    parser.add_argument("--max-request-kib", type=int, default=1024, help="the longest request (default: %(default)s)")
     parser.add_argument(
         "--token", default=os.environ.get("AGENT_GYM_TOKEN"),
         help="what clients must know; needed where others can reach the server (default: the environment variable "
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     settings = uvicorn.Config(
         app, log_level="warning", ws_max_size=4096 * args.max_request_kib, timeout_graceful_shutdown=2
     )
-    with socket.create_server((args.host, args.port), family=_family(args.host)) as listening:
+    with _listening(args.host, args.port) as listening:
         host, port = listening.getsockname()[:2]
         print(f"{args.env_id} at http://{f'[{host}]' if ':' in host else host}:{port}, until ctrl-c", flush=True)
         uvicorn.Server(settings).run(sockets=[listening])
@@ -73,5 +71,9 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise Failure(f"cannot listen at {host}, port {port}: {one_sentence(error)}") from error

@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError
 import agent_gym  # noqa: F401  # registers the environments
 
 try:
-    from fastapi import FastAPI, HTTPException, Request
+    from fastapi import Body, FastAPI, HTTPException, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from openenv.core.env_server import serialization, types
@@ -215,6 +215,11 @@ class _Session:
     thread: ThreadPoolExecutor
     timer: asyncio.TimerHandle | None = None
 
+    def wake(self) -> None:
+        """It is not idle."""
+        if self.timer is not None:
+            self.timer.cancel()
+
 
 class _Sessions:
     """The sessions that are open; ``sockets`` counts the others, which OpenEnv keeps."""
@@ -251,21 +256,17 @@ class _Sessions:
 
     async def call(self, session_id: str, method: str, *args: Any, **kwargs: Any) -> AgentObservation:
         """Call the environment of a session, which ends when its episode does."""
-        session = self.find(session_id)
-        if session.timer is not None:
-            session.timer.cancel()
-        loop = asyncio.get_running_loop()
-        done = True  # a session whose reset failed is none
+        session, loop = self.find(session_id), asyncio.get_running_loop()
+        session.wake()
+        done = method == "reset"  # a session whose reset fails is none
         try:
             found = await loop.run_in_executor(session.thread, partial(getattr(session.env, method), *args, **kwargs))
             done = found.done
-        except FAULTS:
-            done = method == "reset"
-            raise
         finally:
+            session.wake()
             if done:
                 self.end(session_id)
-            elif session_id in self._open:
+            else:
                 session.timer = loop.call_later(self.idle_s, self.end, session_id)
         return found
 
@@ -273,6 +274,7 @@ class _Sessions:
         """Close a session's environment, after what it is at."""
         session = self._open.pop(session_id, None)
         if session is not None:
+            session.wake()
             session.thread.submit(session.env.close)
             session.thread.shutdown(wait=False)
 
@@ -290,7 +292,7 @@ def _episodes_over_http(app: FastAPI, sessions: _Sessions) -> None:
     """Routes that play an episode over HTTP."""
 
     @app.post("/reset", summary="Begin a session of one episode")
-    async def reset(request: types.ResetRequest) -> dict[str, Any]:
+    async def reset(request: types.ResetRequest = Body(default_factory=types.ResetRequest)) -> dict[str, Any]:  # noqa: B008
         session_id = sessions.begin()
         found = await sessions.call(session_id, "reset", **request.model_dump(exclude_unset=True))
         return {"session_id": session_id, **serialization.serialize_observation(found)}
