@@ -1,11 +1,17 @@
-"""Environments, replays and sandboxes in Ray actors. Without Ray these tests are skipped, unless there is
-AGENT_GYM_REQUIRE_RAY=1."""
+"""Environments, replays and sandboxes in Ray actors. A stand-in in this process runs what the actors would; the tests on
+a cluster are skipped where there is no Ray, unless there is AGENT_GYM_REQUIRE_RAY=1."""
 
+import importlib
 import importlib.util
 import os
+import pickle
 import signal
-from concurrent.futures import ProcessPoolExecutor
+import sys
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -25,6 +31,46 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor":
 END = 0
 
 
+class StandIn(ModuleType):
+    """Actors that run in this process, one at a time. One that is dead has no answer, also to what it has just done."""
+
+    class RayError(Exception):
+        pass
+
+    class RayTaskError(RayError):
+        pass
+
+    lock = threading.Lock()
+
+    def remote(self, **options):
+        return lambda kind: SimpleNamespace(remote=lambda: self.actor(kind()))
+
+    def actor(self, thing):
+        made = SimpleNamespace(dead=False)
+
+        def run(function, args, kwargs):
+            with self.lock:
+                made.dead |= function is os._exit
+                found = None if made.dead else pickle.loads(pickle.dumps(thing.run(function, args, kwargs)))
+            if made.dead:
+                raise self.RayError("the actor died")
+            return found
+
+        made.run = SimpleNamespace(remote=lambda *args: lambda: run(*args))
+        return made
+
+    def get(self, reference):
+        return [one() for one in reference] if isinstance(reference, list) else reference()
+
+    def put(self, value):
+        reference = lambda: value  # noqa: E731
+        reference.hex = lambda: str(id(reference))
+        return reference
+
+    def kill(self, actor):
+        actor.dead = True
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A node with the driver; the last test adds two."""
@@ -42,11 +88,23 @@ def cluster():
     made.shutdown()
 
 
-@pytest.fixture(scope="module")
-def executor(cluster):
-    from agent_gym.remote import RayExecutor
+@pytest.fixture(scope="module", params=["stand-in", "cluster"])
+def remote(request):
+    """The module, above Ray or its stand-in."""
+    modules = {}
+    if request.param == "stand-in":
+        modules["ray"] = modules["ray.exceptions"] = StandIn("ray")
+    else:
+        request.getfixturevalue("cluster")
+    with mock.patch.dict(sys.modules, modules):
+        sys.modules.pop("agent_gym.remote", None)
+        yield importlib.import_module("agent_gym.remote")
+        sys.modules.pop("agent_gym.remote")
 
-    with RayExecutor(2) as made:
+
+@pytest.fixture(scope="module")
+def executor(remote):
+    with remote.RayExecutor(2) as made:
         yield made
 
 
@@ -55,9 +113,7 @@ def made(count, **kwargs):
 
 
 def far(envs, executor):
-    from agent_gym.remote import RayEnvs
-
-    return RayEnvs(envs, executor)
+    return importlib.import_module("agent_gym.remote").RayEnvs(envs, executor)
 
 
 class Letters:
@@ -103,7 +159,7 @@ class Oracle:
 
 def whole(episodes):
     """All that there is to an episode."""
-    return [(e.index, e.trajectory(), e.ids, e.spans, e.snapshots, e.cost_total, e.verdict) for e in episodes]
+    return [(e.index, e.trajectory(), e.ids, e.spans, e.cost_total, e.verdict) for e in episodes]
 
 
 SEEDS = [11 * i for i in range(24)]
@@ -115,19 +171,18 @@ def played(envs, **more):
 
 
 def test_a_remote_environment_does_what_a_local_one_does(executor):
-    (local,), remote = made(1), far(made(2), executor)
+    (local, other), remote = made(2), far(made(2), executor)
     assert len(remote) == 2
     assert remote[1].unwrapped.spec == local.unwrapped.spec
     for seed in (1, 2):
-        begun = remote[0].reset(seed=seed)
-        assert begun == local.reset(seed=seed)
+        assert remote[0].reset(seed=seed) == local.reset(seed=seed)
         for action in tool_env(local).oracle():
-            before = agent_gym.snapshot(local)
-            assert agent_gym.snapshot(remote[0]) == before
+            before = agent_gym.snapshot(remote[0])
             outcome = local.step(action)
             assert remote[0].step(action) == outcome
-            agent_gym.restore(remote[1], before)  # another environment goes on from here
-            assert remote[1].step(action) == outcome
+            for env in (remote[1], other):  # others go on from there, here and elsewhere
+                agent_gym.restore(env, before)
+                assert env.step(action) == outcome
             assert tool_env(remote[1]).cost_total == outcome[4]["cost_total"]
     with pytest.raises(RuntimeError, match="no episode is running"):
         remote[0].step("more")
@@ -200,7 +255,9 @@ class Gone:
     """An executor whose workers die."""
 
     def submit(self, function, *args):
-        raise InfraError("5 workers in a row died")
+        future = Future()
+        future.set_exception(InfraError("5 workers in a row died"))
+        return future
 
 
 def test_a_check_whose_workers_die_has_no_verdict():
@@ -209,9 +266,7 @@ def test_a_check_whose_workers_die_has_no_verdict():
     assert (verdict.status, verdict.diagnostics) == ("infra", ("5 workers in a row died",))
 
 
-def test_a_call_that_takes_its_workers_down_ends_with_a_sentence(cluster):
-    from agent_gym import remote
-
+def test_a_call_that_takes_its_workers_down_ends_with_a_sentence(remote):
     with remote.RayExecutor(1) as executor:
         with pytest.raises(InfraError, match="workers in a row died at _exit"):
             executor.run(os._exit, 1)
@@ -242,11 +297,15 @@ def under_load(executor, kill):
     assert [one.trajectory() for one in again] == [one.trajectory() for one in episodes[:4]]
 
 
-def test_a_worker_that_dies_under_load_loses_no_episode(cluster):
-    from agent_gym.remote import RayExecutor
+def test_a_worker_that_dies_under_load_loses_no_episode(remote):
+    def kill():
+        if isinstance(sys.modules["ray"], StandIn):
+            executor._all[0].dead = True
+        else:
+            os.kill(executor.run(os.getpid), signal.SIGKILL)
 
-    with RayExecutor(2) as executor:
-        under_load(executor, lambda: os.kill(executor.run(os.getpid), signal.SIGKILL))
+    with remote.RayExecutor(2) as executor:
+        under_load(executor, kill)
 
 
 def test_a_node_that_dies_under_load_loses_no_episode(cluster):

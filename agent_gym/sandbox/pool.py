@@ -353,8 +353,8 @@ class _FarSlot:
     def answer(self, request: Request) -> Verdict:
         """The worker's verdict; none where workers died at it."""
         meter, pool = request.meter or Meter(), self.pool
-        job = self.executor.submit(_answered, pool.backend, pool.limits, replace(request, meter=None))
         try:
+            job = self.executor.submit(_answered, pool.backend, pool.limits, replace(request, meter=None))
             verdict, meter.cpu_s, meter.outcomes = job.result()
         except InfraError as error:
             return Verdict("infra", "infra", 0.0, (str(error),))
