@@ -1,5 +1,5 @@
-"""Environments, replays and sandboxes in Ray actors. A stand-in in this process runs what the actors would; the tests on
-a cluster are skipped where there is no Ray, unless there is AGENT_GYM_REQUIRE_RAY=1."""
+"""Environments, replays and sandboxes in Ray actors. A stand-in in this process runs what the actors would; the tests
+on a cluster are skipped where there is no Ray, unless there is AGENT_GYM_REQUIRE_RAY=1."""
 
 import importlib
 import importlib.util
