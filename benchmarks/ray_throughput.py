@@ -39,7 +39,7 @@ gym.register("SleepingCode-v0", entry_point=Sleeping, disable_env_checker=True)
 
 
 def made(env_id: str, count: int) -> list[gym.Env]:
-    kwargs = {"sandbox": "process"} if env_id == "SleepingCode-v0" else {}
+    kwargs: dict[str, Any] = {"sandbox": "process"} if env_id == "SleepingCode-v0" else {}
     return [gym.make(env_id, on_budget="record", **kwargs) for _ in range(count)]
 
 

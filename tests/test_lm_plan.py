@@ -130,7 +130,7 @@ def test_four_bits_and_vllm():
 
 def test_what_does_not_fit_says_what_to_lower(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(AutoConfig.for_model("qwen2", **SMALL).to_dict()))
-    args = Args(model=str(tmp_path), gpu_gib=2.0, episodes=4096, micro_batch_tokens=16_384, max_context=4096)
+    args = Args(model=str(tmp_path), gpu_gib=2.0, episodes=4096, micro_batch_tokens=4096, max_context=4096)
     assert not plan(args).fits
     lines = advice(args)
     assert any(line.startswith("--episodes") and line.endswith("GiB, fits") for line in lines)
@@ -142,6 +142,7 @@ def test_what_does_not_fit_says_what_to_lower(tmp_path):
 def test_the_command(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(AutoConfig.for_model("qwen2", **SMALL).to_dict()))
     line = [sys.executable, "-m", "agent_gym.lm.plan", "--model", str(tmp_path), "--gpu-gib", "0.5"]
+    line += ["--episodes", "1"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert "does not fit" in done.stdout
