@@ -16,6 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 from agent_gym.costs import CHANNELS
+from agent_gym.text import syntax_tree
 from agent_gym.tools import Call, canonical, dump
 from agent_gym.trajectory import Trajectory
 
@@ -254,7 +255,7 @@ def program(trajectory: Trajectory) -> tuple[str, ...]:
 
 def _normal(code: str) -> str:
     try:
-        return ast.dump(ast.parse(textwrap.dedent(code).strip()))
+        return ast.dump(syntax_tree(textwrap.dedent(code).strip()))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # what a model writes may well be none of it
         return " ".join(code.split())
 

@@ -1,13 +1,17 @@
-"""Text as models and files write it: lines, and the one fenced block that holds an answer."""
+"""Text as models and files write it: lines, the one fenced block that holds an answer, and Python."""
 
 from __future__ import annotations
 
+import ast
 import re
+import threading
+from typing import Any
 
-__all__ = ["fenced", "split_lines"]
+__all__ = ["fenced", "split_lines", "syntax_tree"]
 
 _END = re.compile(r"\r\n|\n|\r")
 _FENCE = "```"
+_PARSING = threading.Lock()
 _LANGUAGE = re.compile(r"[\w+#.-]*[ \t]*(?:\r\n|\n|\r)|(?:json|sql)(?=[\s{\[(])", re.IGNORECASE)
 
 
@@ -42,3 +46,18 @@ def fenced(text: str) -> str:
         return text.strip()
     language = _LANGUAGE.match(parts[0])
     return parts[0][language.end() if language else 0 :].strip()
+
+
+def syntax_tree(source: str, mode: str = "exec") -> Any:
+    """``ast.parse``, one thread at a time: CPython counts the depth of all threads together, so that of two at once one
+    may end in a SystemError (python/cpython#106905).
+
+    Args:
+        source: Python.
+        mode: As ``ast.parse`` takes it.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: As ``ast.parse``.
+    """
+    with _PARSING:
+        return ast.parse(source, mode=mode)

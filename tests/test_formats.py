@@ -1,5 +1,8 @@
+import gc
 import json
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +11,7 @@ from shop_play import turn
 
 from agent_gym import PARSERS, Call, Turn, register_parser
 from agent_gym.formats import HermesParser, canonical_text, foreign_format, set_apart
-from agent_gym.text import fenced, split_lines
+from agent_gym.text import fenced, split_lines, syntax_tree
 from agent_gym.tools import MOST_NESTED, dump, load
 
 HERMES, OPENAI = PARSERS["hermes"], PARSERS["openai"]
@@ -443,3 +446,25 @@ def test_time_is_linear_in_the_text(piece):
             parser.parse(said)
             foreign_format(said, parser)
     assert time.process_time() - started < 10
+
+
+def test_many_threads_read_python_at_once():
+    """What CPython itself does not do when the collector runs Python in between: ast.parse fails here at once."""
+    source = "def f(x):\n" + "".join(f"    y{i} = [a for a in range({i}) if a % 2] if x else -{i}\n" for i in range(60))
+
+    def collected(phase, info):
+        sum(range(100))
+
+    before = gc.get_threshold()
+    interval = sys.getswitchinterval()
+    gc.callbacks.append(collected)
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            trees = list(threads.map(lambda _: syntax_tree(source), range(100)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+    assert {len(tree.body[0].body) for tree in trees} == {60}

@@ -28,6 +28,7 @@ from typing import Any
 from agent_gym.costs import Latency
 from agent_gym.env import Outcome, ToolEnv
 from agent_gym.envs.splits import check_split
+from agent_gym.text import syntax_tree
 from agent_gym.tools import Call, Tool, ToolError, dump
 from agent_gym.verdict import Verdict
 
@@ -361,7 +362,7 @@ class BFCLTask:
 
     def _call(self, text: str) -> Call:
         """``mv('a', destination='b')`` as a call; read, never run."""
-        node = ast.parse(text, mode="eval").body
+        node = syntax_tree(text, mode="eval").body
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError(f"{self.id}: the ground truth {text!r} is not a call")
         names = list(inspect.signature(_tools(self.owners)[node.func.id].fn).parameters)[1:]

@@ -20,7 +20,7 @@ from agent_gym.envs.splits import SPLITS, check_split
 from agent_gym.sandbox import Asserts, Cases, Limits, Raises, Test, shared_pool
 from agent_gym.sandbox.grader import Calls
 from agent_gym.sandbox.pool import Pool
-from agent_gym.text import split_lines
+from agent_gym.text import split_lines, syntax_tree
 from agent_gym.tools import Call, Tool, ToolError
 from agent_gym.verdict import InfraError, Verdict
 
@@ -428,7 +428,7 @@ for name in {{name for name, _ in SHOWN}}:
 
 def _told_calls(statement: str) -> Iterator[Test]:
     """The calls that an assertion compares with a literal."""
-    for node in ast.walk(ast.parse(statement)):
+    for node in ast.walk(syntax_tree(statement)):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Call) and isinstance(node.left.func, ast.Name):
             with suppress(ValueError):
                 args = tuple(map(ast.literal_eval, node.left.args))

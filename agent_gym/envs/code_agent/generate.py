@@ -21,7 +21,7 @@ from agent_gym.envs.code_agent.mutate import Mutant, line_budget_run, mutants, s
 from agent_gym.envs.code_agent.tasks import CodeTask
 from agent_gym.envs.code_agent.workspace import Workspace
 from agent_gym.sandbox import Raises, Test
-from agent_gym.text import split_lines
+from agent_gym.text import split_lines, syntax_tree
 from agent_gym.tools import Call, dump
 
 __all__ = ["KINDS", "LEVELS", "compose"]
@@ -186,7 +186,7 @@ def _completion(program: str, level: int, rng: np.random.Generator) -> _Fault | 
     bodies = [
         (path, node)
         for path, text in files(program).items()
-        for node in ast.parse(text).body
+        for node in syntax_tree(text).body
         if isinstance(node, ast.FunctionDef) and len(node.body) > 1 and STUB not in text
     ]
     path, node = bodies[int(rng.integers(len(bodies)))]
@@ -207,7 +207,7 @@ def _renamable(program: str) -> tuple[str, ...]:
     """Local names and parameters that can be replaced everywhere without changing what the program does."""
     local, taken = set(), set(dir(builtins)) | set(keyword.kwlist)
     for text in files(program).values():
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(syntax_tree(text)):
             if isinstance(node, ast.arg):
                 local.add(node.arg)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -220,7 +220,7 @@ def _renamable(program: str) -> tuple[str, ...]:
                 taken.add(node.asname or node.name)
             elif isinstance(node, ast.FunctionDef | ast.ClassDef):
                 taken.add(node.name)
-        for statement in ast.parse(text).body:
+        for statement in syntax_tree(text).body:
             taken |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)} - (
                 set() if isinstance(statement, ast.Assign | ast.AnnAssign) else local
             )
@@ -407,9 +407,9 @@ def _rename_piece(text: str, names: Mapping[str, str]) -> str:
 
 def _function_at(text: str, line: int) -> ast.FunctionDef:
     found = [
-        n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.lineno <= line <= (n.end_lineno or 0)
+        n for n in syntax_tree(text).body if isinstance(n, ast.FunctionDef) and n.lineno <= line <= (n.end_lineno or 0)
     ]
-    return found[0] if found else next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef))
+    return found[0] if found else next(n for n in syntax_tree(text).body if isinstance(n, ast.FunctionDef))
 
 
 def _two_remedies(path: str, broken: str, original: str) -> Sequence[Call]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from agent_gym.envs.code_agent.budget import Outcome, line_budget_run
 from agent_gym.sandbox import same
+from agent_gym.text import syntax_tree
 
 __all__ = ["OPERATORS", "Mutant", "Outcome", "line_budget_run", "mutants", "same"]
 
@@ -500,7 +501,7 @@ def _mutants(source: str) -> tuple[Mutant, ...]:
     starts[-1] = len(data)  # the last line may have no line feed
     found: list[Mutant] = []
     seen: set[str] = set()
-    for function in ast.parse(source).body:
+    for function in syntax_tree(source).body:
         if not isinstance(function, ast.FunctionDef):
             continue
         edits = set(_Function(data, starts, function).edits())

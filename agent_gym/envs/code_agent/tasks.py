@@ -16,6 +16,7 @@ from agent_gym.records import Own, Text, checked
 from agent_gym.sandbox import Asserts, Raises, Scripts, Suite, Test, same
 from agent_gym.sandbox.grader import ARGUMENT_BYTES
 from agent_gym.sandbox.wire import decode, encode
+from agent_gym.text import syntax_tree
 from agent_gym.tools import Call
 
 __all__ = ["Checks", "CodeTask", "Computed", "check_arguments", "count", "only", "own_task", "parsed", "subset",
@@ -271,13 +272,13 @@ def check_arguments(asserts: Asserts) -> None:
 
 def _literal(text: Any, where: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(syntax_tree(text.strip(), "eval") if isinstance(text, str) else text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise ValueError(f"{where} should be a string that holds a Python literal, not {text!r:.80}") from None
 
 
 def parsed(code: str, what: str) -> ast.Module:
     try:
-        return ast.parse(code)
+        return syntax_tree(code)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{what} is not Python: {error}") from None
