@@ -83,8 +83,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        openenv = [sys.executable, "-m", "openenv.cli", "init", "echo_bench", "--output-dir", folder]
-        subprocess.run(openenv, check=True, stdout=subprocess.DEVNULL)
+        init = [sys.executable, "-m", "openenv.cli", "init", "echo_bench", "--output-dir", folder]
+        # without a path it finds no uv, which would resolve the dependencies of a package that is not installed
+        subprocess.run(init, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": ""})
         most = str(max(options.sessions))
         kwargs = json.dumps({"domains": ["shop"], "max_turns": 10**9})
         ours = [
@@ -109,10 +110,9 @@ def main() -> None:
                 for name, (url, action) in servers.items():
                     rates[name].append(asyncio.run(rate(url, action, sessions, options.steps // sessions)))
             medians = {name: median(values) for name, values in rates.items()}
-            found[f"{sessions} sessions"] = {
-                "requests_per_second": rates, "median": medians, "ratio_to_echo": medians["agent_gym"] / medians["echo"],
-            }  # fmt: skip
-            print(f"{sessions} sessions: {medians}, ratio {medians['agent_gym'] / medians['echo']:.2f}")
+            ratio = medians["agent_gym"] / medians["echo"]
+            found[f"{sessions} sessions"] = {"rates": rates, "medians": medians, "ratio_to_echo": ratio}
+            print(f"{sessions} sessions: {medians}, ratio {ratio:.2f}", flush=True)
     settings = {"sessions": options.sessions, "steps": options.steps, "blocks": options.blocks}
     versions = {name: version(name) for name in ("openenv", "fastapi", "uvicorn", "websockets")}
     result = {"settings": settings, "python": platform.python_version(), "versions": versions, "found": found}
