@@ -97,8 +97,10 @@ class VLLMEngine:
         config.__dict__.pop("quantization_config", None)  # of a file whose weights are floats here
         config.save_pretrained(shape)
         place: dict[str, Any] = {"model": str(shape), "load_format": "dummy"}
+        if not self.cuda:  # of a prompt in pieces, vLLM turns back the draws, which a CPU's generator cannot do
+            place |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, 8192)}
         if model.four_bit:
-            place = {"model": model.name, "load_format": "bitsandbytes", "quantization": "bitsandbytes"}
+            place |= {"model": model.name, "load_format": "bitsandbytes", "quantization": "bitsandbytes"}
         try:
             self.llm = LLMEngine.from_engine_args(
                 EngineArgs(
