@@ -88,7 +88,7 @@ class Args:
     entropy: bool = False
     """the loss has an entropy term"""
     groups: int = 0
-    """of grpo_pcgrad: groups, with two gradients each"""
+    """task groups of which a trainer keeps two gradients each, as surgery does"""
 
 
 class Pass(NamedTuple):
