@@ -12,6 +12,7 @@ import sys
 import weakref
 from dataclasses import dataclass, field, replace
 from functools import cache
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -265,7 +266,7 @@ def _passes(
     model = shaped(_cut(_parsed(config), layers), rank, dtype, checkpointing)
     _pretend(model, mode)
     if mixed:
-        model._precision = lambda: torch.autocast("cpu", torch.bfloat16)  # type: ignore[method-assign]
+        model._precision = partial(torch.autocast, "cpu", torch.bfloat16)  # type: ignore[method-assign]
     # no tensor without memory can say that its rows are not packed, and masks would be made for them
     with mode, mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None):
         for p in model.net.parameters():
