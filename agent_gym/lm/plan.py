@@ -11,8 +11,7 @@ import json
 import sys
 import weakref
 from dataclasses import dataclass, field, replace
-from functools import cache
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
