@@ -312,13 +312,12 @@ def test_a_node_that_dies_under_load_loses_no_episode(cluster):
     """Last, as it takes a node down."""
     from agent_gym.remote import RayExecutor
 
+    def node_id():  # in here, so that it is sent whole: the other nodes do not have this file
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
     others = [cluster.add_node(**NODE) for _ in range(2)]
     with RayExecutor(3) as executor:
         assert len({executor.run(node_id) for _ in range(3)}) == 3
         under_load(executor, lambda: cluster.remove_node(others[0], allow_graceful=False))
-
-
-def node_id():
-    import ray
-
-    return ray.get_runtime_context().get_node_id()
