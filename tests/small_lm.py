@@ -21,7 +21,9 @@ TIMES = ("seconds/", "speed/", "memory/")
 
 
 def load_trainer(name):
-    """A file of cleanrl_llm as a module."""
+    """A file of cleanrl_llm as a module, the same one to all: pickle asks for it by name."""
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, ROOT / "cleanrl_llm" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -74,7 +74,11 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     packed = {name for name in names if ".dist-info/" not in name}
     held = [p for p in (ROOT / "agent_gym").rglob("*") if p.name.endswith((".py", "py.typed"))]
-    held += [p for data in ("lm/policies/*/*", "*/*.json") for p in (ROOT / "agent_gym").glob(data)]
+    held += [
+        p
+        for data in ("lm/policies/*/*", "*/*.json", "view/*.js", "view/*.css")
+        for p in (ROOT / "agent_gym").glob(data)
+    ]
     assert packed == {str(p.relative_to(ROOT)) for p in held}
     assert "agent_gym/py.typed" in packed
     assert "agent_gym/envs/api_agent/domains/__init__.py" in packed

@@ -289,7 +289,12 @@ def shown(chrome, tmp_path):
 
 
 def drawn(page):
-    page.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))")
+    every = "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))"
+    for _ in range(600):  # page.wait_for_function is an eval, which the page's own policy forbids
+        if page.evaluate(every):
+            break
+        page.wait_for_timeout(50)
+    assert page.evaluate(every)
 
 
 def column(page, table, n):
