@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import webbrowser
 from pathlib import Path
 
@@ -24,15 +23,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
+    from agent_gym.evaluation.result import write
     from agent_gym.view import render
 
     page = render(args.paths).encode()
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(page)
-        temporary.replace(args.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write(args.out, page)
     print(f"written to {args.out} ({len(page) / 1e6:.1f} MB)")
     if args.open:
         webbrowser.open(args.out.resolve().as_uri())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import gymnasium as gym
 
 import agent_gym
+from agent_gym import tasksets
 from agent_gym.costs import CHANNELS
 from agent_gym.env import tool_env
 from agent_gym.evaluation.result import Outcome
@@ -29,7 +30,7 @@ def oracle_cost(env: gym.Env, task_id: str) -> dict[str, float]:
         task_id: The task.
     """
     env.reset(options={"task": task_id})
-    return tool_env(env).cost_total if _passes(env, tool_env(env).oracle()) else {}
+    return tasksets.oracle_cost(env) or {}
 
 
 def redundant_calls(env: gym.Env, trajectory: Trajectory, prices: Mapping[str, float]) -> int | None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,23 @@ class TaskSet:
         lines = "".join(f"{id} {digest}\n" for id, digest in zip(self.task_ids, self.task_hashes, strict=True))
         return sha256(lines.encode()).hexdigest()
 
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """By id; asked at every reset."""
+        return dict(zip(self.task_ids, self.task_hashes, strict=True))
+
     def check(self, task_id: str, task_hash: str) -> None:
         """See that a task is of this set, and still the one that was frozen.
 
         Raises:
             ValueError: If not.
         """
-        frozen = dict(zip(self.task_ids, self.task_hashes, strict=True))
-        if task_id not in frozen:
+        if task_id not in self._hashes:
             raise ValueError(f"the task set {self.name} has no task {task_id!r}; its first is {self.task_ids[0]!r}")
-        if task_hash != frozen[task_id]:
+        if task_hash != self._hashes[task_id]:
             raise ValueError(
-                f"the task {task_id!r} of {self.name} has the content {task_hash} here, frozen was {frozen[task_id]}: "
-                f"its generator has changed, so results on it would not compare; use the version of agent-gym that "
+                f"the task {task_id!r} of {self.name} has the content {task_hash} here, frozen was "
+                f"{self._hashes[task_id]}: its generator has changed, so results on it would not compare; use the version of agent-gym that "
                 f"froze the set, or a newer set ('agent-gym tasks {self.name} --check' names every changed task)"
             )
 
@@ -75,7 +80,7 @@ class TaskSet:
         """What the file of a frozen set holds: one task a line."""
         head = {
             "schema": FORM, "name": self.name, "env_id": self.env_id, "drawn_with": self.drawn_with,
-            "fingerprint": self.fingerprint, "tasks": dict(zip(self.task_ids, self.task_hashes, strict=True)),
+            "fingerprint": self.fingerprint, "tasks": self._hashes,
         }  # fmt: skip
         return json.dumps(head, indent=1) + "\n"
 
