@@ -73,7 +73,8 @@ class TaskSet:
             raise ValueError(
                 f"the task {task_id!r} of {self.name} has the content {task_hash} here, frozen was "
                 f"{self._hashes[task_id]}: its generator has changed, so results on it would not compare; use the "
-                f"version of agent-gym that froze the set, or a newer set ('agent-gym tasks {self.name} --check' names every changed task)"
+                f"version of agent-gym that froze the set, or a newer set "
+                f"('agent-gym tasks {self.name} --check' names every changed task)"
             )
 
     def to_json(self) -> str:
