@@ -260,6 +260,31 @@ def test_humaneval_is_a_set():
     assert (found.env_id, len(found.task_ids), found.env_kwargs) == ("CodeAgent-v0", 164, {"tasks": "humaneval"})
 
 
+def test_mbpp_is_a_set_in_the_form_of_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    records = [
+        {"source_file": "x", "task_id": n, "prompt": "Write a function.", "code": f"def f(x):\n    return x + {n}\n",
+         "test_imports": [], "test_list": [f"assert f(1) == {1 + n}"]}
+        for n in (2, 3, 4)
+    ]  # fmt: skip
+    folder = tmp_path / "google-research-datasets" / "mbpp"  # a folder of the data set's name stands for it
+    for split, rows in {"test": [records[2], records[0]], "train": [records[1]]}.items():
+        datasets.Dataset.from_list(rows).to_parquet(folder / "sanitized" / f"{split}.parquet")
+    files = "".join(f"\n  - split: {split}\n    path: sanitized/{split}.parquet" for split in ("train", "test"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: sanitized\n  data_files:{files}\n---\n")
+    (tmp_path / "sanitized-mbpp.json").write_text(json.dumps(records))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    found = open_set("mbpp")
+    assert (found.env_id, found.task_ids) == ("CodeAgent-v0", ("mbpp-2", "mbpp-3", "mbpp-4"))
+    assert found.fingerprint == open_set("sanitized-mbpp.json", "CodeAgent-v0").fingerprint
+    monkeypatch.chdir(folder)  # where no folder of the name is
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"google-research-datasets/mbpp cannot be had .* give the path of its file"):
+        open_set("mbpp")
+
+
 def test_what_has_no_solution_has_no_oracle_cost():
     env = gym.make("APIAgent-v0", tasks="APIAgent-mini-v1", budget={"tool_calls": 0})
     env.reset(seed=0)

