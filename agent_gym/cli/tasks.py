@@ -15,8 +15,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     """See :data:`agent_gym.cli.COMMANDS`."""
     parser = commands.add_parser(
         "tasks", help="list the task sets, the tasks of one, or show one task",
-        description="Without arguments, the frozen task sets. With the name of a set (or 'humaneval', 'mbpp', 'bfcl', or a "
-        "path), its tasks. With a task's id as well: that task, its oracle and what it costs.",
+        description="Without arguments, the frozen task sets. With the name of a set (or 'humaneval', 'mbpp', "
+        "'bfcl', or a path), its tasks. With a task's id as well: that task, its oracle and what it costs.",
     )  # fmt: skip
     parser.add_argument("name", nargs="?", metavar="SET", help="such as SQL-test-v1")
     parser.add_argument("task", nargs="?", metavar="TASK_ID", help="show this task")
