@@ -17,6 +17,7 @@ from agent_gym import PARSERS
 from agent_gym.evaluation import endpoint as module
 from agent_gym.lm.endpoint import Endpoint, EndpointError, play_endpoint
 from agent_gym.lm.errors import Refused
+from agent_gym.messages import exchange
 
 SEEDS = list(range(8))
 
@@ -270,7 +271,7 @@ def test_a_call_that_did_not_run_has_a_result_that_says_so(kwargs):
     late = asks(("a", "submit", '{"answer": "x"}'), ("b", "get_order", '{"order_id": "O0"}'))
     turn = env.unwrapped.read(late)
     observation, *_, info = env.step(late)
-    said, *results = module.exchange(turn, info["tool_results"], observation, 1)
+    said, *results = exchange(turn, info["tool_results"], observation, [])
     assert [m["tool_call_id"] for m in results] == ["a", "b"] == [c["id"] for c in said["tool_calls"]]
     assert [r["error"] for r in info["tool_results"]] == [None, "not_run"]
     assert '"not_run"' in results[1]["content"]
@@ -287,7 +288,7 @@ def test_words_that_hold_an_unreadable_call(kwargs):
         assert heard["role"] == "user"
     assert [first[1]["content"], second[1]["content"]] == [s.tool_results[0]["content"] for s in episode.steps[:2]]
     said, result = third  # a server without a parser has no ids
-    assert said["tool_calls"][0]["id"] == result["tool_call_id"] == "call_3_0"
+    assert said["tool_calls"][0]["id"] == result["tool_call_id"] == "call00000"
 
 
 @pytest.mark.parametrize(

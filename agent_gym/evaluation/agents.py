@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 
 from agent_gym.env import tool_env
-from agent_gym.evaluation.endpoint import ContextExceeded, Endpoint, Reply, exchange
+from agent_gym.evaluation.endpoint import ContextExceeded, Endpoint, Reply
 from agent_gym.formats import PARSERS
+from agent_gym.messages import exchange
 from agent_gym.tools import Call
 from agent_gym.trajectory import Step, Trajectory
 from agent_gym.verdict import Verdict
@@ -160,7 +161,7 @@ def play_turns(act: Act, env: gym.Env, job: Job) -> tuple[Trajectory, dict[str, 
         steps.append(
             Step(before, action, told["cost"], told["tool_results"], told["state_hash"], terminated, truncated)
         )
-        messages += exchange(turn, told["tool_results"], observation, len(steps))
+        messages += exchange(turn, told["tool_results"], observation, messages)
         if terminated or truncated:
             verdict = told["verdict"]
             reward = None if verdict["status"] == "infra" else float(earned)

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from agent_gym.formats import PARSERS, Turn
-from agent_gym.tools import Call, dump
+from agent_gym.messages import Message, in_words, listing
 
-__all__ = ["ContextExceeded", "Endpoint", "EndpointError", "Reply", "exchange"]
+__all__ = ["ContextExceeded", "Endpoint", "EndpointError", "Reply"]
 
 
 class EndpointError(ValueError):
@@ -188,55 +187,9 @@ def _seconds(after: str | None) -> float:
 # ---- the conversation ------------------------------------------------------------------------------------------------
 
 
-def exchange(turn: Turn, results: Sequence[Mapping[str, Any]], observation: str, number: int) -> list[dict[str, Any]]:
-    """What was said and what came back, as chat completions want it: a result for each call, under its own id. A call
-    without a name, which could not be read at all, is words to a server, and its result is the user's.
-
-    Args:
-        turn: What the environment read.
-        results: ``info["tool_results"]``.
-        observation: What ``step`` returned.
-        number: Of the turn, for the ids of calls that have none.
-    """
-    said, calls, told, heard = [turn.text], [], [], []
-    for i, (call, result) in enumerate(zip(turn.calls, results, strict=True)):
-        if call.name:
-            id = call.id or f"call_{number}_{i}"
-            calls.append(
-                {"id": id, "type": "function", "function": {"name": call.name, "arguments": dump(call.arguments)}}
-            )
-            told.append({"role": "tool", "tool_call_id": id, "content": result["content"]})
-        else:
-            said.append(call.written)
-            heard.append(result["content"])
-    shown = [result["content"] for result in results if result["error"] != "not_run"]
-    heard.append(observation[len("\n".join(shown)) + bool(shown) :])  # what the user said after the results
-    words, reply = ("\n".join(filter(None, part)) for part in (said, heard))
-    asked = {"role": "assistant", "content": words, **({"tool_calls": calls} if calls else {})}
-    return [asked, *told, *([{"role": "user", "content": reply}] if reply else [])]
-
-
-HERMES = """You may call tools. Write a call as <tool_call>{"name": ..., "arguments": {...}}</tool_call>; its result
-comes back as <tool_response>...</tool_response>. The tools:
-"""
-
-
-def _told(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation in words alone."""
-    listing = HERMES + "\n".join(dump(tool["function"]) for tool in tools)
-    found: list[dict[str, Any]] = []
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if role == "system":
-            content = f"{content}\n\n{listing}"
-        elif message.get("tool_calls"):
-            functions = [call["function"] for call in message["tool_calls"]]
-            calls = [Call(one["name"], json.loads(one["arguments"])) for one in functions]
-            content = PARSERS["hermes"].render(content, calls)
-        elif role == "tool":
-            role, content = "user", f"<tool_response>\n{content}\n</tool_response>"
-        if found and role == "user" == found[-1]["role"]:  # templates want the roles to take turns
-            found[-1]["content"] += f"\n{content}"
-        else:
-            found.append({"role": role, "content": content})
-    return found
+def _told(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The conversation in words alone, the tools in the system's message."""
+    return [
+        {**message, "content": f"{message['content']}\n\n{listing(tools)}"} if message["role"] == "system" else message
+        for message in in_words(messages)
+    ]

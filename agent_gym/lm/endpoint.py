@@ -9,9 +9,10 @@ import gymnasium as gym
 
 from agent_gym import Verdict, tool_env
 from agent_gym.evaluation import endpoint as client
-from agent_gym.evaluation.endpoint import ContextExceeded, exchange
+from agent_gym.evaluation.endpoint import ContextExceeded
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.rollout import Episode
+from agent_gym.messages import exchange
 
 __all__ = ["Endpoint", "EndpointError", "play_endpoint"]
 
@@ -101,4 +102,4 @@ def _played(endpoint: Endpoint, env: gym.Env, index: int, seed: int, draw: int) 
         spent += int(step.cost["output_tokens"]) if usage is None else usage["completion_tokens"]
         if over:
             return episode, spent
-        messages += exchange(turn, step.tool_results, episode.observation, len(episode.steps))
+        messages += exchange(turn, step.tool_results, episode.observation, messages)
