@@ -1,4 +1,4 @@
-"""Unicode: a Gymnasium space of text, with the batching that Sync- and AsyncVectorEnv need."""
+"""Gymnasium spaces of text, with the batching that Sync- and AsyncVectorEnv need, and of conversations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gymnasium.vector.utils.shared_memory import (
     write_to_shared_memory,
 )
 
-__all__ = ["Unicode"]
+__all__ = ["Conversation", "Unicode"]
 
 
 class Unicode(Space[str]):
@@ -127,3 +127,45 @@ class _Live(Sequence[str]):
 @read_from_shared_memory.register(Unicode)
 def _read(space: Unicode, shared_memory: Any, n: int = 1) -> Sequence[str]:
     return _Live(_rows(shared_memory, space))
+
+
+class Conversation(Space[list[dict[str, Any]]]):
+    """Messages of a chat, each a dict with a ``role`` and a text ``content``.
+
+    They have no largest size, so that an AsyncVectorEnv needs ``shared_memory=False``.
+
+    Args:
+        seed: Seed of ``sample``.
+    """
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        self._words = Unicode()
+        super().__init__(seed=seed)
+
+    def seed(self, seed: Any = None) -> Any:
+        """Seed ``sample``."""
+        return self._words.seed(seed)
+
+    def sample(self, mask: Any = None, probability: Any = None) -> list[dict[str, Any]]:
+        """A chat of one message."""
+        return [{"role": "user", "content": self._words.sample(mask, probability)}]
+
+    def contains(self, x: Any) -> bool:
+        """Whether ``x`` is a list of messages."""
+        return isinstance(x, list) and all(
+            isinstance(one, dict)
+            and one.get("role") in ("system", "user", "assistant", "tool")
+            and isinstance(one.get("content"), str)
+            for one in x
+        )
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """Text has no fixed-size array form."""
+        return False
+
+    def __repr__(self) -> str:
+        return "Conversation()"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Conversation)

@@ -1,4 +1,4 @@
-"""Wrappers: a scalar cost for constrained-RL code, wall time, and recording of trajectories."""
+"""Wrappers: a scalar cost for constrained-RL code, wall time, chats, and recording of trajectories."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from agent_gym.costs import CHANNELS
-from agent_gym.env import tool_env
+from agent_gym.env import Action, tool_env
+from agent_gym.messages import Message, exchange, in_words, listing
 from agent_gym.replay import plain_kwargs
+from agent_gym.spaces import Conversation, Unicode
+from agent_gym.tools import Call
 from agent_gym.trajectory import Step, Trajectory
 
-__all__ = ["RecordTrajectory", "ScalarCost", "WallClock"]
+__all__ = ["Messages", "RecordTrajectory", "ScalarCost", "WallClock"]
 
 Info = dict[str, Any]
 
@@ -82,6 +85,83 @@ class WallClock(gym.Wrapper, RecordConstructorArgs):
         return observation, reward, terminated, truncated, {**info, "wall_ms": (time.perf_counter() - started) * 1000.0}
 
 
+class Messages(gym.Wrapper, RecordConstructorArgs):
+    """The observation is the whole chat so far, so that an agent needs no memory of its own.
+
+    A chat is a list of messages as OpenAI's API takes them and ``apply_chat_template`` renders them: ``system``,
+    ``user``, ``assistant`` with ``tool_calls`` (each with an id that no other has, and its arguments as a JSON string),
+    and for each call, run or not, a ``tool`` message of the same id, next to it. The last turn is in it too. A call that
+    could not be read, or whose name no tool may have, stays words, and the user's next message says what was wrong.
+    Reasoning is left out. What the environment itself showed is in ``info["text"]``.
+
+    An action is a turn's text or an assistant message, as ever. The chat belongs to a snapshot. In the replays of
+    ``counterfactuals`` the observations are the environment's own.
+
+    Args:
+        env: An environment made by ``gym.make``, a ToolEnv inside. ``info["tools"]`` goes with the chat.
+        native: False for models and templates that know no tools: the tools stand in the system's message, turns are
+            kept as they were written, reasoning and all, and the user says the results. Roles take turns.
+
+    Raises:
+        TypeError: For an environment that is not of this suite, or whose observations are no text any more.
+    """
+
+    def __init__(self, env: gym.Env, native: bool = True) -> None:
+        tool_env(env)
+        if not isinstance(env.observation_space, Unicode):
+            raise TypeError(f"Messages needs an environment that shows text, not {env.observation_space}")
+        RecordConstructorArgs.__init__(self, native=native)
+        gym.Wrapper.__init__(self, env)
+        self.native = native
+        self.observation_space = Conversation()
+        self._messages: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """The chat so far, as the last observation had it."""
+        return copy.deepcopy(list(self._messages))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Info]:
+        """See :class:`gymnasium.Env`."""
+        text, info = self.env.reset(seed=seed, options=options)
+        system, *request = copy.deepcopy(info["messages"])
+        if not self.native:
+            example = tool_env(self).parser.render("", [Call("NAME", {"PARAMETER": "VALUE"})])
+            system["content"] += f"\n\n{listing(info['tools'], example)}"
+        self._messages = (system, *request)
+        return self._shown(text), {**info, "text": text}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:
+        """See :class:`gymnasium.Env`."""
+        turn = tool_env(self).read(action)
+        text, reward, terminated, truncated, info = self.env.step(action)
+        said, *heard = exchange(turn, info["tool_results"], text, self._messages)
+        if not self.native:
+            (said,), heard = in_words([said], tool_env(self).parser), in_words(heard)
+            said["content"] = _written(action) or said["content"]
+        self._messages = (*self._messages, said, *heard)
+        return self._shown(text), reward, terminated, truncated, {**info, "text": text}
+
+    def _shown(self, text: str) -> Any:
+        return text if tool_env(self).replaying else self.messages
+
+    def get_state(self) -> tuple[Message, ...]:
+        """The chat, for ``agent_gym.snapshot``."""
+        return self._messages
+
+    def set_state(self, state: tuple[Message, ...]) -> None:
+        """Put back what ``get_state`` gave."""
+        self._messages = state
+
+
+def _written(action: Action) -> str:
+    """A turn's own words, where all of it is words."""
+    if isinstance(action, str):
+        return action
+    content = action.get("content")
+    return content if isinstance(content, str) and not action.get("tool_calls") else ""
+
+
 class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
     """Records every finished episode as a :class:`~agent_gym.trajectory.Trajectory`.
 
@@ -126,7 +206,7 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
         """See :class:`gymnasium.Env`."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._seed, self._task_id, self._task_hash = seed, info["task_id"], info["task_hash"]
-        self._observation, self._steps = observation, ()
+        self._observation, self._steps = info.get("text", observation), ()
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:
@@ -142,7 +222,7 @@ class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
                 terminated=terminated,
                 truncated=truncated,
             )
-            self._observation, self._steps = observation, (*self._steps, step)
+            self._observation, self._steps = info.get("text", observation), (*self._steps, step)
             if terminated or truncated:
                 self._finish(float(reward), info)
         return observation, reward, terminated, truncated, info
