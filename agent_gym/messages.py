@@ -21,7 +21,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 def exchange(
-    turn: Turn, results: Sequence[Mapping[str, Any]], observation: str, before: Iterable[Message]
+    turn: Turn, results: Sequence[Mapping[str, Any]], observation: str, before: Iterable[Mapping[str, Any]]
 ) -> list[Message]:
     """What was said and what came back, as chat completions want it: a result for each call, under its own id. A call
     without a name, or with one that no tool may have, is words to a server, and its result is the user's. Reasoning is
@@ -55,10 +55,9 @@ def exchange(
 
 def _fresh(id: str | None, used: set[str]) -> str:
     """The id, or a new one where it will not do; noted as used."""
-    if id is None or id in used or not _ID.fullmatch(id):
-        number = len(used)
-        while (id := f"call{number:05}") in used:
-            number += 1
+    number = len(used)
+    while id is None or id in used or not _ID.fullmatch(id):
+        id, number = f"call{number:05}", number + 1
     used.add(id)
     return id
 
@@ -78,7 +77,7 @@ comes back as <tool_response>...</tool_response>. The tools:
     return head + "\n".join(dump(tool["function"]) for tool in tools)
 
 
-def in_words(messages: Iterable[Message], parser: Parser = PARSERS["hermes"]) -> list[Message]:
+def in_words(messages: Iterable[Mapping[str, Any]], parser: Parser = PARSERS["hermes"]) -> list[Message]:
     """A conversation in words alone, with the roles system, user and assistant.
 
     Args:

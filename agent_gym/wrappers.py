@@ -90,7 +90,7 @@ class Messages(gym.Wrapper, RecordConstructorArgs):
 
     A chat is a list of messages as OpenAI's API takes them and ``apply_chat_template`` renders them: ``system``,
     ``user``, ``assistant`` with ``tool_calls`` (each with an id that no other has, and its arguments as a JSON string),
-    and for each call, run or not, a ``tool`` message of the same id, next to it. The last turn is in it too. A call that
+    and behind it, for each call, run or not, a ``tool`` message with its id. The last turn is in it too. A call that
     could not be read, or whose name no tool may have, stays words, and the user's next message says what was wrong.
     Reasoning is left out. What the environment itself showed is in ``info["text"]``.
 

@@ -3,12 +3,16 @@
 Each entry says what is to be found out about it; tests/test_lm_chat.py plays every one of them.
 """
 
+import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 _LINES = [
     "Use the tools to do what the user asks. A message without a tool call is the final answer.",
@@ -69,6 +73,22 @@ def tokenizer(case: Case) -> PreTrainedTokenizerFast:
     template = case.template
     wrapped.chat_template = template if isinstance(template, dict) else template.strip("\n")
     return wrapped
+
+
+@cache
+def published(package: str) -> Any:
+    """A published tokenizer, or None; ``.ci/tokenizers`` fetches them."""
+    root = Path(__file__).parents[1]
+    folder = Path(os.environ.get("AGENT_GYM_TOKENIZERS") or root / ".cache" / "tokenizers", package)
+    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def needed(package: str) -> Any:
+    if (found := published(package)) is None:
+        if os.environ.get("AGENT_GYM_REQUIRE_TOKENIZERS"):
+            pytest.fail(f"the tokenizer {package!r} is missing; run .ci/tokenizers")
+        pytest.skip(f"the tokenizer {package!r} is not here; .ci/tokenizers fetches it")
+    return found
 
 
 def _bytes() -> Tokenizer:

@@ -1,7 +1,6 @@
 """Chat: conversations as token ids, for thirty chat templates and for real tokenizers."""
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import pytest
-from chat_templates import CASES, CHATML, Case, tokenizer
+from chat_templates import CASES, CHATML, Case, needed, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
@@ -381,24 +380,6 @@ REAL = {  # package: parser, the ends of its generation config, what a mail may 
     "deepseek_v3": ("hermes", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<\uff5cUser\uff5c>"),
     "gptoss": (None, "<|return|> <|call|>", ""),
 }
-
-
-@cache
-def real(package: str) -> Any:
-    """A published tokenizer, or None; ``.ci/tokenizers`` fetches them."""
-    from transformers import AutoTokenizer
-
-    root = Path(__file__).parents[1]
-    folder = Path(os.environ.get("AGENT_GYM_TOKENIZERS") or root / ".cache" / "tokenizers", package)
-    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
-
-
-def needed(package: str) -> Any:
-    if (found := real(package)) is None:
-        if os.environ.get("AGENT_GYM_REQUIRE_TOKENIZERS"):
-            pytest.fail(f"the tokenizer {package!r} is missing; run .ci/tokenizers")
-        pytest.skip(f"the tokenizer {package!r} is not here; .ci/tokenizers fetches it")
-    return found
 
 
 @pytest.mark.parametrize("package", REAL)

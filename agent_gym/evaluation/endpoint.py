@@ -187,7 +187,7 @@ def _seconds(after: str | None) -> float:
 # ---- the conversation ------------------------------------------------------------------------------------------------
 
 
-def _told(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+def _told(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
     """The conversation in words alone, the tools in the system's message."""
     return [
         {**message, "content": f"{message['content']}\n\n{listing(tools)}"} if message["role"] == "system" else message
