@@ -149,7 +149,7 @@ def test_the_default_is_the_environments_own(packed):
     args = Common()
     assert args.model is None
     fill(args, size_of(model_of(args.model, ENV), None))
-    assert (args.max_new_tokens, args.max_context) == (64, 1024)
+    assert (args.max_new_tokens, args.max_context) == (96, 1024)
 
 
 def started(tmp_path, **changes):
@@ -213,7 +213,7 @@ def short(monkeypatch):
     monkeypatch.setattr(making, "demonstrations", lambda env, seeds, **how: demonstrations(env, seeds[:20], **how))
 
     def on_four(engine, chat, envs, seeds, limits, ranks, *, draw):
-        assert (len(seeds), limits) == (256, Limits(64, 1024))
+        assert (len(seeds), limits) == (256, Limits(96, 1024))
         assert {env.spec.kwargs["split"] for env in envs} == {"validation"}
         return evaluate(engine, chat, envs[:4], seeds[:4], Limits(16, 256), ranks, draw=draw)
 

@@ -854,7 +854,7 @@ def settled(**changes):
 
 def test_settings_follow_the_models_size(tmp_path):
     tiny_one = settled(model="tiny:APIAgent-v0")
-    assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (64, 1024, 5e-4)
+    assert (tiny_one.max_new_tokens, tiny_one.max_context, tiny_one.learning_rate) == (96, 1024, 5e-4)
     assert settled().model.startswith("tiny")
     from transformers import LlamaConfig
 

@@ -76,7 +76,7 @@ class Common:
 
 Size = Literal["tiny", "small", "large"]
 LENGTHS: dict[Size, dict[str, int]] = {  # tokens of a turn and of an episode
-    "tiny": {"max_new_tokens": 64, "max_context": 1024},
+    "tiny": {"max_new_tokens": 96, "max_context": 1024},
     "small": {"max_new_tokens": 256, "max_context": 4096},
     "large": {"max_new_tokens": 1024, "max_context": 8192},
 }

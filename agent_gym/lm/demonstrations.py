@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from agent_gym.env import tool_env
+from agent_gym.env import ToolEnv, tool_env
 from agent_gym.formats import PARSERS, Parser
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.errors import Refused
@@ -20,6 +20,7 @@ from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import answers
 from agent_gym.lm.seeds import stream
+from agent_gym.lm.thoughts import THOUGHTS
 from agent_gym.tools import Call, load
 from agent_gym.trajectory import Trajectory
 
@@ -106,7 +107,7 @@ def wasteful_actions(env: gym.Env, actions: Sequence[str], waste: float, rng: ra
 
 def demonstrations(
     env: gym.Env, seeds: Sequence[int], *, wasteful: float, waste: float, draws: Sequence[int] | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks | None = None, aloud: bool = False,
 ) -> list[Dialogue]:  # fmt: skip
     """Play the oracle on the tasks that ``seeds`` draw.
 
@@ -117,6 +118,7 @@ def demonstrations(
         waste: Probability of each of the two needless calls that may stand before a step of those.
         draws: Seeds of what is needless in each; by default they follow from ``seeds``.
         ranks: Every process plays its share and has all of them in the end.
+        aloud: Whether what is looked up in a result is said before it is used (:mod:`agent_gym.lm.thoughts`).
 
     Returns:
         Those that passed, in the order of the seeds.
@@ -129,18 +131,62 @@ def demonstrations(
         rng = random.Random(draw)
         _, info = env.reset(seed=seed)
         dialogue = Dialogue(info["messages"], info["tools"], [])
-        actions = base.oracle()
+        actions = oracle = base.oracle()
         if rng.random() < wasteful:
-            actions = wasteful_actions(env, actions, waste, rng)
-        for action in actions:
-            observation, _, terminated, truncated, info = env.step(action)
-            dialogue.turns.append(Said(action, None, answers(observation, info["tool_results"])))
+            actions = wasteful_actions(env, oracle, waste, rng)
+        results: list[str] = []
+        for at, action in enumerate(actions):
+            turn = said_aloud(base, dialogue, results, actions[at:]) if aloud else action
+            observation, _, terminated, truncated, info = env.step(turn)
+            if action in oracle:  # nothing is looked up in what was needless
+                results.append(observation)
+            dialogue.turns.append(Said(turn, None, answers(observation, info["tool_results"])))
             if terminated or truncated:
                 break
         if info.get("verdict", {}).get("status") == "pass":
             played.append((place, dialogue))
     every = [one for share in ranks.gather(played) for one in share]
     return [dialogue for _, dialogue in sorted(every, key=lambda one: one[0])]
+
+
+def said_aloud(env: ToolEnv, dialogue: Dialogue, results: Sequence[str], actions: Sequence[str]) -> str:
+    """The first of the actions to come, with what a small policy says before it.
+
+    Args:
+        env: Whose actions they are; in one without :data:`agent_gym.lm.thoughts.THOUGHTS` there is nothing to say.
+        dialogue: What was said so far; a thought is said once.
+        results: What the tools have answered to what is needed.
+        actions: Those to come.
+    """
+    turns = [env.read(action) for action in actions]
+    written = [
+        list(_leaves([call.arguments for call in turn.calls] if turn.calls else _json(action)))
+        for turn, action in zip(turns, actions, strict=True)
+    ]
+    think = THOUGHTS.get(env.spec.id)  # type: ignore[union-attr]
+    thought = think(dialogue.messages[-1]["content"], results, written) if think else ""
+    if not thought or any(thought in turn.action for turn in dialogue.turns):
+        return actions[0]
+    if turns[0].calls:
+        return env.parser.render(thought, turns[0].calls)
+    return f"{thought}\n```\n{actions[0]}\n```"  # an answer is JSON, alone or fenced
+
+
+def _json(text: str) -> Any:
+    """The value of an answer; of words, none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The scalars in a value, as text."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
+    elif value is not None:
+        yield str(value)
 
 
 def dialogue_of(trajectory: Trajectory, env: gym.Env, where: str = "trajectory") -> Dialogue:

@@ -52,13 +52,13 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "APIAgent-v0": Recipe(again=(2500, 1200)),
+    "APIAgent-v0": Recipe(updates=1800, wasteful=1400),
     "CodeAgent-v0": Recipe(demonstrations=4800, updates=2400, wasteful=600, waste=0.22),
-    "SQL-v0": Recipe(updates=5000, wasteful=700, waste=0.55),
-    "WebLite-v0": Recipe(updates=2000, wasteful=600, waste=0.35),
+    "SQL-v0": Recipe(updates=3000, wasteful=700, waste=0.55),
+    "WebLite-v0": Recipe(updates=1300, wasteful=600, waste=0.35),
 }
 
-LIMITS = Limits(64, 1024)
+LIMITS = Limits(96, 1024)
 
 
 def copied(model: Model, chat: Chat, examples: Sequence[Example]) -> float:
@@ -108,7 +108,7 @@ def _round(
     def played(split: str, what: str, count: int, waste: float) -> list[Dialogue]:
         (env,) = environments(env_id, 1, chat=None, split=split, bounds={}, **kwargs)
         seeds = [stream(seed, what if split != "train" or not number else f"{what} again", i) for i in range(count)]
-        return demonstrations(env, seeds, wasteful=float(waste > 0), waste=waste)
+        return demonstrations(env, seeds, wasteful=float(waste > 0), waste=waste, aloud=True)
 
     if before:
         model = load(str(folder), adapters=0)

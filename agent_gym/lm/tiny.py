@@ -64,14 +64,18 @@ TEMPLATE = (  # no room for tool schemas: the small model knows the tools from t
 )
 """The chat template of the small model's tokenizer."""
 
-PIECES = r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*|@[a-z.]+| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d\d?| |[^A-Za-z_\d ]+"""
+PIECES = (
+    r"""[\[\]{},"]*"[A-Za-z_]+":[\[{"]*|" \[|"[A-Z][a-z]+ |"""
+    r"""@[a-z.]+| [a-z]+(?![A-Za-z_@])|[A-Za-z_]+|\d\d?| |[^A-Za-z_\d ]+"""
+)
 
 
 def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of 1,024 tokens and a chat template.
 
     What must be copied (names, digits) is cut off from what stands around it, so that it has the same tokens in a
-    request, in a result and in a call. What is always the same (a JSON key with its punctuation) becomes one token.
+    request, in a result and in a call. What is always the same (a JSON key with its punctuation; what stands between an
+    element's label and its number, and before its name) becomes one token, so that what belongs together is near.
 
     Args:
         texts: What the model will read and write.
