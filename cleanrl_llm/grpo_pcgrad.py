@@ -22,6 +22,7 @@ import json
 import math
 import os
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from agent_gym.lm.engine import Engine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.importance import importance
 from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
+from agent_gym.lm.overlap import Rollouts
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory
@@ -126,6 +128,9 @@ class Args(Common):
     """bound on the importance weight of a token, its probability in training over that in sampling"""
     importance_mask: float | None = None
     """drop episodes whose geometric mean of these ratios is further than this from 1, such as 0.01; unset, none"""
+    async_rollouts: bool = False
+    """play the next iteration's episodes while this one's are learnt from, with a policy that is one update older; the
+    importance weights correct for that"""
     target_kl: float | None = None
     """stop an iteration's updates when the mean KL to the sampling policy exceeds this, on all ranks"""
 
@@ -224,14 +229,17 @@ def follow(rates: np.ndarray, samples: list[Sample], ranks: Ranks) -> np.ndarray
     return np.where(sums[1] > 0, 0.5 * rates + 0.5 * sums[0] / np.maximum(sums[1], 1.0), rates)
 
 
-def roll_out(stage: Stage, tasks: list[Task], chosen: list[int], draws: list[int]) -> list[Episode]:
+def roll_out(
+    stage: Stage, tasks: list[Task], chosen: list[int], draws: list[int], stop: threading.Event | None = None
+) -> list[Episode]:
     """Play an episode of each task that ``chosen`` names by its index, shape [episodes], those of each environment in
-    its own pool. ``draws`` are the sampling seeds, shape [episodes]."""
+    its own pool, until ``stop`` is set. ``draws`` are the sampling seeds, shape [episodes]."""
     played: dict[int, Episode] = {}
     for env, pool in enumerate(stage.pools):
         own = [n for n, i in enumerate(chosen) if tasks[i].env == env]
         starts, seeds = [tasks[chosen[n]].seed for n in own], [draws[n] for n in own]
-        played |= zip(own, play(stage.engine, stage.chat, pool, starts, stage.limits, draws=seeds), strict=True)
+        found = play(stage.engine, stage.chat, pool, starts, stage.limits, draws=seeds, stop=stop)
+        played |= zip(own, found, strict=True)
     return [played[n] for n in range(len(chosen))]
 
 
@@ -850,8 +858,21 @@ def train(args: Args) -> None:
     grouping, pool, held_out, spent = grouped(stages, run, args, ranks)
     names = grouping.names
 
+    # group_size episodes of each task; slots and episodes have the same numbers in any world
+    slots = ranks.share(range(args.num_episodes // args.group_size))
+    own = [slot * args.group_size + i for slot in slots for i in range(args.group_size)]
+    drawn: dict[int, list[int]] = {}  # by iteration, [slots]
+
+    def batch(iteration: int) -> list[Episode]:
+        chosen = [drawn[iteration][n // args.group_size] for n in own]
+        draws = [stream("rollout", args.seed, iteration, n) for n in own]
+        return roll_out(stages["train"], pool, chosen, draws, rollouts.stop)
+
+    rollouts = Rollouts(engine, model, batch, args.total_iterations, ahead=args.async_rollouts)
+
     def test(split: str, title: str, samples: int) -> list[Trajectory]:
         """So many episodes of each task that a split is tested on, with their groups; the same list on all ranks."""
+        rollouts.settle()
         tasks, key = held_out[split], stream(split, args.seed, title)
         played = examine(stages[split], tasks, samples, ranks, key, f"{split}, {title}")
         return [replace(t, group=grouping.of(tasks[i // samples], t)) for i, t in enumerate(played)]
@@ -864,12 +885,15 @@ def train(args: Args) -> None:
     # ---- where a resumed run stands ----
     first, best = 0, -1.0
     rates = np.array([0.5 if math.isnan(task.rate) else task.rate for task in pool])  # [tasks]
+    ahead = int(args.async_rollouts)  # iterations
+    drawn[0] = draw(pool, rates, args, 0)
     optimizer = torch.optim.AdamW(model.trained(), lr=args.learning_rate or 0.0, weight_decay=0.0)
     if newest := run.newest("iteration"):
         model.restore(newest)
-        engine.update(model)
         state = run.state(newest)
+        rollouts.restore(state)
         first, spent, best, rates = state["iteration"], state["tokens"], state["best"], np.array(state["rates"])
+        drawn[first] = state["drawn"]
         optimizer.load_state_dict(state["optimizer"])
     run.keep(first)
     ranks.check_equal(model.trained())
@@ -878,16 +902,14 @@ def train(args: Args) -> None:
     most_tokens = math.inf if args.total_tokens is None else args.total_tokens
     bar = tqdm(range(first, args.total_iterations), f"{args.method}, {args.surgery}", args.total_iterations,
                initial=first, disable=not ranks.first)  # fmt: skip
-    for iteration in bar:
+    for iteration in rollouts.over(bar):
         if spent >= most_tokens:
             break
         clock = [time.perf_counter()]
 
-        # roll out: group_size episodes of each task; slots and episodes have the same numbers in any world
-        drawn = draw(pool, rates, args, iteration)  # [slots]
-        own = [s * args.group_size + i for s in ranks.share(range(len(drawn))) for i in range(args.group_size)]
-        draws = [stream("rollout", args.seed, iteration, n) for n in own]
-        played = roll_out(stages["train"], pool, [drawn[n // args.group_size] for n in own], draws)
+        # roll out, or wait for what is rolled out already
+        drawn[iteration + ahead] = draw(pool, rates, args, iteration + ahead)
+        played = rollouts.take(iteration)
         clock.append(time.perf_counter())
 
         # group
@@ -896,13 +918,13 @@ def train(args: Args) -> None:
         for n, episode in zip(own, played, strict=True):
             if episode in learnt:
                 slot = n // args.group_size
-                group = grouping.of(pool[drawn[slot]], episode.trajectory())
-                samples.append(Sample(episode, drawn[slot], slot, names.index(group.name), episode.trajectory(group)))
+                task = drawn[iteration][slot]
+                group = grouping.of(pool[task], episode.trajectory())
+                samples.append(Sample(episode, task, slot, names.index(group.name), episode.trajectory(group)))
 
         # advantages, update
         advantage = advantages(samples, args)  # [samples]
         losses, conflict = update(model, optimizer, samples, advantage, len(names), args, iteration, ranks)
-        engine.update(model)
         rates = follow(rates, samples, ranks)
         clock.append(time.perf_counter())
 
@@ -947,12 +969,14 @@ def train(args: Args) -> None:
             row["validation/in_budget_success"] = metrics.in_budget_success(trajectories, budget)
             better, best = row["validation/pass@1"] > best, max(best, row["validation/pass@1"])
         clock.append(time.perf_counter())
-        row |= zip(("seconds/rollout", "seconds/update", "seconds/test"), np.diff(clock).tolist(), strict=True)
-        row["speed/tokens_per_second"] = tokens / row["seconds/rollout"]
+        row |= zip(("seconds/wait", "seconds/update", "seconds/test"), np.diff(clock).tolist(), strict=True)
+        row |= {"seconds/rollout": rollouts.seconds, "speed/tokens_per_second": tokens / rollouts.seconds}
+        row["speed/idle"] = row["seconds/wait"] / (row["seconds/wait"] + row["seconds/update"])
         row["memory/peak_gib"] = peak_memory(ranks.device)
         run.log(row)
         state = {"iteration": iteration + 1, "tokens": spent, "best": best, "rates": rates.tolist(),
-                 "optimizer": optimizer.state_dict()}  # fmt: skip
+                 "drawn": drawn.get(iteration + 1, []), "optimizer": optimizer.state_dict(),
+                 **rollouts.state()}  # fmt: skip
         if better and args.keep_best:
             run.save("best", model, state)
         if (iteration + 1) % args.checkpoint_every == 0 or last:

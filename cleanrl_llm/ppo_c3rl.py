@@ -42,6 +42,7 @@ from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import credit_map, draw_credits, draw_dual, table
 from agent_gym.lm.importance import importance
 from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
+from agent_gym.lm.overlap import Rollouts
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory, read_lines
@@ -168,6 +169,9 @@ class Args(Common):
     """bound on the importance weight of a token, its probability in training over that in sampling"""
     importance_mask: float | None = None
     """drop episodes whose geometric mean of these ratios is further than this from 1, such as 0.01; unset, none"""
+    async_rollouts: bool = False
+    """play the next iteration's episodes while this one's are learnt from, with a policy that is one update older; the
+    importance weights correct for that"""
     target_kl: float | None = None
     """stop an iteration's updates when the mean KL to the sampling policy exceeds this, on all ranks"""
     critic: bool = False
@@ -787,7 +791,9 @@ def train(args: Args) -> None:
     cut = args.method == "truncation"
     groups = ranks.share(range(args.num_episodes // args.group_size))
     mine = [group * args.group_size + i for group in groups for i in range(args.group_size)]
-    envs = made(len(mine), "train", args.truncation_slack, "truncate") if cut else made(len(mine), "train", 1.0)
+    slack = (args.truncation_slack, "truncate") if cut else (1.0, "record")
+    envs = made(len(mine), "train", *slack)
+    lab = made(1, "train", *slack) if args.async_rollouts else envs  # to replay in, while the next episodes are played
     tests = {split: made(min(128, args.eval_episodes or 0), split, 1.0) for split in SPLITS}
 
     engine = engine_of(model, chat, args)
@@ -796,7 +802,16 @@ def train(args: Args) -> None:
     first, spent, best, dual, maps = 0, 0, -1.0, DualState(), list[dict[str, Any]]()
     ways: dict[str, np.ndarray] = {}  # the cheapest pruned success by task type, shape [channels] each
 
+    def roll_out(iteration: int) -> list[Episode]:
+        """group_size episodes of each task."""
+        tasks = [stream("task", args.seed, iteration, i // args.group_size) for i in mine]
+        draws = [stream("rollout", args.seed, iteration, i) for i in mine]
+        return play(engine, chat, envs, tasks, limits, draws=draws, stop=rollouts.stop)
+
+    rollouts = Rollouts(engine, model, roll_out, args.total_iterations, ahead=args.async_rollouts)
+
     def test(split: str, title: str) -> list[Trajectory]:
+        rollouts.settle()
         seeds = [stream(split, i) for i in range(args.eval_episodes or 0)]  # the same tasks for every run
         draw = stream("evaluate", args.seed, title)
         return evaluate(engine, chat, tests[split], seeds, limits, ranks, draw=draw, title=f"{split} {title}")
@@ -806,8 +821,8 @@ def train(args: Args) -> None:
             run.trajectories(f"{split}_start", test(split, "start"))
     if newest := run.newest("iteration"):
         model.restore(newest)
-        engine.update(model)
         state = run.state(newest)
+        rollouts.restore(state)
         first, spent, best = state["iteration"], state["tokens"], state["best"]
         dual = DualState(**{name: np.array(value) for name, value in state["dual"].items()})
         ways = {name: np.array(value) for name, value in state["ways"].items()}
@@ -823,16 +838,14 @@ def train(args: Args) -> None:
     most_tokens = math.inf if args.total_tokens is None else args.total_tokens
     bar = tqdm(range(first, args.total_iterations), args.method, args.total_iterations, initial=first,
                disable=not ranks.first)  # fmt: skip
-    for iteration in bar:
+    for iteration in rollouts.over(bar):
         if spent >= most_tokens:
             break
         logging = iteration % args.log_every == 0 or iteration == args.total_iterations - 1
         clock = [time.perf_counter()]
 
-        # roll out: group_size episodes of each task
-        tasks = [stream("task", args.seed, iteration, i // args.group_size) for i in mine]
-        draws = [stream("rollout", args.seed, iteration, i) for i in mine]
-        played = play(engine, chat, envs, tasks, limits, draws=draws)
+        # roll out, or wait for what is rolled out already
+        played = rollouts.take(iteration)
         for i, episode in zip(mine, played, strict=True):
             episode.index = i  # its number in the whole batch
         episodes = judged(played, ranks, f"iteration {iteration}")
@@ -843,7 +856,7 @@ def train(args: Args) -> None:
         credits = None
         if args.method == "c3rl" or logging:
             key = stream("measure", args.seed, iteration)
-            credits, extra = measure(episodes, envs, engine, chat, budget, ways, args, ranks, key)
+            credits, extra = measure(episodes, lab, engine, chat, budget, ways, args, ranks, key)
             generated += extra
         clock.append(time.perf_counter())
 
@@ -858,14 +871,13 @@ def train(args: Args) -> None:
             with torch.no_grad():
                 hidden = [token_logprobs(model, [e.ids], [e.spans]).states for e in episodes]
                 values = [critic.values(h).cpu().double().numpy() for h in hidden]
-        states = states_before(episodes, envs[0]) if args.method == "stepgroup" else None
+        states = states_before(episodes, lab[0]) if args.method == "stepgroup" else None
         relative_to = bound if args.critic else now
         steps_advantages = advantages(episodes, credits, values, states, dual.lambdas, relative_to, args, ranks)
         losses = update(
             model, critic, optimizer, episodes, steps_advantages, bound, args, ranks,
             stream("update", args.seed, iteration),
         )  # fmt: skip
-        engine.update(model)
         clock.append(time.perf_counter())
 
         # report
@@ -877,14 +889,15 @@ def train(args: Args) -> None:
         for k, channel in enumerate(CHANNELS):
             row[f"lambda/{channel}"] = float(dual.lambdas[k])
             row[f"budget/{channel}"] = float(now[k]) if math.isfinite(now[k]) else -1.0
-        row |= dict(zip(("seconds/rollout", "seconds/measure", "seconds/update"), np.diff(clock).tolist(), strict=True))
-        row["speed/tokens_per_second"] = new / (clock[1] - clock[0])
+        row |= dict(zip(("seconds/wait", "seconds/measure", "seconds/update"), np.diff(clock).tolist(), strict=True))
+        row |= {"seconds/rollout": rollouts.seconds, "speed/tokens_per_second": new / rollouts.seconds}
+        row["speed/idle"] = row["seconds/wait"] / (clock[-1] - clock[0])
         row["memory/peak_gib"] = peak_memory(ranks.device)
         if logging and credits is not None and ranks.first:
             run.trajectories(f"iteration_{iteration:06d}", [e.trajectory() for e in episodes])
             for i in longest(episodes)[:3]:
                 c = credits[i]
-                maps.append(credit_map(iteration, episodes[i], c.u, c.v, c.eliminated, envs[0]))
+                maps.append(credit_map(iteration, episodes[i], c.u, c.v, c.eliminated, lab[0]))
             run.lines("credits.jsonl", maps)
         bar.set_postfix_str(
             f"success {row['charts/success']:.2f} in-budget {row['charts/in_budget_success']:.2f} "
@@ -903,7 +916,7 @@ def train(args: Args) -> None:
             state = {
                 "iteration": iteration + 1, "tokens": spent, "best": best, "optimizer": optimizer.state_dict(),
                 "dual": {name: value.tolist() for name, value in asdict(dual).items()},
-                "ways": {name: value.tolist() for name, value in ways.items()},
+                "ways": {name: value.tolist() for name, value in ways.items()}, **rollouts.state(),
             }  # fmt: skip
             if critic:
                 state |= {"critic": critic.heads.state_dict(), "critic_optimizer": critic.optimizer.state_dict()}
@@ -1008,6 +1021,8 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
         raise Refused("--credit.interventions and --credit.block are for --credit.mode leave-one-out")
     if credit.mode == "leave-one-out" and credit.cost not in (None, "leave-one-out", "trajectory"):
         raise Refused(f"--credit.cost {credit.cost} needs --credit.mode eliminate")
+    if args.async_rollouts and "replace" in credit.interventions:
+        raise Refused("--credit.interventions replace samples too, and --async-rollouts leaves it no engine; drop one")
     credit.cost = credit.cost or ("excess-group" if credit.mode == "eliminate" else "leave-one-out")
     args.model = model_of(args.model, args.env_id)
     size = size_of(args.model, None if args.resume else args.init)

@@ -8,7 +8,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,17 @@ class Model(torch.nn.Module):
             else:
                 saved = AutoModelForCausalLM.from_pretrained(folder, dtype=self.net.dtype)
                 self.net.load_state_dict(saved.state_dict())
+
+    def twin(self) -> "Model":
+        """A copy whose trained weights are its own; the frozen ones below adapters, and the tokenizer, are shared."""
+        shared = [self.tokenizer, self._frozen, *(p for p in self.net.parameters() if not p.requires_grad)]
+        return copy.deepcopy(self, {id(one): one for one in shared})
+
+    @torch.no_grad()
+    def follow(self, weights: Iterable[Tensor]) -> None:
+        """Take over trained weights, such as those of a twin, in the order of :meth:`trained`."""
+        for p, weight in zip(self.trained(), weights, strict=True):
+            p.copy_(weight)
 
     def freeze_reference(self) -> None:
         """Remember the policy as it is now: in a second, frozen adapter, or where there are none, in a copy."""

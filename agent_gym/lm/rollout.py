@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -188,6 +189,7 @@ def play(
     workers: int = 8,
     patience: float | None = None,
     on_done: Callable[[Episode], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Episode]:
     """Play an episode from each start to its end.
 
@@ -207,11 +209,13 @@ def play(
             in the order of the starts, so that fast environments make a schedule that repeats itself. By default 0.2,
             and 0.02 where there is a GPU, whose passes do not repeat themselves bit by bit anyway.
         on_done: Told of each episode as it ends.
+        stop: Set by another thread, it ends the playing before the next pass of the engine.
 
     Returns:
         The episodes in the order of ``starts``.
 
     Raises:
+        CancelledError: ``stop`` was set.
         Exception: What an environment raised.
     """
     if patience is None:
@@ -240,6 +244,8 @@ def play(
 
     try:
         while waiting or writing or pending:
+            if stop is not None and stop.is_set():
+                raise CancelledError
             while waiting and len(waiting[0]) <= len(free):
                 begin(len(waiting[0]))
             if young := [one for one, until in pending.items() if until > time.monotonic()]:
