@@ -24,6 +24,7 @@ from agent_gym.lm.engine import TorchEngine  # noqa: E402
 from agent_gym.lm.errors import Refused  # noqa: E402
 from agent_gym.lm.importance import importance  # noqa: E402
 from agent_gym.lm.models import Model, token_logprobs  # noqa: E402
+from agent_gym.lm.overlap import Rollouts  # noqa: E402
 from agent_gym.lm.ranks import Ranks  # noqa: E402
 from agent_gym.lm.rollout import Episode  # noqa: E402
 from agent_gym.lm.vllm_engine import VLLMEngine, engine_of  # noqa: E402
@@ -256,6 +257,27 @@ def test_all_parameters_are_handed_over_in_memory():
             engine.update(model)
         assert all(torch.equal(engine.llm.weights[name], value) for name, value in model.net.state_dict().items())
     assert engine.llm.calls == ["reload_weights", "reset_prefix_cache"] * 2
+
+
+@pytest.mark.usefixtures("vllm")
+@pytest.mark.parametrize("adapters", [0, 4])
+def test_a_batch_ahead_is_served_with_weights_one_update_older(adapters):
+    model, served, trained = model_of(adapters), [], []
+    engine = fake(model)
+
+    def roll_out(iteration):
+        served.extend(engine.llm.adapters.values() if adapters else [engine.llm.weights])
+        return []
+
+    rollouts = Rollouts(engine, model, roll_out, 4, ahead=True)
+    for i in rollouts.over(range(4)):
+        rollouts.take(i)
+        values = peft.get_peft_model_state_dict(model.net) if adapters else model.net.state_dict()
+        trained.append({name: value.clone() for name, value in values.items()})
+        train(model, i)
+    for held, values in zip(served, [trained[0], *trained[:3]], strict=True):
+        assert held.keys() == values.keys()
+        assert all(torch.equal(held[name], values[name]) for name in held)
 
 
 @pytest.mark.usefixtures("vllm")

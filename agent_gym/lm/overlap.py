@@ -53,7 +53,8 @@ class Rollouts:
             yield from iterations
         finally:
             self.stop.set()
-            self._thread.shutdown(cancel_futures=True)
+            self._thread.shutdown()
+            self._next = None
 
     def take(self, iteration: int) -> list[Episode]:
         """The batch of an iteration; from the first call on, of one after the other.
