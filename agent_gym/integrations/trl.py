@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, Union
@@ -31,10 +32,12 @@ except ImportError as error:
 
 __all__ = ["Spec", "spec"]
 
+ROW = ("task_id", "task_hash", "task_type")
+"""What a row of the data tells of its task, beside the prompt."""
 REWARDS = ("success", "success_in_budget")
-INFRA = Verdict("infra", "infra", 0.0).to_dict()
-UNANSWERED = Verdict("fail", "unanswered", 0.0).to_dict()
-"""Of a conversation that ended before the episode: at one of the trainer's limits."""
+BROKEN = dump({"error": "infra", "message": "the environment's machinery failed: the episode is over and not judged"})
+"""A tool's answer where there is none; no tool answers this of itself."""
+OVER = dump({"error": "refused", "message": "the episode is over: this call has no effect and no result"})
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,12 @@ def spec(env_id: str, tasks: str | Sequence[str], *, reward: str = "success", **
         tasks, kwargs = task_set.task_ids, {**kwargs, **task_set.env_kwargs}
     if not tasks:
         raise ValueError("tasks: there is none; give a task set's name or the ids of tasks")
-    env = gym.make(env_id, **kwargs)
     rows, tools = [], {}
-    for task_id in tasks:
-        _, info = env.reset(options={"task": task_id})
-        rows.append({"prompt": info["messages"], **{name: info[name] for name in ("task_id", "task_hash", "task_type")}})
-        tools.update({tool["function"]["name"]: tool["function"] for tool in info["tools"]})
-    env.close()
+    with closing(gym.make(env_id, **kwargs)) as env:
+        for task_id in tasks:
+            _, info = env.reset(options={"task": task_id})
+            rows.append({"prompt": info["messages"], **{name: info[name] for name in ROW}})
+            tools.update({tool["function"]["name"]: tool["function"] for tool in info["tools"]})
     _episode_class(dump(tools))  # what is wrong with a tool shows here
     factory = partial(_episode, env_id, kwargs, dump(tools))
     return Spec(Dataset.from_list(rows), factory, [_Reward(reward, env_id, kwargs)])
@@ -97,20 +99,22 @@ class _Episode:
         self._env = gym.make(env_id, **kwargs)
         base = tool_env(self._env)
         base.max_turns *= base.max_calls  # each call is a turn here; how many there really are is seen at the end
-        self._over = self._infra = False
+        self._over = ""
 
     def reset(self, task_id: str, **row: Any) -> None:
         """Begin the task of a row, whose prompt is complete."""
         self._env.reset(options={"task": task_id})
-        self._over = self._infra = False
+        self._over = ""
 
     def _call(self, name: str, arguments: Mapping[str, Any]) -> str:
         if self._over:
-            return dump({"error": "refused", "message": "the episode is over: this call has no effect and no result"})
+            return self._over
         call = {"type": "function", "function": {"name": name, "arguments": arguments}}
         text, _, terminated, truncated, info = self._env.step({"role": "assistant", "tool_calls": [call]})
-        self._over = terminated or truncated
-        self._infra = info.get("verdict", {}).get("status") == "infra"
+        if terminated or truncated:
+            self._over = BROKEN if info["verdict"]["status"] == "infra" else OVER
+        if self._over == BROKEN:
+            return BROKEN
         return text or info["tool_results"][-1]["content"]  # of a call that ran out of budget nothing is shown
 
 
@@ -145,7 +149,7 @@ def _method(function: Mapping[str, Any]) -> Callable[..., str]:
 
     properties = schema.get("properties", {})
     hints = {key: _hint(entry, schema.get("$defs", {})) for key, entry in properties.items()}
-    lines = [f"    {key}: {entry.get('description', key)}" for key, entry in properties.items()]
+    lines = [f"    {key}: {' '.join(entry.get('description', key).split())}" for key, entry in properties.items()]
     parameters = [
         inspect.Parameter(
             key, inspect.Parameter.KEYWORD_ONLY, annotation=hint,
@@ -154,14 +158,22 @@ def _method(function: Mapping[str, Any]) -> Callable[..., str]:
         for key, hint in hints.items()
     ]  # fmt: skip
     method.__name__, method.__qualname__ = name, f"Episode.{name}"
-    method.__doc__ = "\n".join([function["description"], *(["", "Args:", *lines] if lines else [])])
+    method.__doc__ = "\n".join([" ".join(function["description"].split()), *(["", "Args:", *lines] if lines else [])])
     method.__annotations__ = hints
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
     return method
 
 
-_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "null": type(None), "object": dict}
+_TYPES = {
+    "any": Any,
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "null": type(None),
+    "object": dict,
+}
 
 
 def _hint(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
@@ -172,7 +184,7 @@ def _hint(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
         return Literal[tuple(entry.get("enum", [entry.get("const")]))]
     if "anyOf" in entry:
         return Union[tuple(_hint(one, definitions) for one in entry["anyOf"])]  # noqa: UP007
-    kinds = entry["type"]
+    kinds = entry.get("type", "any")
     if not isinstance(kinds, str):
         return Union[tuple(_hint({**entry, "type": kind}, definitions) for kind in kinds)]  # noqa: UP007
     if kinds == "array":
@@ -199,7 +211,6 @@ class _Reward:
         self,
         completions: Sequence[Sequence[Mapping[str, Any]]],
         task_id: Sequence[str],
-        environments: Sequence[_Episode] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **row: Any,
@@ -209,7 +220,6 @@ class _Reward:
         Args:
             completions: What the model wrote and the tools answered, as messages.
             task_id: Of each.
-            environments: The objects whose methods were called, where the trainer has them.
             log_metric: TRL's, where the trainer has it.
             log_extra: As ``log_metric``.
             **row: What else TRL hands to a reward function.
@@ -218,9 +228,6 @@ class _Reward:
             1.0 or 0.0 each; None where there is no verdict, since the machinery failed.
         """
         ends = [self._play(*one) for one in zip(task_id, completions, strict=True)]
-        for end, episode in zip(ends, environments or (), strict=bool(environments)):
-            if episode._infra:  # what the model was told then was no result
-                end["verdict"] = INFRA
         rewards = [self._reward(end) for end in ends]
         judged = [end for end, reward in zip(ends, rewards, strict=True) if reward is not None]
         if log_metric is not None:
@@ -238,12 +245,15 @@ class _Reward:
         if self._env is None:
             self._env = gym.make(self._env_id, **self._kwargs)
         _, info = self._env.reset(options={"task": task_id})
+        done = False
         for message in completion:
-            if message["role"] == "assistant":
+            if message["content"] == BROKEN:
+                return {**info, "verdict": Verdict("infra", "infra", 0.0).to_dict()}
+            if message["role"] == "assistant" and not done:
                 _, _, terminated, truncated, info = self._env.step(message)
-                if terminated or truncated:
-                    return info
-        return {**info, "verdict": UNANSWERED}
+                done = terminated or truncated
+        # at one of the trainer's limits, a conversation ends before the episode
+        return info if done else {**info, "verdict": Verdict("fail", "unanswered", 0.0).to_dict()}
 
     def _reward(self, end: Mapping[str, Any]) -> float | None:
         if end["verdict"]["status"] == "infra":
