@@ -72,7 +72,7 @@ def spec(env_id: str, tasks: str | Sequence[str], *, reward: str = "success", **
     if reward not in REWARDS:
         raise ValueError(f"reward={reward!r}: choose one of {', '.join(map(repr, REWARDS))}")
     if kwargs.get("latency") == "wall":
-        raise ValueError("latency='wall': the conversation is played again for its costs; only the model's time lasts")
+        raise ValueError("latency='wall': costs are those of a second playing, whose time is not the first's; use 'model'")
     if isinstance(tasks, str):
         task_set = open_set(tasks, env_id)
         tasks, kwargs = task_set.task_ids, {**kwargs, **task_set.env_kwargs}
