@@ -72,7 +72,7 @@ def spec(env_id: str, tasks: str | Sequence[str], *, reward: str = "success", **
     if reward not in REWARDS:
         raise ValueError(f"reward={reward!r}: choose one of {', '.join(map(repr, REWARDS))}")
     if kwargs.get("latency") == "wall":
-        raise ValueError("latency='wall': a conversation is played twice, so that its time cannot be measured; use 'model'")
+        raise ValueError("latency='wall': a conversation is played twice, so its time cannot be measured; use 'model'")
     if isinstance(tasks, str):
         task_set = open_set(tasks, env_id)
         tasks, kwargs = task_set.task_ids, {**kwargs, **task_set.env_kwargs}
