@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from pydantic import Field
 
 import agent_gym  # noqa: F401  # registers the environments
+from agent_gym.cli.errors import one_sentence
 from agent_gym.env import Action, tool_env
 from agent_gym.evaluation.agents import TurnAgent, open_agent
 from agent_gym.evaluation.endpoint import exchange
@@ -24,6 +26,7 @@ try:
     import anyio
     import inspect_ai
     from anyio.to_thread import run_sync
+    from inspect_ai._util.error import PrerequisiteError
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.log import transcript
     from inspect_ai.model import (
@@ -46,14 +49,18 @@ except ImportError as error:
 __all__ = ["Played", "agent", "outcome", "play", "task"]
 
 
+FAULTS = (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError)
+"""What is raised for an environment, a task set or an agent that cannot be had."""
+
+
 class Played(StoreModel):
     """How far an episode has come, in the store of its sample."""
 
     task_hash: str = ""
     turns: int = 0
     state_hash: str = ""
-    cost_total: dict[str, float] = {}
-    budget_left: dict[str, float] = {}
+    cost_total: dict[str, float] = Field(default_factory=dict)
+    budget_left: dict[str, float] = Field(default_factory=dict)
     verdict: dict[str, Any] | None = None
 
 
@@ -67,12 +74,14 @@ def task(env_id: str, tasks: str, **kwargs: Any) -> inspect_ai.Task:
         **kwargs: Of ``gym.make``.
 
     Raises:
-        gymnasium.error.Error, ImportError, TypeError, ValueError: If there is no such set, or the environment cannot be
-            made.
+        PrerequisiteError: If there is no such set, or the environment cannot be made; the command shows it alone.
     """
-    task_set = open_set(tasks, env_id)
-    about = {"env_id": env_id, "env_kwargs": {**kwargs, **task_set.env_kwargs}}
-    env = gym.make(env_id, **about["env_kwargs"])
+    try:
+        task_set = open_set(tasks, env_id)
+        about = {"env_id": env_id, "env_kwargs": {**kwargs, **task_set.env_kwargs}}
+        env = gym.make(env_id, **about["env_kwargs"])
+    except FAULTS as error:
+        raise PrerequisiteError(f"{env_id}, {tasks}: {one_sentence(error)}") from error
     samples = []
     for task_id in task_set.task_ids:
         _, info = env.reset(options={"task": task_id})
@@ -120,11 +129,14 @@ def agent(spec: str = "oracle") -> Solver:
             ``baseline`` or ``MODULE:FUNCTION``.
 
     Raises:
-        ValueError: If there is none of that name, or it is a model.
+        PrerequisiteError: If there is none of that name, or it is a model.
     """
-    found = open_agent(spec)
+    try:
+        found = open_agent(spec)
+    except FAULTS as error:
+        raise PrerequisiteError(one_sentence(error)) from error
     if not isinstance(found, TurnAgent):
-        raise ValueError(f"spec={spec!r} is a language model: serve it, and name it to Inspect with --model")
+        raise PrerequisiteError(f"{spec} is a language model: serve it, and name it to Inspect with --model")
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         async def act(env: gym.Env, messages: list[dict[str, Any]], info: dict[str, Any]) -> Action:
