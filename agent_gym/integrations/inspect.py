@@ -43,6 +43,7 @@ try:
     from inspect_ai.solver import Generate, Solver, TaskState, solver
     from inspect_ai.tool import ToolCall, ToolInfo
     from inspect_ai.util import StoreModel, store_as
+    from rich.markup import escape
 except ImportError as error:
     raise ImportError("agent_gym.integrations.inspect needs Inspect: pip install 'agent-gym[inspect]'") from error
 
@@ -81,7 +82,7 @@ def task(env_id: str, tasks: str, **kwargs: Any) -> inspect_ai.Task:
         about = {"env_id": env_id, "env_kwargs": {**kwargs, **task_set.env_kwargs}}
         env = gym.make(env_id, **about["env_kwargs"])
     except FAULTS as error:
-        raise PrerequisiteError(f"{env_id}, {tasks}: {one_sentence(error)}") from error
+        raise PrerequisiteError(escape(f"{env_id}, {tasks}: {one_sentence(error)}")) from error
     samples = []
     for task_id in task_set.task_ids:
         _, info = env.reset(options={"task": task_id})
@@ -134,7 +135,7 @@ def agent(spec: str = "oracle") -> Solver:
     try:
         found = open_agent(spec)
     except FAULTS as error:
-        raise PrerequisiteError(one_sentence(error)) from error
+        raise PrerequisiteError(escape(one_sentence(error))) from error
     if not isinstance(found, TurnAgent):
         raise PrerequisiteError(f"{spec} is a language model: serve it, and name it to Inspect with --model")
 
