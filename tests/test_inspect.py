@@ -11,13 +11,13 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import test_code_agent
 from sandbox_backends import require
 from shop_play import TASKS, write_tasks
 
 import agent_gym
 from agent_gym import PARSERS
 from agent_gym.envs.api_agent import APIAgentEnv
-from agent_gym.tasksets import open_set
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,23 +92,23 @@ def scores(log):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "kwargs"),
+    ("env_id", "tasks", "kwargs"),
     [
-        ("APIAgent-v0", {"budget": {"tool_calls": 20, "latency_ms": 5000}}),
-        ("SQL-v0", {}),
-        ("WebLite-v0", {}),
-        ("CodeAgent-v0", {"sandbox": "bubblewrap"}),
+        ("APIAgent-v0", "APIAgent-mini-v1", {"budget": {"tool_calls": 20, "latency_ms": 5000}}),
+        ("SQL-v0", "SQL-mini-v1", {}),
+        ("WebLite-v0", "WebLite-mini-v1", {}),
+        ("CodeAgent-v0", "code.jsonl", {"sandbox": "bubblewrap"}),
     ],
 )
-def test_episodes_are_those_of_the_environment(ours, tmp_path, env_id, kwargs):
+def test_episodes_are_those_of_the_environment(ours, tmp_path, env_id, tasks, kwargs):
     if env_id == "WebLite-v0":
         pytest.importorskip("selectolax")
     if env_id == "CodeAgent-v0":
         require("bubblewrap")
-    tasks = f"{env_id.removesuffix('-v0')}-mini-v1"
+        tasks = test_code_agent.write(tmp_path / tasks, test_code_agent.TASK)
     direct = gym.make(env_id, tasks=tasks, **kwargs)
     log = evaluated(ours.task(env_id, tasks, **kwargs), oracle_of(direct), tmp_path, limit=2)
-    assert [sample.id for sample in log.samples] == list(open_set(tasks).task_ids[:2])
+    assert [sample.id for sample in log.samples] == list(direct.unwrapped.task_ids[:2])
     for sample in log.samples:
         request, first = direct.reset(options={"task": sample.id})
         assert [message.text for message in sample.messages[:2]] == [one["content"] for one in first["messages"]]
@@ -121,7 +121,7 @@ def test_episodes_are_those_of_the_environment(ours, tmp_path, env_id, kwargs):
         assert score.value == {"success": reward, "in_budget_success": reward, **last["cost_total"]}
         assert reward == 1.0
         assert score.metadata == {
-            "task_hash": first["task_hash"], "turns": len(steps),
+            "task_id": sample.id, "task_hash": first["task_hash"], "turns": len(steps),
             **{name: last[name] for name in ("state_hash", "cost_total", "budget_left", "verdict")},
         }  # fmt: skip
         assert sample.metadata["task_hash"] == first["task_hash"]

@@ -12,15 +12,13 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
-from pydantic import Field
 
-import agent_gym  # noqa: F401  # registers the environments
 from agent_gym.cli.errors import one_sentence
-from agent_gym.env import Action, tool_env
+from agent_gym.env import Action
 from agent_gym.evaluation.agents import TurnAgent, open_agent
-from agent_gym.evaluation.endpoint import exchange
+from agent_gym.integrations.conversation import Conversation, scores
 from agent_gym.tasksets import open_set
-from agent_gym.verdict import InfraError, Verdict
+from agent_gym.verdict import Verdict
 
 try:
     import anyio
@@ -42,27 +40,17 @@ try:
     from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
     from inspect_ai.solver import Generate, Solver, TaskState, solver
     from inspect_ai.tool import ToolCall, ToolInfo
-    from inspect_ai.util import StoreModel, store_as
     from rich.markup import escape
 except ImportError as error:
     raise ImportError("agent_gym.integrations.inspect needs Inspect: pip install 'agent-gym[inspect]'") from error
 
-__all__ = ["Played", "agent", "outcome", "play", "task"]
-
+__all__ = ["agent", "outcome", "play", "task"]
 
 FAULTS = (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError)
 """What is raised for an environment, a task set or an agent that cannot be had."""
 
-
-class Played(StoreModel):
-    """How far an episode has come, in the store of its sample."""
-
-    task_hash: str = ""
-    turns: int = 0
-    state_hash: str = ""
-    cost_total: dict[str, float] = Field(default_factory=dict)
-    budget_left: dict[str, float] = Field(default_factory=dict)
-    verdict: dict[str, Any] | None = None
+OUTCOME = "agent_gym"
+"""Where in a sample's store the episode's outcome is."""
 
 
 @inspect_ai.task
@@ -100,8 +88,8 @@ def task(env_id: str, tasks: str, **kwargs: Any) -> inspect_ai.Task:
 
 # ---- playing ---------------------------------------------------------------------------------------------------------
 
-Act = Callable[[gym.Env, list[dict[str, Any]], dict[str, Any]], Awaitable[Action | None]]
-"""The next turn, from the environment, the conversation and ``info``; None where that has outgrown the model."""
+Act = Callable[[Conversation, TaskState], Awaitable[Action | None]]
+"""The next turn; None where the conversation has outgrown the model."""
 
 
 @solver
@@ -109,12 +97,7 @@ def play() -> Solver:
     """The model plays the sample's task in its environment, with its tools."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        async def ask(env: gym.Env, messages: list[dict[str, Any]], info: dict[str, Any]) -> Action | None:
-            tools = [ToolInfo.model_validate(schema["function"]) for schema in info["tools"]]
-            state.output = await get_model().generate(state.messages, tools)
-            return None if state.output.stop_reason == "model_length" else _action(state.output)
-
-        await _episode(state, ask)
+        await _episode(state, _ask)
         return state
 
     return solve
@@ -140,8 +123,9 @@ def agent(spec: str = "oracle") -> Solver:
         raise PrerequisiteError(f"{spec} is a language model: serve it, and name it to Inspect with --model")
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        async def act(env: gym.Env, messages: list[dict[str, Any]], info: dict[str, Any]) -> Action:
-            return (await run_sync(found.act, env, messages, info)).message
+        async def act(talk: Conversation, state: TaskState) -> Action:
+            talk.info.setdefault("seed", state.epoch)
+            return (await run_sync(found.act, talk.env, talk.messages, talk.info)).message
 
         await _episode(state, act)
         return state
@@ -155,42 +139,31 @@ async def _episode(state: TaskState, act: Act) -> None:
     Raises:
         InfraError: If there is no verdict; Inspect counts the sample as failed, and can run it again.
     """
-    played = store_as(Played)
-    env = await run_sync(partial(gym.make, state.metadata["env_id"], **state.metadata["env_kwargs"]))
+    made = partial(Conversation, state.metadata["env_id"], state.metadata["env_kwargs"], str(state.sample_id))
+    talk = await run_sync(made)
     try:
-        _, first = await run_sync(partial(env.reset, options={"task": state.sample_id}))
-        info = {**first, "seed": state.epoch, "turn": 0}
-        messages = list(first["messages"])
-        played.task_hash = info["task_hash"]
-        _keep(played, info)
-        while played.verdict is None:
-            action = await act(env, messages, info)
+        while talk.verdict is None:
+            state.store.set(OUTCOME, talk.outcome())
+            action = await act(talk, state)
             if action is None:
-                played.verdict = Verdict("fail", "context", 0.0, ("the model reads no longer conversation",)).to_dict()
+                talk.give_up("context", "the conversation has outgrown the model")
                 break
-            turn = tool_env(env).read(action)
-            observation, _, _, _, told = await run_sync(env.step, action)
-            info = {**info, **told, "turn": info["turn"] + 1}
-            _keep(played, info)
-            transcript().info({name: told[name] for name in ("cost", "budget_left", "state_hash")}, source="agent_gym")
-            new = exchange(turn, told["tool_results"], observation, info["turn"])
-            messages += new
-            said, *heard = map(_message, new)
-            answered = sum(isinstance(one, ChatMessageTool) for one in heard)
-            if state.output.choices and len(state.output.message.tool_calls or []) == answered:
-                said = state.output.message  # with all that the provider wants to see again
-            state.messages += [said, *heard]
+            said, *heard = await run_sync(talk.play, action)
+            told = {name: talk.info[name] for name in ("cost", "budget_left", "state_hash")}
+            transcript().info(told, source="agent_gym")
+            state.messages.append(state.output.message if said is action else _message(said))
+            state.messages.extend(map(_message, heard))
+        state.store.set(OUTCOME, talk.outcome())
     finally:
         with anyio.CancelScope(shield=True):
-            await run_sync(env.close)
-    if played.verdict["status"] == "infra":
-        raise InfraError(" ".join(played.verdict["diagnostics"]))
+            await run_sync(talk.env.close)
 
 
-def _keep(played: Played, info: dict[str, Any]) -> None:
-    played.turns, played.state_hash = info["turn"], info["state_hash"]
-    played.cost_total, played.budget_left = info["cost_total"], info["budget_left"]
-    played.verdict = info.get("verdict")
+async def _ask(talk: Conversation, state: TaskState) -> Action | None:
+    """The model's next turn."""
+    tools = [ToolInfo.model_validate(schema["function"]) for schema in talk.info["tools"]]
+    state.output = await get_model().generate(state.messages, tools)
+    return None if state.output.stop_reason == "model_length" else _action(state.output)
 
 
 def _action(output: ModelOutput) -> dict[str, Any]:
@@ -235,16 +208,18 @@ def outcome() -> Scorer:
     """Success, success within the budget, and the costs of an episode; its verdict and hashes are the metadata."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        played = store_as(Played)
-        unfinished = Verdict("fail", "limit", 0.0, ("a limit of Inspect ended the episode before its verdict",))
-        verdict = played.verdict or unfinished.to_dict()
-        success = verdict["status"] == "pass"
-        within = all(left >= 0 for left in played.budget_left.values())
+        found = state.store.get(OUTCOME)
+        if found is None:
+            raise ValueError("no episode was played: the solver must be play or agent of agent_gym")
+        if found["verdict"] is None:
+            why = "a limit of Inspect ended the episode before its verdict"
+            found = {**found, "verdict": Verdict("fail", "limit", 0.0, (why,)).to_dict()}
+        verdict = found["verdict"]
         return Score(
-            value={"success": float(success), "in_budget_success": float(success and within), **played.cost_total},
+            value=scores(found),
             answer=verdict["reason"],
             explanation="\n".join(verdict["diagnostics"]) or verdict["reason"],
-            metadata={**played.model_dump(), "verdict": verdict},
+            metadata=found,
         )
 
     return score

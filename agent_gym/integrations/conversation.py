@@ -1,0 +1,82 @@
+"""An episode as chat completions hold one, for the frameworks that ask models in that form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+import agent_gym  # noqa: F401  # registers the environments
+from agent_gym.env import Action, tool_env
+from agent_gym.evaluation.endpoint import exchange
+from agent_gym.verdict import InfraError, Verdict
+
+__all__ = ["Conversation", "scores"]
+
+
+class Conversation:
+    """One task, played turn by turn. Every method may block: call them in threads.
+
+    Args:
+        env_id: Gymnasium id.
+        env_kwargs: Of ``gym.make``.
+        task_id: The task.
+
+    Attributes:
+        env: The environment.
+        info: Of the last step, with what ``reset`` gave besides (``tools``, ``task_hash``), and the ``turn``.
+        messages: All that was said so far.
+        verdict: None until the episode has ended.
+    """
+
+    def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], task_id: str) -> None:
+        self.env = gym.make(env_id, **env_kwargs)
+        _, first = self.env.reset(options={"task": task_id})
+        self.info: dict[str, Any] = {**first, "turn": 0}
+        self.messages: list[dict[str, Any]] = list(first["messages"])
+        self.verdict: dict[str, Any] | None = None
+
+    def play(self, action: Action) -> list[dict[str, Any]]:
+        """Play a turn.
+
+        Args:
+            action: As the environment's ``step`` takes it.
+
+        Returns:
+            What it adds to the conversation: the turn, then what came back. The turn is ``action`` itself where that is
+            a message whose calls the results belong to, else the message that the environment has read in it.
+
+        Raises:
+            InfraError: If the environment's machinery failed: there is no verdict.
+        """
+        turn = tool_env(self.env).read(action)
+        observation, _, _, _, told = self.env.step(action)
+        self.info = {**self.info, **told, "turn": self.info["turn"] + 1}
+        said, *heard = exchange(turn, told["tool_results"], observation, self.info["turn"])
+        answered = sum(message["role"] == "tool" for message in heard)
+        if isinstance(action, dict) and len(action.get("tool_calls") or []) == answered:
+            said = action  # with all that its server wants to see again
+        self.messages += [said, *heard]
+        self.verdict = told.get("verdict")
+        if self.verdict is not None and self.verdict["status"] == "infra":
+            raise InfraError(" ".join(self.verdict["diagnostics"]))
+        return [said, *heard]
+
+    def give_up(self, reason: str, why: str) -> None:
+        """End the episode as a failure that is not the environment's to see, such as a conversation that has outgrown
+        the model."""
+        self.verdict = Verdict("fail", reason, 0.0, (why,)).to_dict()
+
+    def outcome(self) -> dict[str, Any]:
+        """How far it has come: plain data."""
+        names = ("task_id", "task_hash", "state_hash", "cost_total", "budget_left")
+        return {**{name: self.info[name] for name in names}, "turns": self.info["turn"], "verdict": self.verdict}
+
+
+def scores(outcome: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an episode that has a verdict: ``success`` and ``in_budget_success`` as 0 or 1, and the total of
+    each cost channel."""
+    success = outcome["verdict"]["status"] == "pass"
+    within = all(left >= 0 for left in outcome["budget_left"].values())
+    return {"success": float(success), "in_budget_success": float(success and within), **outcome["cost_total"]}
