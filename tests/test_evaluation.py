@@ -219,7 +219,11 @@ class Model(BaseHTTPRequestHandler):
             message = {"role": "assistant", "content": None, "refusal": "I will not."}
         if fault == "parallel":
             message["tool_calls"] = message["tool_calls"] * 2
-        answer = {"choices": [{"message": message}], "usage": {"prompt_tokens": 50, "completion_tokens": 5}}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if spoken.calls else "stop"}
+        usage = {"prompt_tokens": 50, "completion_tokens": 5, "total_tokens": 55}
+        answer = {
+            "id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage,
+        }  # fmt: skip
         if fault == "empty":
             answer["choices"] = []
         data = b'{"choices": [' if fault == "nonsense" else json.dumps(answer).encode()
