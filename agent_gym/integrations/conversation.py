@@ -8,11 +8,31 @@ from typing import Any
 import gymnasium as gym
 
 import agent_gym  # noqa: F401  # registers the environments
+from agent_gym.cli.errors import one_sentence
 from agent_gym.env import Action, tool_env
 from agent_gym.evaluation.endpoint import exchange
+from agent_gym.tasksets import TaskSet, open_set
 from agent_gym.verdict import InfraError, Verdict
 
-__all__ = ["Conversation", "scores"]
+__all__ = ["Conversation", "open_tasks", "scores"]
+
+
+def open_tasks(env_id: str, tasks: str, kwargs: Mapping[str, Any]) -> tuple[TaskSet, gym.Env]:
+    """A task set, and an environment that plays it.
+
+    Args:
+        env_id: Gymnasium id.
+        tasks: As :func:`agent_gym.tasksets.open_set` takes it.
+        kwargs: Further arguments of ``gym.make``.
+
+    Raises:
+        ValueError: In one sentence, if there is no such set or the environment cannot be made.
+    """
+    try:
+        task_set = open_set(tasks, env_id)
+        return task_set, gym.make(env_id, **{**kwargs, **task_set.env_kwargs})
+    except (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{env_id}, {tasks}: {one_sentence(error)}") from error
 
 
 class Conversation:

@@ -11,13 +11,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
-
-from agent_gym.cli.errors import one_sentence
 from agent_gym.env import Action
 from agent_gym.evaluation.agents import TurnAgent, open_agent
-from agent_gym.integrations.conversation import Conversation, scores
-from agent_gym.tasksets import open_set
+from agent_gym.integrations.conversation import Conversation, open_tasks, scores
 from agent_gym.verdict import Verdict
 
 try:
@@ -46,9 +42,6 @@ except ImportError as error:
 
 __all__ = ["agent", "outcome", "play", "task"]
 
-FAULTS = (gym.error.Error, ImportError, OSError, RuntimeError, TypeError, ValueError)
-"""What is raised for an environment, a task set or an agent that cannot be had."""
-
 OUTCOME = "agent_gym"
 """Where in a sample's store the episode's outcome is."""
 
@@ -66,11 +59,10 @@ def task(env_id: str, tasks: str, **kwargs: Any) -> inspect_ai.Task:
         PrerequisiteError: If there is no such set, or the environment cannot be made; the command shows it alone.
     """
     try:
-        task_set = open_set(tasks, env_id)
-        about = {"env_id": env_id, "env_kwargs": {**kwargs, **task_set.env_kwargs}}
-        env = gym.make(env_id, **about["env_kwargs"])
-    except FAULTS as error:
-        raise PrerequisiteError(escape(f"{env_id}, {tasks}: {one_sentence(error)}")) from error
+        task_set, env = open_tasks(env_id, tasks, kwargs)
+    except ValueError as error:
+        raise PrerequisiteError(escape(str(error))) from error
+    about = {"env_id": env_id, "env_kwargs": {**kwargs, **task_set.env_kwargs}}
     samples = []
     for task_id in task_set.task_ids:
         _, info = env.reset(options={"task": task_id})
@@ -117,8 +109,8 @@ def agent(spec: str = "oracle") -> Solver:
     """
     try:
         found = open_agent(spec)
-    except FAULTS as error:
-        raise PrerequisiteError(escape(one_sentence(error))) from error
+    except ValueError as error:
+        raise PrerequisiteError(escape(str(error))) from error
     if not isinstance(found, TurnAgent):
         raise PrerequisiteError(f"{spec} is a language model: serve it, and name it to Inspect with --model")
 

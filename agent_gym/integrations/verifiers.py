@@ -11,12 +11,10 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import gymnasium as gym
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent_gym.evaluation.endpoint import SAID
-from agent_gym.integrations.conversation import Conversation, scores
-from agent_gym.tasksets import open_set
+from agent_gym.integrations.conversation import Conversation, open_tasks, scores
 from agent_gym.verdict import Verdict
 
 try:
@@ -58,7 +56,7 @@ class GymTask(vf.Task[GymData, vf.State, vf.TaskConfig]):
 
     @vf.metric
     async def values(self, trace: vf.Trace) -> Mapping[str, float]:
-        """``in_budget_success``, the total of each cost channel, and the number of turns."""
+        """``in_budget_success``, and the total of each cost channel."""
         return {name: value for name, value in _scores(trace).items() if name != "success"}
 
 
@@ -80,6 +78,13 @@ class GymTasksetConfig(vf.TasksetConfig):
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of gym.make, as JSON."""
 
+    @model_validator(mode="after")
+    def _can_be_played(self) -> GymTasksetConfig:
+        """The command tells what a config's validation says, in place of a traceback."""
+        if self.env_id or self.tasks:
+            open_tasks(self.env_id, self.tasks, self.env_kwargs)[1].close()
+        return self
+
 
 class GymTaskset(vf.Taskset[GymTask, GymTasksetConfig]):
     """The tasks of a set, one after another as they are asked for.
@@ -90,9 +95,7 @@ class GymTaskset(vf.Taskset[GymTask, GymTasksetConfig]):
 
     def __init__(self, config: GymTasksetConfig) -> None:
         super().__init__(config)
-        self.task_set = open_set(config.tasks, config.env_id)
-        self.env_kwargs = {**config.env_kwargs, **self.task_set.env_kwargs}
-        self.env = gym.make(config.env_id, **self.env_kwargs)
+        self.task_set, self.env = open_tasks(config.env_id, config.tasks, config.env_kwargs)
 
     def load(self) -> Iterator[GymTask]:
         """See :class:`verifiers.v1.Taskset`."""
@@ -100,8 +103,8 @@ class GymTaskset(vf.Taskset[GymTask, GymTasksetConfig]):
             request, info = self.env.reset(options={"task": task_id})
             data = GymData(
                 id=task_id, name=task_id, prompt=request, system_prompt=info["messages"][0]["content"],
-                env_id=self.config.env_id, env_kwargs=self.env_kwargs, task_hash=info["task_hash"],
-                task_type=info["task_type"],
+                env_id=self.config.env_id, env_kwargs={**self.config.env_kwargs, **self.task_set.env_kwargs},
+                task_hash=info["task_hash"], task_type=info["task_type"],
             )  # fmt: skip
             yield GymTask(data, self.config.task)
 
