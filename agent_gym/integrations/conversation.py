@@ -10,7 +10,7 @@ import gymnasium as gym
 import agent_gym  # noqa: F401  # registers the environments
 from agent_gym.cli.errors import one_sentence
 from agent_gym.env import Action, tool_env
-from agent_gym.evaluation.endpoint import exchange
+from agent_gym.messages import Message, exchange
 from agent_gym.tasksets import TaskSet, open_set
 from agent_gym.verdict import InfraError, Verdict
 
@@ -54,10 +54,10 @@ class Conversation:
         self.env = gym.make(env_id, **env_kwargs)
         _, first = self.env.reset(options={"task": task_id})
         self.info: dict[str, Any] = {**first, "turn": 0}
-        self.messages: list[dict[str, Any]] = list(first["messages"])
+        self.messages: list[Message] = list(first["messages"])
         self.verdict: dict[str, Any] | None = None
 
-    def play(self, action: Action) -> list[dict[str, Any]]:
+    def play(self, action: Action) -> list[Message]:
         """Play a turn.
 
         Args:
@@ -73,10 +73,13 @@ class Conversation:
         turn = tool_env(self.env).read(action)
         observation, _, _, _, told = self.env.step(action)
         self.info = {**self.info, **told, "turn": self.info["turn"] + 1}
-        said, *heard = exchange(turn, told["tool_results"], observation, self.info["turn"])
-        answered = sum(message["role"] == "tool" for message in heard)
-        if isinstance(action, dict) and len(action.get("tool_calls") or []) == answered:
-            said = action  # with all that its server wants to see again
+        said, *heard = exchange(turn, told["tool_results"], observation, self.messages)
+        own = [call.get("id") for call in action.get("tool_calls") or []] if isinstance(action, dict) else None
+        answers = [message for message in heard if message["role"] == "tool"]
+        if own is not None and len(own) == len(answers) and all(own):
+            said = action  # with all that its server wants to see again, and its ids
+            for message, id in zip(answers, own, strict=True):
+                message["tool_call_id"] = id
         self.messages += [said, *heard]
         self.verdict = told.get("verdict")
         if self.verdict is not None and self.verdict["status"] == "infra":

@@ -14,6 +14,7 @@ from typing import Any
 from agent_gym.env import Action
 from agent_gym.evaluation.agents import TurnAgent, open_agent
 from agent_gym.integrations.conversation import Conversation, open_tasks, scores
+from agent_gym.messages import Message
 from agent_gym.verdict import Verdict
 
 try:
@@ -175,7 +176,7 @@ def _action(output: ModelOutput) -> dict[str, Any]:
     }
 
 
-def _message(message: dict[str, Any]) -> ChatMessage:
+def _message(message: Message) -> ChatMessage:
     """A message of OpenAI's API as one of Inspect."""
     content = message["content"]
     match message["role"]:
