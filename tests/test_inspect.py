@@ -240,7 +240,7 @@ def command(cwd, *arguments):
     """The exit status of ``inspect eval``, and what it printed."""
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "inspect_ai", "eval", *arguments, "--display", "plain"]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -175,7 +175,7 @@ def command(cwd, *arguments):
     """The exit status of ``vf-eval``, and what it printed."""
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT), "HOME": str(cwd)}
     line = [sys.executable, "-c", "from verifiers.v1.cli.eval.main import main; main()", "agent-gym-verifiers"]
-    done = subprocess.run([*line, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    done = subprocess.run([*line, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 
