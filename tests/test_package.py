@@ -62,7 +62,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for folder in ("agent_gym", "cleanrl_llm", "benchmarks", "tests"):
+    for folder in ("agent_gym", "agent_gym_verifiers", "cleanrl_llm", "benchmarks", "tests"):
         if (ROOT / folder).is_dir():
             shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -74,6 +74,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     packed = {name for name in names if ".dist-info/" not in name}
     held = [p for p in (ROOT / "agent_gym").rglob("*") if p.name.endswith((".py", "py.typed"))]
+    held.append(ROOT / "agent_gym_verifiers" / "__init__.py")
     held += [
         p
         for data in ("lm/policies/*/*", "*/*.json", "view/*.js", "view/*.css")
