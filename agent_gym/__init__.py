@@ -24,6 +24,8 @@ from agent_gym.tools import Call, Tool, ToolError, tool
 from agent_gym.trajectory import Group, Step, Trajectory, read_trajectories, write_trajectories
 from agent_gym.verdict import InfraError, Verdict
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CHANNELS", "PARSERS", "Call", "Counterfactual", "Delete", "Drift", "Elimination", "Group", "InfraError",
     "Latency", "Outcome", "Parser", "Perturb", "Snapshot", "Step", "Swap", "Task", "Tool", "ToolCache", "ToolEnv",

@@ -522,7 +522,7 @@ Unit = int | tuple[int, int]
 class Elimination(NamedTuple):
     """What is left of an episode when all that can go is gone.
 
-    Args:
+    Attributes:
         kept: Indices of the kept steps in the original episode; of a step with several calls, ``(step, call)`` for
             each that was kept.
         trajectory: The shortened episode, as it was replayed: a valid one, with its real observations and costs.

@@ -19,7 +19,8 @@ from agent_gym.envs.code_agent.env import TOOLS as CODE_TOOLS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *sorted(DOCS.rglob("*.md"))]
 OWN_DOMAIN = (DOCS / "own_domain.py").read_text(encoding="utf-8")
 OWN_ENVIRONMENT = (DOCS / "own_environment.py").read_text(encoding="utf-8")
 TRAINERS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "cleanrl_llm").glob("*.py")}
@@ -30,22 +31,61 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def samples():
     """Every Python block that can run alone, with the output that the page shows under it, if any."""
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        blocks = list(FENCE.finditer(text))
-        for block, after in zip(blocks, [*blocks[1:], None], strict=False):
-            if block[1] != "python" or not block[2].startswith(("import ", "from ")):
-                continue
-            shown = after and after[1] == "text" and not text[block.end() : after.start()].strip()
-            line = text[: block.start()].count("\n") + 1
-            yield pytest.param(block[2], after[2] if shown else None, id=f"{page.name}:{line}")
+        if page in TUTORIALS:  # whose blocks run one after the other, below
+            continue
+        for kind, code, shown, line in blocks(page):
+            if kind == "python" and code.startswith(("import ", "from ")):
+                yield pytest.param(code, shown, id=f"{page.name}:{line}")
+
+
+def blocks(page):
+    """Kind, code, the output that the page shows under it, if any, and line of every block of a page."""
+    text = page.read_text(encoding="utf-8")
+    found = list(FENCE.finditer(text))
+    for block, after in zip(found, [*found[1:], None], strict=False):
+        shown = after and after[1] == "text" and not text[block.end() : after.start()].strip()
+        yield block[1], block[2], after[2] if shown else None, text[: block.start()].count("\n") + 1
 
 
 def run(arguments, cwd):
     """A Python process that finds the package and the files beside the pages."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(DOCS)])}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+    return command([sys.executable, *arguments], cwd)
+
+
+def command(line, cwd):
+    """What a command prints that finds this Python, its scripts, the package and the files beside the pages."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join([str(ROOT), str(DOCS)])}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+SMALLER = {"--total-iterations 12 --num-episodes 32 --eval-episodes 64": "--total-iterations 1 --num-episodes 8 "
+           "--eval-episodes 4", "ITERATIONS, TASKS, SAMPLES = 12, 16, 4": "ITERATIONS, TASKS, SAMPLES = 12, 2, 2"}  # fmt: skip
+"""What trains for a minute on the page trains for seconds here; its numbers are then others."""
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_tutorials_run_from_top_to_bottom(page, tmp_path):
+    """In one folder, a block after the other, as who reads does: a block that begins with a file's name is that file."""
+    (tmp_path / "cleanrl_llm").symlink_to(ROOT / "cleanrl_llm")
+    numbers = True
+    for kind, code, shown, line in blocks(page):
+        small = code
+        for of_page, here in SMALLER.items():
+            small = small.replace(of_page, here)
+        numbers = numbers and small == code
+        named = re.match(r"# (\w+\.py)\n", code)
+        if kind == "python" and named:
+            (tmp_path / named[1]).write_text(small, encoding="utf-8")
+            continue
+        if kind not in ("python", "sh"):
+            continue
+        printed = run(["-c", small], tmp_path) if kind == "python" else command(["bash", "-ec", small], tmp_path)
+        if shown is not None:
+            told = [text.strip("\n") if numbers else re.sub(r"\d[\d.]*", "N", text.strip("\n")) for text in (printed, shown)]
+            assert told[0] == told[1], f"{page.name}:{line}"
 
 
 @pytest.mark.parametrize(("code", "shown"), list(samples()))

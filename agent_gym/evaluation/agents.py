@@ -31,7 +31,7 @@ __all__ = ["OWN_COUNT", "Agent", "Done", "Job", "TurnAgent", "open_agent", "play
 class Job(NamedTuple):
     """An episode that is to be played.
 
-    Args:
+    Attributes:
         task_id: The task.
         sample: Its number among those of the task.
         draw: Seeds the agent's chance.

@@ -20,7 +20,7 @@ GIB = 2**30
 class Turn(NamedTuple):
     """A turn that was written.
 
-    Args:
+    Attributes:
         key: Of its row.
         ids: The sampled ids, the one that ended it included.
         logprobs: Of each id, under the distribution that it was sampled from: at the engine's temperature, untruncated.
