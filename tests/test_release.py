@@ -172,7 +172,7 @@ def test_pages_of_the_site_need_no_network_and_their_links_hold(site):
 
 
 def test_every_public_name_is_in_the_reference(site):
-    """Of the modules that stand there; and all that the samples of the pages and the trainers import are among these."""
+    """Every name in ``__all__`` of the modules that stand there."""
     inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
     shown = {line.split(" ", 1)[0] for line in inventory.splitlines()}
     for module in _shown_modules():
@@ -183,6 +183,7 @@ def test_every_public_name_is_in_the_reference(site):
 
 
 def test_public_modules_are_in_the_reference():
+    """All that the pages' samples and the trainers import, and all integrations."""
     texts = [*(ROOT / "cleanrl_llm").glob("*.py"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").glob("*.py")]
     pattern = r"^from (agent_gym(?:\.\w+)*) import|^import (agent_gym(?:\.\w+)*)"
     used = {a or b for text in texts for a, b in re.findall(pattern, text.read_text(encoding="utf-8"), re.MULTILINE)}
