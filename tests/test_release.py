@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import agent_gym
+from agent_gym.cli import main
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -114,12 +115,15 @@ def test_the_page_on_the_index_links_to_files_of_this_version(packages):
     assert all((ROOT / "docs" / name).stat().st_size < 300_000 for name in pictures)
 
 
-def test_version_and_date_are_the_same_everywhere():
+def test_version_and_date_are_the_same_everywhere(capsys):
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     said = re.search(r"^version: (\S+)\ndate-released: \"(\S+)\"$", citation, re.MULTILINE).groups()
     newest = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert said == newest.groups()
     assert said[0] == agent_gym.__version__
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"agent-gym {said[0]}\n"
 
 
 # ---- the site -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import gymnasium as gym
 
+from agent_gym import __version__
 from agent_gym.cli import check, envs, evaluate, forward, play, replay, serve, tasks, view
 from agent_gym.cli.errors import Failure, one_sentence
 from agent_gym.sandbox import SandboxUnavailable
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Exit codes: 0 done, 1 could not be done or a check failed (one sentence says why), 2 wrong usage, "
         "130 interrupted.",
     )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"agent-gym {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands)
