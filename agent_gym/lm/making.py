@@ -20,7 +20,7 @@ from agent_gym.lm.budget import oracle_costs
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import Dialogue, Example, WarmStart, demonstrations, encoded, warm_start
 from agent_gym.lm.engine import TorchEngine
-from agent_gym.lm.models import POLICIES, Model, load, pack, token_logprobs
+from agent_gym.lm.models import POLICIES, Model, pack, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Limits, environments, evaluate
 from agent_gym.lm.seeds import stream
@@ -39,8 +39,6 @@ class Recipe:
         wasteful: Updates of the second part.
         waste: Probability of each of the two needless calls that may stand before a step of a wasteful demonstration.
         lr: Peak learning rate of the first part; the second has three quarters of it.
-        again: Updates of both parts of a second round on other demonstrations, at half of these rates; it begins with
-            what the first has packed.
     """
 
     demonstrations: int = 32000
@@ -48,13 +46,12 @@ class Recipe:
     wasteful: int = 2000
     waste: float = 0.5
     lr: float = 2e-3
-    again: tuple[int, int] = (0, 0)
 
 
 RECIPES: dict[str, Recipe] = {
-    "APIAgent-v0": Recipe(updates=1800, wasteful=1400),
+    "APIAgent-v0": Recipe(updates=1200, wasteful=3000, waste=0.43),
     "CodeAgent-v0": Recipe(demonstrations=4800, updates=2400, wasteful=600, waste=0.22),
-    "SQL-v0": Recipe(updates=3000, wasteful=700, waste=0.55),
+    "SQL-v0": Recipe(updates=2400, wasteful=600, waste=0.55),
     "WebLite-v0": Recipe(updates=1300, wasteful=600, waste=0.35),
 }
 
@@ -79,8 +76,6 @@ def copied(model: Model, chat: Chat, examples: Sequence[Example]) -> float:
 def make(env_id: str, seed: int, folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Train the small policy of an environment, test it on 256 tasks of split validation, and pack it.
 
-    Where the folder holds what the first of two rounds made by the same recipe, only the second is left to do.
-
     Args:
         env_id: Of a preset; its tasks are the preset's.
         seed: Of all chance.
@@ -90,53 +85,38 @@ def make(env_id: str, seed: int, folder: Path, recipe: Recipe) -> dict[str, Any]
     Returns:
         Its card.
     """
-    rounds = [(recipe.updates, recipe.wasteful)] + [recipe.again] * any(recipe.again)
-    made = json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
-    same = (made.get("seed"), made.get("recipe")) == (seed, json.loads(json.dumps(vars(recipe))))
-    for number in range(made["rounds"] if same else 0, len(rounds)):
-        made = _round(env_id, seed, folder, recipe, number, rounds[number], made if number else {})
-    return made
-
-
-def _round(
-    env_id: str, seed: int, folder: Path, recipe: Recipe, number: int, updates: tuple[int, int], before: dict[str, Any]
-) -> dict[str, Any]:
-    """One round of :func:`make`; ``before`` is the card of the one before."""
     begun, ranks = time.monotonic(), Ranks.start("cpu")
     kwargs = tiny.preset(env_id).env_kwargs
 
     def played(split: str, what: str, count: int, waste: float) -> list[Dialogue]:
         (env,) = environments(env_id, 1, chat=None, split=split, bounds={}, **kwargs)
-        seeds = [stream(seed, what if split != "train" or not number else f"{what} again", i) for i in range(count)]
+        seeds = [stream(seed, what, i) for i in range(count)]
         return demonstrations(env, seeds, wasteful=float(waste > 0), waste=waste, aloud=True)
 
-    if before:
-        model = load(str(folder), adapters=0)
-    else:
-        some = played("train", "plain", 2000, 0.0) + played("train", "wasteful", 2000, recipe.waste)
-        model = tiny.fresh((text for dialogue in some for text in dialogue.texts), seed)
+    some = played("train", "plain", 2000, 0.0) + played("train", "wasteful", 2000, recipe.waste)
+    model = tiny.fresh((text for dialogue in some for text in dialogue.texts), seed)
     chat = Chat(model.tokenizer, stops=model.stops, sees_tools=False)
     held_out = [encoded(chat, dialogue) for dialogue in played("validation", "held out", 100, 0.0)]
-    curve: list[list[float]] = before.get("curve [update, loss, calls copied]", [])
-    done, losses = 200 * len(curve), list[float]()
+    curve: list[list[float]] = []
+    losses: list[float] = []
 
     def peek(loss: float) -> None:
         losses.append(loss)
         if len(losses) % 200 == 0:
             mean = round(float(np.mean(losses[-200:])), 4)
-            curve.append([done + len(losses), mean, round(copied(model, chat, held_out), 4)])
-            print(f"\n{env_id} update {curve[-1][0]}: loss {curve[-1][1]:.3f}, calls copied {curve[-1][2]:.3f}")
+            curve.append([len(losses), mean, round(copied(model, chat, held_out), 4)])
+            print(f"\n{env_id} update {len(losses)}: loss {mean:.3f}, calls copied {curve[-1][2]:.3f}")
 
-    lr = recipe.lr / (number + 1)
-    for what, waste, count, peak in (("plain", 0.0, updates[0], lr), ("wasteful", recipe.waste, updates[1], lr * 0.75)):
-        needed = min(recipe.demonstrations, count * WarmStart.batch_size)
+    parts = (("plain", 0.0, recipe.updates, recipe.lr), ("wasteful", recipe.waste, recipe.wasteful, recipe.lr * 0.75))
+    for what, waste, updates, lr in parts:
+        needed = min(recipe.demonstrations, updates * WarmStart.batch_size)
         examples = [encoded(chat, dialogue) for dialogue in played("train", what, needed, waste)]
-        warm_start(model, examples, WarmStart(updates=count, lr=peak), context=LIMITS.context, most_tokens=8192,
-                   seed=seed + number, ranks=ranks, peek=peek)  # fmt: skip
-    hours = before.get("hours", 0.0) + round((time.monotonic() - begun) / 3600, 2)
+        warm_start(model, examples, WarmStart(updates=updates, lr=lr), context=LIMITS.context, most_tokens=8192,
+                   seed=seed, ranks=ranks, peek=peek)  # fmt: skip
+    hours = round((time.monotonic() - begun) / 3600, 2)
 
     card: dict[str, Any] = {
-        "env_id": env_id, "env_kwargs": kwargs, "seed": seed, "recipe": vars(recipe), "rounds": number + 1,
+        "env_id": env_id, "env_kwargs": kwargs, "seed": seed, "recipe": vars(recipe),
         "parameters": model.net.num_parameters(), "hours": hours, "curve [update, loss, calls copied]": curve,
         "validation": tested(env_id, model, chat, seed, ranks),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")} | {
