@@ -145,7 +145,7 @@ def site(tmp_path_factory):
 
 
 class _Fetched(HTMLParser):
-    """Addresses of all that a browser loads with a page, and of all that the page links to."""
+    """What a browser loads with a page, and what the page links to."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ def test_pages_of_the_site_need_no_network_and_their_links_hold(site):
         fetched.feed(page.read_text(encoding="utf-8"))
         assert fetched.loaded
         assert not [address for address in fetched.loaded if re.match(r"(\w+:)?//", address)], page
-        for link in fetched.links if page.name != "404.html" else ():
+        for link in (*fetched.loaded, *fetched.links) if page.name != "404.html" else ():
             path = link.split("#")[0]
             if path and not re.match(r"\w+:", path):
                 target = (page.parent / path).resolve()
