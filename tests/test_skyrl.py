@@ -158,7 +158,7 @@ def test_mistakes_are_told(skyrl, tmp_path):
         begun("APIAgent-v0", task="nope")
     with pytest.raises(ValueError, match="register the environment with the arguments"):
         begun("APIAgent-v0", seed=1, task_hash="0" * 32)
-    with pytest.raises(ValueError, match=r"train\.csv: SkyRL reads JSON lines"):
+    with pytest.raises(ValueError, match=r"train\.csv: the data set is written as JSON lines"):
         skyrl.write_dataset(tmp_path / "train.csv", "APIAgent-v0", 1)
     with pytest.raises(skyrl_gym.error.Error, match="nope"):
         skyrl.write_dataset(tmp_path / "train.jsonl", "nope", 1)

@@ -10,10 +10,8 @@ import gymnasium as gym
 
 import agent_gym  # noqa: F401  # registers the environments
 from agent_gym.env import tool_env
-from agent_gym.evaluation.result import write
+from agent_gym.integrations.common import check_verdict, scalars, write_rows
 from agent_gym.messages import Message
-from agent_gym.tools import dump
-from agent_gym.verdict import InfraError
 from agent_gym.wrappers import Messages
 
 try:
@@ -97,22 +95,15 @@ class SkyRLEnv(BaseTextEnv):
         chat, reward, terminated, truncated, self._info = self.env.step(action)
         self.turns += 1
         done = terminated or truncated
-        verdict = self._info.get("verdict")
-        if verdict is not None and verdict["status"] == "infra":
-            raise InfraError("; ".join(verdict["diagnostics"]))
+        check_verdict(self._info)
         return BaseTextEnvStepOutput(
             observations=[] if done else chat[before + 1 :], reward=float(reward), done=done, metadata=self._info
         )
 
     def get_metrics(self) -> dict[str, float]:
-        """What SkyRL averages over the episodes: ``success``, ``in_budget_success``, ``turns``, and what the episode
-        cost, by channel. An episode that SkyRL cut for its length did not succeed."""
-        success = self._info.get("verdict", {}).get("status") == "pass"
-        in_budget = success and min(self._info["budget_left"].values(), default=0.0) >= 0.0
-        return {
-            "success": float(success), "in_budget_success": float(in_budget), "turns": float(self.turns),
-            **tool_env(self.env).cost_total,
-        }  # fmt: skip
+        """What SkyRL averages over the episodes: ``success``, ``in_budget_success``, what the episode cost, by channel,
+        and ``turns``. An episode that SkyRL cut for its length did not succeed."""
+        return {**scalars(self._info), "turns": float(self.turns)}
 
     def close(self) -> None:
         """Close the environment."""
@@ -149,15 +140,9 @@ def write_dataset(path: str | Path, name: str, n: int, seed: int = 0) -> None:
         ValueError: If the path ends otherwise.
         skyrl_gym.error.Error: If no environment is registered under that name.
     """
-    if Path(path).suffix != ".jsonl":
-        raise ValueError(f"{path}: SkyRL reads JSON lines from a file whose name ends with .jsonl")
-    spec = dict(skyrl_gym.spec(name).kwargs)
-    env = Messages(gym.make(spec.pop("env_id"), **spec), native=False)
-    try:
-        rows = []
-        for task, task_hash in tool_env(env).task_list(n, seed):
-            prompt, _ = env.reset(options={"task": task})
-            rows.append(dump({"prompt": prompt, "env_class": name, "task": task, "task_hash": task_hash}))
-    finally:
-        env.close()
-    write(Path(path), "".join(f"{row}\n" for row in rows).encode())
+    env_kwargs = dict(skyrl_gym.spec(name).kwargs)
+
+    def row(prompt: list[Message], task: str, task_hash: str) -> dict[str, Any]:
+        return {"prompt": prompt, "env_class": name, "task": task, "task_hash": task_hash}
+
+    write_rows(path, env_kwargs.pop("env_id"), env_kwargs, n, seed, row)
