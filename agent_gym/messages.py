@@ -10,7 +10,7 @@ from typing import Any
 from agent_gym.formats import PARSERS, Parser, Turn
 from agent_gym.tools import Call, dump
 
-__all__ = ["Message", "exchange", "in_words", "listing"]
+__all__ = ["Message", "answers", "exchange", "in_words", "listing"]
 
 Message = dict[str, Any]
 """``role`` and ``content``; an assistant's may have ``tool_calls``, a tool's has a ``tool_call_id``."""
@@ -60,6 +60,32 @@ def _fresh(id: str | None, used: set[str]) -> str:
         id, number = f"call{number:05}", number + 1
     used.add(id)
     return id
+
+
+def answers(observation: str, results: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """An environment's answer to a turn as messages of a conversation. Put together again, a line each, they are the
+    observation: nothing is lost, nothing stands twice.
+
+    Args:
+        observation: What ``step`` returned.
+        results: ``info["tool_results"]``.
+
+    Returns:
+        A message of the role ``tool`` for each result that arrived, then one of the user with what else was said.
+    """
+    messages: list[Message] = []
+    rest = observation
+    for result in results:
+        if result["error"] == "not_run":
+            continue
+        content = result["content"]
+        if not (rest == content or rest.startswith(f"{content}\n")):  # the observation was cut: its end is here
+            content = rest
+        messages.append({"role": "tool", "name": result["name"], "content": content})
+        if content == rest:
+            return messages
+        rest = rest[len(content) + 1 :]
+    return [*messages, {"role": "user", "content": rest}]
 
 
 def listing(

@@ -23,6 +23,7 @@ from agent_gym.lm.engine import Engine, Turn
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.seeds import stream
+from agent_gym.messages import answers
 from agent_gym.replay import plain_kwargs
 
 __all__ = ["Branch", "Episode", "Limits", "answers", "environments", "evaluate", "judged", "play"]
@@ -348,31 +349,6 @@ def judged(episodes: Sequence[Episode], ranks: Ranks, when: str) -> list[Episode
         said = f"reached a verdict ({reasons})" if reasons else "has a turn, as no prompt fits into --max-context"
         raise Refused(f"{when}: no episode {said}")
     return kept
-
-
-def answers(observation: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """An environment's answer to a turn as messages of a conversation. Put together again, a line each, they are the
-    observation: nothing is lost, nothing stands twice.
-
-    Args:
-        observation: What ``step`` returned.
-        results: ``info["tool_results"]``.
-
-    Returns:
-        A message of the role ``tool`` for each result that arrived, then one of the user with what else was said.
-    """
-    messages, rest = [], observation
-    for result in results:
-        if result["error"] == "not_run":
-            continue
-        content = result["content"]
-        if not (rest == content or rest.startswith(f"{content}\n")):  # the observation was cut: its end is here
-            content = rest
-        messages.append({"role": "tool", "name": result["name"], "content": content})
-        if content == rest:
-            return messages
-        rest = rest[len(content) + 1 :]
-    return [*messages, {"role": "user", "content": rest}]
 
 
 def environments(
