@@ -14,7 +14,7 @@ from agent_gym.messages import Message, exchange
 from agent_gym.tasksets import TaskSet, open_set
 from agent_gym.verdict import InfraError, Verdict
 
-__all__ = ["Conversation", "open_tasks", "scores"]
+__all__ = ["Conversation", "check_verdict", "open_tasks", "scores"]
 
 
 def open_tasks(env_id: str, tasks: str, kwargs: Mapping[str, Any]) -> tuple[TaskSet, gym.Env]:
@@ -82,8 +82,7 @@ class Conversation:
                 message["tool_call_id"] = id
         self.messages += [said, *heard]
         self.verdict = told.get("verdict")
-        if self.verdict is not None and self.verdict["status"] == "infra":
-            raise InfraError(" ".join(self.verdict["diagnostics"]))
+        check_verdict(told)
         return [said, *heard]
 
     def give_up(self, reason: str, why: str) -> None:
@@ -97,9 +96,26 @@ class Conversation:
         return {**{name: self.info[name] for name in names}, "turns": self.info["turn"], "verdict": self.verdict}
 
 
+def check_verdict(info: Mapping[str, Any]) -> None:
+    """See that an episode has not ended without a verdict.
+
+    Args:
+        info: Of a step.
+
+    Raises:
+        InfraError: If the environment's machinery failed.
+    """
+    verdict = info.get("verdict")
+    if verdict is not None and verdict["status"] == "infra":
+        raise InfraError(" ".join(verdict["diagnostics"]))
+
+
 def scores(outcome: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an episode that has a verdict: ``success`` and ``in_budget_success`` as 0 or 1, and the total of
-    each cost channel."""
-    success = outcome["verdict"]["status"] == "pass"
+    """The numbers of an episode: ``success`` and ``in_budget_success`` as 0 or 1, and the total of each cost channel.
+
+    Args:
+        outcome: :meth:`Conversation.outcome`, or the last step's ``info``. Without a verdict it did not succeed.
+    """
+    success = (outcome.get("verdict") or {}).get("status") == "pass"
     within = all(left >= 0 for left in outcome["budget_left"].values())
     return {"success": float(success), "in_budget_success": float(success and within), **outcome["cost_total"]}

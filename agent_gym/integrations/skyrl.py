@@ -10,7 +10,8 @@ import gymnasium as gym
 
 import agent_gym  # noqa: F401  # registers the environments
 from agent_gym.env import tool_env
-from agent_gym.integrations.common import check_verdict, scalars, write_rows
+from agent_gym.integrations.conversation import check_verdict, scores
+from agent_gym.integrations.rows import write_rows
 from agent_gym.messages import Message
 from agent_gym.wrappers import Messages
 
@@ -103,7 +104,7 @@ class SkyRLEnv(BaseTextEnv):
     def get_metrics(self) -> dict[str, float]:
         """What SkyRL averages over the episodes: ``success``, ``in_budget_success``, what the episode cost, by channel,
         and ``turns``. An episode that SkyRL cut for its length did not succeed."""
-        return {**scalars(self._info), "turns": float(self.turns)}
+        return {**scores(self._info), "turns": float(self.turns)}
 
     def close(self) -> None:
         """Close the environment."""

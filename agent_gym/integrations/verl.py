@@ -13,7 +13,8 @@ from uuid import uuid4
 import gymnasium as gym
 
 import agent_gym  # noqa: F401  # registers the environments
-from agent_gym.integrations.common import check_verdict, scalars, write_rows
+from agent_gym.integrations.conversation import check_verdict, scores
+from agent_gym.integrations.rows import write_rows
 from agent_gym.lm.chat import Chat
 from agent_gym.messages import Message, answers
 
@@ -126,7 +127,7 @@ class AgentGymLoop(AgentLoopBase):
             response_logprobs=logprobs[:most] or None, reward_score=reward, num_turns=2 * turns, metrics=spent,
             extra_fields={
                 **fields, "turn_scores": [], "tool_rewards": [],
-                "reward_extra_info": {**scalars(info), "turns": float(turns)},
+                "reward_extra_info": {**scores(info), "turns": float(turns)},
             },
         )  # fmt: skip
 
@@ -161,7 +162,7 @@ def compute_score(
     finally:
         env.close()
     check_verdict(info)
-    return {"score": float(reward), **scalars(info)}
+    return {"score": float(reward), **scores(info)}
 
 
 def write_dataset(path: str | Path, env_id: str, n: int, seed: int = 0, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What several trainers want alike: an episode in numbers, and tasks as the rows of a data set."""
+"""Tasks as the rows of a data set, for the trainers that want a file."""
 
 from __future__ import annotations
 
@@ -12,38 +12,9 @@ from agent_gym.env import tool_env
 from agent_gym.evaluation.result import write
 from agent_gym.messages import Message
 from agent_gym.tools import dump
-from agent_gym.verdict import InfraError
 from agent_gym.wrappers import Messages
 
-__all__ = ["check_verdict", "scalars", "write_rows"]
-
-
-def check_verdict(info: Mapping[str, Any]) -> None:
-    """See that an episode did not end for want of a verdict; for trainers that cannot leave such an episode out.
-
-    Args:
-        info: Of a step.
-
-    Raises:
-        InfraError: What runs the environment failed.
-    """
-    verdict = info.get("verdict")
-    if verdict is not None and verdict["status"] == "infra":
-        raise InfraError(f"an episode has no verdict: {'; '.join(verdict['diagnostics'])}")
-
-
-def scalars(info: Mapping[str, Any]) -> dict[str, float]:
-    """An episode in numbers, for a trainer's log.
-
-    Args:
-        info: Of its last step; without a verdict it did not succeed.
-
-    Returns:
-        ``success`` and ``in_budget_success`` (no total is above its bound), 0.0 or 1.0, and the totals by channel.
-    """
-    success = info.get("verdict", {}).get("status") == "pass"
-    in_budget = success and min(info["budget_left"].values(), default=0.0) >= 0.0
-    return {"success": float(success), "in_budget_success": float(in_budget), **info["cost_total"]}
+__all__ = ["write_rows"]
 
 
 def write_rows(
