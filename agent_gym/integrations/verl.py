@@ -49,7 +49,7 @@ class AgentGymLoop(AgentLoopBase):
     def __init__(self, *args: Any, env_id: str, env_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.chat = _chat(self.tokenizer)
-        given: Any = OmegaConf.to_container(OmegaConf.create(env_kwargs or {}))  # hydra gives its own kinds
+        given: Any = OmegaConf.to_container(OmegaConf.create(dict(env_kwargs or {})))  # hydra gives kinds of its own
         self._make = partial(
             gym.make, env_id, **{"parser": self.chat.parser, "token_counter": self.chat.count, **given}
         )
