@@ -206,7 +206,7 @@ OWN = {
     "grpo_pcgrad": {
         "env_id": (demo.MIXED,), "env_kwargs": (KWARGS,), "num_episodes": 24, "eval_tasks": 2, "eval_samples": 2,
         "eval_every_samples": 1, "pool_tasks": 12, "calibration_samples": 2, "groups": 2, "method": "resample",
-        "update_epochs": 2,
+        "update_epochs": 2, "eval_every": 3,
     },
 }  # fmt: skip
 
