@@ -265,6 +265,30 @@ def test_methods_have_the_schemas_of_the_tools(spec, env_id):
     assert set(methods) == offered  # the union, and nothing else
 
 
+def test_a_template_that_trl_knows_shows_the_tools_and_reads_the_calls(few):
+    from trl.chat_template_utils import add_response_schema, parse_response, qwen3_chat_template
+
+    from agent_gym.lm.tiny import tokenizer
+
+    row, methods = few.train_dataset[1], tools_of(few.environment_factory())
+    words = tokenizer([few.environment_factory.args[2]])
+    words.chat_template = qwen3_chat_template
+    words.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"])
+    add_response_schema(words)
+    offered = list(methods.values())
+    prompt = words.apply_chat_template(row["prompt"], tools=offered, add_generation_prompt=True, return_dict=False)
+    shown = words.decode(prompt)
+    assert all(f'"name": "{name}", "description"' in shown for name in methods)
+    assert row["prompt"][1]["content"] in shown
+    env = gym.make("APIAgent-v0", split="test", budget={"tool_calls": 6})
+    turns = oracle(env, row)
+    whole = words.apply_chat_template([*row["prompt"], turns[0]], tools=offered, tokenize=False)
+    written = whole.rpartition("<|im_start|>assistant\n")[2].rpartition("\n")[0]
+    read = parse_response(words, words(written)["input_ids"], prefix=prompt, tools=offered)
+    messages = conversation(few.environment_factory(), row, [read, *turns[1:]])
+    assert measured(few.reward_funcs[0], messages, row)[0] == played(env, row, turns)[1] == 1.0
+
+
 def test_a_schema_becomes_an_annotation(spec):
     from transformers.utils import get_json_schema
 
