@@ -76,10 +76,11 @@ def spec(env_id: str, tasks: str | Sequence[str], *, reward: str = "success", **
     if isinstance(tasks, str):
         task_set = open_set(tasks, env_id)
         tasks, kwargs = task_set.task_ids, {**kwargs, **task_set.env_kwargs}
-    if not tasks:
-        raise ValueError("tasks: there is none; give a task set's name or the ids of tasks")
+    if not tasks or not isinstance(tasks, Sequence):
+        raise ValueError(f"tasks={tasks!r}: give a task set's name, or the ids of one task or more in a list")
     rows, tools = [], {}
     with closing(gym.make(env_id, **kwargs)) as env:
+        tool_env(env)  # a TypeError for any other
         for task_id in tasks:
             _, info = env.reset(options={"task": task_id})
             rows.append({"prompt": info["messages"], **{name: info[name] for name in ROW}})
