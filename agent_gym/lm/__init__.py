@@ -15,6 +15,7 @@ for _package in ("torch", "transformers"):
         raise ImportError(f"agent_gym.lm needs {_package}: pip install 'agent-gym[train]'")
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # long-spinning threads starve each other on shared cores
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # with AVX-512 too, a row's sums do not depend on other rows
 if sys.platform == "linux":
     # glibc hands every freed tensor back to the kernel and faults it in again, which on virtual machines takes longer
     # than the arithmetic. Keep the memory: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of mallopt(3).
