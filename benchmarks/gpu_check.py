@@ -35,6 +35,7 @@ from transformers import AutoConfig
 from agent_gym.lm.engine import TorchEngine
 from agent_gym.lm.models import Model, token_logprobs
 from agent_gym.lm.plan import GIB, Args, config_of, counts, plan, shaped
+from agent_gym.lm.runs import dumps, write
 
 ROOT = Path(__file__).parent.parent
 RANK = 16
@@ -271,7 +272,7 @@ def main() -> None:
     if result["trainers"]:
         print(f"\n{table(result['trainers'])}")
     if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(options.out, dumps(result, indent=1) + "\n")
 
 
 def processor() -> str:

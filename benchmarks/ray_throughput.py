@@ -95,7 +95,9 @@ def main() -> None:
                 }
                 result["rows"].append(row)
                 print(json.dumps(row))
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary = options.out.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(options.out)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ the rollout: sampling, and what comes after it, which is a step of the environme
 
     pip install trl
     python benchmarks/trl_throughput.py      # writes benchmarks/trl_throughput.json
+    python benchmarks/trl_throughput.py --device cuda --engine vllm --model Qwen/Qwen2.5-0.5B-Instruct
+
+On a GPU both train all parameters, in float32 with bfloat16 autocast; with vLLM both sample with it, in this process.
 """
 
 import argparse
@@ -28,9 +31,10 @@ import torch
 from agent_gym.lm import tiny
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import demonstrations
-from agent_gym.lm.engine import TorchEngine
+from agent_gym.lm.models import load
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Limits, environments
+from agent_gym.lm.vllm_engine import engine_of
 
 ROOT = Path(__file__).parent.parent
 TRAINER = ROOT / "cleanrl_llm" / "grpo_pcgrad.py"
@@ -48,7 +52,13 @@ def load_trainer() -> Any:
 
 
 trainer = load_trainer()
-clock = time.perf_counter
+timer = time.perf_counter
+
+
+def clock() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return timer()
 
 
 ALONE = Ranks()
@@ -57,7 +67,8 @@ ALONE = Ranks()
 def settings(options: argparse.Namespace, surgery: str) -> Any:
     args = trainer.Args(
         env_kwargs=(json.dumps(TASK),), num_episodes=options.episodes, group_size=options.group_size,
-        max_new_tokens=options.tokens, kl_coef=0.0, surgery=surgery, device="cpu",
+        max_new_tokens=options.tokens, kl_coef=0.0, surgery=surgery, device=options.device,
+        engine=options.engine,
     )  # fmt: skip
     trainer.settle(args, ALONE)
     return args
@@ -66,8 +77,7 @@ def settings(options: argparse.Namespace, surgery: str) -> Any:
 def staged(model: Any, chat: Chat, args: Any) -> Any:
     """What plays our episodes."""
     pool = environments("APIAgent-v0", args.num_episodes, chat=chat, split="train", bounds={}, **TASK)
-    engine = TorchEngine(model, stops=chat.stops)
-    return trainer.Stage(engine, chat, [pool], Limits(args.max_new_tokens, args.max_context))
+    return trainer.Stage(engine_of(model, chat, args), chat, [pool], Limits(args.max_new_tokens, args.max_context))
 
 
 def ours(model: Any, chat: Chat, tasks: list[Any], args: Any, steps: int) -> list[tuple[float, float, int]]:
@@ -99,7 +109,7 @@ def ours(model: Any, chat: Chat, tasks: list[Any], args: Any, steps: int) -> lis
 def theirs(model: Any, prompts: list[str], options: argparse.Namespace) -> list[tuple[float, float, int]]:
     """The same of TRL."""
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     rng = np.random.default_rng(0)
@@ -124,9 +134,12 @@ def theirs(model: Any, prompts: list[str], options: argparse.Namespace) -> list[
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(clock())
 
+    cuda, vllm = options.device == "cuda", options.engine == "vllm"
     with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)  # vLLM reads it there
         config = GRPOConfig(
-            output_dir=folder, use_cpu=True, bf16=False, fp16=False, report_to="none", save_strategy="no",
+            output_dir=folder, use_cpu=not cuda, bf16=cuda, fp16=False, use_vllm=vllm, vllm_mode="colocate",
+            vllm_gpu_memory_utilization=0.3, report_to="none", save_strategy="no",
             logging_strategy="no", disable_tqdm=True, max_steps=options.steps, beta=0.0, num_iterations=1,
             per_device_train_batch_size=options.episodes, num_generations=options.group_size, steps_per_generation=1,
             gradient_accumulation_steps=1, max_completion_length=options.tokens, temperature=1.0, top_k=0, top_p=1.0,
@@ -134,7 +147,8 @@ def theirs(model: Any, prompts: list[str], options: argparse.Namespace) -> list[
             loss_type="bnpo", shuffle_dataset=False, seed=1,
         )  # fmt: skip
         timed = Timed(
-            model=copy.deepcopy(model.net), reward_funcs=flip, args=config, processing_class=model.tokenizer,
+            model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), reward_funcs=flip, args=config,
+            processing_class=model.tokenizer,
             train_dataset=Dataset.from_dict({"prompt": prompts * options.steps}), callbacks=[Clock()],
         )  # fmt: skip
         timed.train()
@@ -144,21 +158,27 @@ def theirs(model: Any, prompts: list[str], options: argparse.Namespace) -> list[
 
 
 def main(options: argparse.Namespace) -> None:
-    global clock
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    global timer
+    timer = time.process_time if options.clock == "cpu" else time.perf_counter
     torch.set_num_threads(options.threads)
     args = settings(options, "none")
     (env,) = environments("APIAgent-v0", 1, chat=None, split="train", bounds={}, **TASK)
-    dialogues = demonstrations(env, range(400), wasteful=0.75, waste=0.35)
-    model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), 1)
-    chat = Chat(model.tokenizer, stops=model.stops, sees_tools=False)
+    if options.model:
+        model = load(options.model, adapters=0, device=options.device, checkpointing=False)
+    else:
+        dialogues = demonstrations(env, range(400), wasteful=0.75, waste=0.35)
+        model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), 1).to(options.device)
+    chat = Chat(model.tokenizer, stops=model.stops, sees_tools=bool(options.model))
     count = options.episodes // options.group_size
     tasks = trainer.find_tasks(staged(model, chat, args), list(range(count)), [0] * count, args)
     prompts = []
     for task in tasks:
         _, info = env.reset(seed=task.seed)
+        with_tools: dict[str, Any] = {"tools": info["tools"]} if options.model else {}
         prompts.append(
-            model.tokenizer.apply_chat_template(info["messages"], tokenize=False, add_generation_prompt=True)
+            model.tokenizer.apply_chat_template(
+                info["messages"], tokenize=False, add_generation_prompt=True, **with_tools
+            )
         )
 
     measured: dict[str, list[tuple[float, float, int]]] = {"grpo_pcgrad none": [], "grpo_pcgrad pcgrad": [], "trl": []}
@@ -197,6 +217,9 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer, at most")
     parser.add_argument("--steps", type=int, default=5, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=4, help="blocks of each")
+    parser.add_argument("--model", help="a transformers name or folder; by default the tiny model, untrained")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--engine", choices=["torch", "vllm"], default="torch", help="what samples, on both sides")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: with one thread, on a busy machine"
