@@ -82,14 +82,52 @@ def shell(**more):
     return {**os.environ, **own, **more}
 
 
+def ended(command, *line, cwd):
+    """Run a command to its good end."""
+    line = [*command, *map(str, line)]
+    done = subprocess.run(line, env=shell(), cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done
+
+
 def torchrun(count, *line, cwd):
     """Run a script with its arguments in ``count`` processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    done = subprocess.run(
-        [*command, *map(str, line)], env=shell(), cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return ended(command, *line, cwd=cwd)
+
+
+FORKS = """
+import multiprocessing, os, runpy, socket, sys
+import agent_gym.lm.start, matplotlib.pyplot, torch.utils.tensorboard
+from transformers import LlamaForCausalLM
+
+count = int(sys.argv[1])
+sys.argv = sys.argv[2:]
+with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = str(free.getsockname()[1])
+
+
+def process(rank):
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, **own}
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+fork = multiprocessing.get_context("fork")
+processes = [fork.Process(target=process, args=(rank,)) for rank in range(count)]
+for one in processes:
+    one.start()
+for one in processes:
+    one.join()
+sys.exit(any(one.exitcode for one in processes))
+"""
+
+
+def processes(count, *line, cwd):
+    """Run a script with its arguments in ``count`` processes, as torchrun does. They are forks of one that has imported
+    what they need and computes nothing itself: most of their time would go into imports."""
+    return ended([sys.executable, "-c", FORKS, str(count)], *line, cwd=cwd)
 
 
 def rows(folder):

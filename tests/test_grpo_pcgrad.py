@@ -9,7 +9,6 @@ import pickle
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="the trainer needs the extra 'train'")
 pytest.importorskip("transformers", reason="the trainer needs the extra 'train'")
 
-from small_lm import ROOT, chat_of, load_trainer, rows, run, shell, small_model  # noqa: E402
+from small_lm import ROOT, chat_of, load_trainer, processes, rows, run, small_model  # noqa: E402
 
 import agent_gym  # noqa: E402
 from agent_gym import CHANNELS, Step, Trajectory  # noqa: E402
@@ -613,43 +612,27 @@ def updates(model, cases, ranks):
     return results
 
 
-WORLDS = """
-import multiprocessing, os, pickle, socket, sys
+WORLD = """
+import pickle, sys
 sys.path[:0] = sys.argv[1:3]
-import test_grpo_pcgrad as t  # once: the processes are forks of this one, which computes nothing itself
+import test_grpo_pcgrad as t
+
 t.torch.set_num_threads(1)
-
-
-def process(rank, count, port):
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(count), "RANK": str(rank)}
-    ranks = t.Ranks.start("cpu")
-    with open(sys.argv[3], "rb") as file:
-        model, cases, args = pickle.load(file)
-    results = t.updates(model, cases, ranks)
-    if ranks.first:
-        t.torch.save(results, sys.argv[3] + str(count))
-    if count == 2:
-        t.trainer.train(args)
-    ranks.stop()
-
-
-for count in (2, 4):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=process, args=(rank, count, port)) for rank in range(count)]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join()
-    assert all(one.exitcode == 0 for one in processes)
+ranks = t.Ranks.start("cpu")
+with open(sys.argv[3], "rb") as file:
+    model, cases, args = pickle.load(file)
+results = t.updates(model, cases, ranks)
+if ranks.first:
+    t.torch.save(results, sys.argv[3] + str(ranks.world))
+if ranks.world == 4:
+    t.trainer.train(args)
+ranks.stop()
 """
 
 
 @pytest.fixture(scope="module")
 def worlds(warmed, batch, checkpoint, tmp_path_factory):
-    """What one, two and four processes make of the same cases; and the folders of a run by one and by two."""
+    """What one, two and four processes make of the same cases; and the folders of a run by one and by four."""
     several = {"num_minibatches": 2, "update_epochs": 2, "kl_coef": 0.1}
     cases = [  # of four processes, the last plays 12 to 15, and the first two the first group
         (batch, ADVANTAGE, arguments(surgery="pcgrad", tau=0.0)),
@@ -662,12 +645,12 @@ def worlds(warmed, batch, checkpoint, tmp_path_factory):
     runs = {1: run(trainer, arguments(**own, run_dir=str(folder / "one")))}
     found = {1: updates(copy.deepcopy(warmed), cases, ALONE)}
     data = folder / "cases"
-    data.write_bytes(pickle.dumps((warmed, cases, arguments(**own, run_dir=str(folder / "two")))))
-    line = [sys.executable, "-c", WORLDS, str(ROOT / "tests"), str(BENCHMARKS), str(data)]
-    done = subprocess.run(line, env=shell(), cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found |= {count: torch.load(folder / f"cases{count}") for count in (2, 4)}
-    (runs[2],) = (folder / "two").glob("*/")
+    data.write_bytes(pickle.dumps((warmed, cases, arguments(**own, run_dir=str(folder / "four")))))
+    (folder / "world.py").write_text(WORLD)
+    for count in (2, 4):
+        processes(count, folder / "world.py", ROOT / "tests", BENCHMARKS, data, cwd=folder)
+        found[count] = torch.load(folder / f"cases{count}")
+    (runs[4],) = (folder / "four").glob("*/")
     return found, runs
 
 
@@ -685,10 +668,10 @@ def test_one_two_and_four_processes_make_the_same_update(warmed, worlds):
                 torch.testing.assert_close(c, cosine, atol=1e-4, rtol=0, equal_nan=True)
 
 
-def test_two_processes_play_the_run_of_one(worlds):
+def test_four_processes_play_the_run_of_one(worlds):
     """The same tasks, draws and figures, up to rounding; they share the calibration and the tests."""
     _, runs = worlds
-    first, second = rows(runs[1]), rows(runs[2])
+    first, second = rows(runs[1]), rows(runs[4])
     assert [row.keys() for row in first] == [row.keys() for row in second]
     for a, b in zip(first, second, strict=True):
         for name in a:

@@ -212,6 +212,7 @@ def test_the_gpu_is_chosen_before_anything_else(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: events.append(str(device)))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: events.append(backend))
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     ranks = Ranks.start()

@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="the trainer needs the extra 'train'
 pytest.importorskip("transformers", reason="the trainer needs the extra 'train'")
 
 import gymnasium as gym  # noqa: E402
-from small_lm import ROOT, Scripted, chat_of, load_trainer, rows, run, small_model, torchrun  # noqa: E402
+from small_lm import ROOT, Scripted, chat_of, load_trainer, processes, rows, run, small_model, torchrun  # noqa: E402
 
 import agent_gym  # noqa: E402
 from agent_gym import PARSERS, Call, Step, Trajectory  # noqa: E402
@@ -437,7 +437,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(model, start, exam
         assert not torch.equal(p, q)
 
 
-TWO = """
+MANY = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from small_lm import load_trainer
@@ -458,20 +458,22 @@ ranks.stop()
 """
 
 
-def test_two_processes_refit_as_one_does(start, examples, tmp_path):
-    """Also where the second has no part of any batch."""
+def test_two_and_four_processes_refit_as_one_does(start, examples, tmp_path):
+    """Also where only the first has a part of any batch."""
     data = [(list(ids), [list(span) for span in spans]) for ids, spans in examples[:6]]
     (tmp_path / "data.json").write_text(json.dumps(data))
-    out = str(tmp_path / "out")
-    text = TWO.format(tests=str(ROOT / "tests"), start=start, data=str(tmp_path / "data.json"), out=out)
-    (tmp_path / "two.py").write_text(text)
-    said = re.findall(r"fit (\d) (.*)", torchrun(2, tmp_path / "two.py", cwd=tmp_path).stdout)
-    for size, (name, values) in zip((1, 4), said, strict=True):
+    out, alone = str(tmp_path / "out"), {}
+    text = MANY.format(tests=str(ROOT / "tests"), start=start, data=str(tmp_path / "data.json"), out=out)
+    (tmp_path / "many.py").write_text(text)
+    for size in (1, 4):
         one, args = load(start), trainer.Args(batch_size=size, learning_rate=1e-3, epochs=2, held_out=0.3)
-        fit = trainer.refit(one, data, args, ALONE, 7)
-        assert (int(name), [*map(float, values.split())]) == (size, pytest.approx([*fit.values()], abs=1e-5))
-        for p, q in zip(one.net.parameters(), load(f"{out}{size}").net.parameters(), strict=True):
-            torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
+        alone[size] = [*trainer.refit(one, data, args, ALONE, 7).values()], list(one.net.parameters())
+    for count in (2, 4):
+        said = re.findall(r"fit (\d) (.*)", processes(count, tmp_path / "many.py", cwd=tmp_path).stdout)
+        for (size, (fit, parameters)), (name, values) in zip(alone.items(), said, strict=True):
+            assert (int(name), [*map(float, values.split())]) == (size, pytest.approx(fit, abs=1e-5))
+            for p, q in zip(parameters, load(f"{out}{size}").net.parameters(), strict=True):
+                torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
 
 
 # ---- whole runs ----
@@ -697,19 +699,64 @@ def test_killed_and_resumed(point, finished, arguments, tmp_path):
     assert (folder / "table.md").read_text() == (finished / "table.md").read_text()
 
 
-def test_two_processes_sample_prune_and_test_as_one_does(pruned_run, start, arguments, tmp_path):
-    """Episodes have draws of their own; gradients are summed in another order."""
-    args = arguments(init=start, keep="pruned-any", rounds=1, run_dir=str(tmp_path / "two"))
+def test_four_processes_sample_prune_and_test_as_one_does(kwargs, start, arguments, tmp_path):
+    """Episodes have draws of their own, and some of them no verdict; gradients are summed in another order."""
+    own = {
+        "init": start, "keep": "pruned-any", "rounds": 1, "env_kwargs": json.dumps({**kwargs, "max_episode_steps": 3}),
+        "run_dir": str(tmp_path / "four"),
+    }  # fmt: skip
+    args = arguments(**own)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(args).items()
              if not isinstance(value, dict | tuple | bool | None)]  # fmt: skip
-    torchrun(2, SCRIPT, *flags, "--budget.tool-calls=2", "--budget.output-tokens=60", cwd=tmp_path)
-    (two,) = (tmp_path / "two").iterdir()
-    mine, theirs = data_files(pruned_run), data_files(two)
+    processes(4, SCRIPT, *flags, "--budget.tool-calls=2", "--budget.output-tokens=60", cwd=tmp_path)
+    (four,) = (tmp_path / "four").iterdir()
+    alone = run(trainer, arguments(**own | {"run_dir": str(tmp_path / "one")}))
+    mine, theirs = data_files(alone), data_files(four)
     names = ("round_01_samples.jsonl", "round_01_kept.jsonl", "round_01_tokens.json")
     for name in (*names, "validation_start.jsonl", "test_start.jsonl"):
         assert theirs[name] == mine[name], name
-    one, other = rows(pruned_run)[1], rows(two)[1]
+    one, other = rows(alone)[1], rows(four)[1]
+    assert 0 < one["charts/infra"] < one["charts/samples"]
     assert other["losses/refit"] == pytest.approx(one["losses/refit"], abs=1e-4)
+    assert other["charts/infra"] == one["charts/infra"]
+
+
+DYING = """
+import os, runpy, signal, sys
+import agent_gym.lm.ranks
+
+class Dying(agent_gym.lm.ranks.Ranks):
+    left = 1
+
+    def all_reduce_gradients(self, parameters):
+        if self.rank == 1 and not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        super().all_reduce_gradients(parameters)
+
+agent_gym.lm.ranks.Ranks = Dying
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_process_that_dies_ends_the_run_which_is_resumed(finished, start, arguments, tmp_path):
+    """SIGKILL in the middle of a refit, under torchrun: both end, and who is missing is said, by the other one if it
+    comes to it before torchrun ends it."""
+    (tmp_path / "dying.py").write_text(DYING)
+    args = arguments(init=start, run_dir=str(tmp_path / "runs"))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(args).items()
+             if not isinstance(value, dict | tuple | bool | None)]  # fmt: skip
+    said = r"rft: process 1 of 2 has ended, and process 0 cannot|rank +: 1 \(local_rank: 1\)\s+exitcode +: -9"
+    with pytest.raises(AssertionError, match=said):
+        torchrun(2, tmp_path / "dying.py", SCRIPT, *flags, "--budget.tool-calls=2", "--budget.output-tokens=60",
+                 cwd=tmp_path)  # fmt: skip
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["start"]
+    processes(2, SCRIPT, "--resume", folder, cwd=tmp_path)
+    assert [row["losses/refit"] for row in rows(folder)[1:]] == pytest.approx(
+        [row["losses/refit"] for row in rows(finished)[1:]], abs=1e-4
+    )
 
 
 # ---- one fit ----

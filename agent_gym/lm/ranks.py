@@ -6,14 +6,20 @@ Started by ``torchrun``, every process calls the same methods in the same order,
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from agent_gym.lm.errors import Refused
 
@@ -33,6 +39,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
         self.rank, self.world, self.device = rank, world, torch.device(device)
+        self._places: list[tuple[str, int]] = []  # machine and process id of each
 
     @classmethod
     def start(cls, device: str = "auto", timeout: float = 600.0) -> "Ranks":
@@ -61,7 +68,9 @@ class Ranks:
         if world > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        return cls(rank, world, place)
+        ranks = cls(rank, world, place)
+        ranks._places = ranks.gather((platform.node(), os.getpid()))
+        return ranks
 
     @staticmethod
     def stop() -> None:
@@ -81,7 +90,8 @@ class Ranks:
     def all_reduce(self, values: Tensor) -> Tensor:
         """Sum a tensor over the processes, in place."""
         if self.world > 1:
-            dist.all_reduce(values)
+            with self._together():
+                dist.all_reduce(values)
         return values
 
     def sum(self, values: np.ndarray) -> np.ndarray:
@@ -109,8 +119,25 @@ class Ranks:
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
+        with self._together():
+            dist.all_gather_object(found, value)
         return found
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Say who is missing in a collective that fails, where it is a process of this machine that has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            here = [(rank, pid) for rank, (node, pid) in enumerate(self._places) if node == platform.node()]
+            for _ in range(20):  # its sockets close before it is gone
+                if ended := ", ".join(str(rank) for rank, pid in here if _ended(pid)):
+                    raise Refused(
+                        f"process {ended} of {self.world} has ended, and process {self.rank} cannot go on alone; start "
+                        "the run again with --resume"
+                    ) from error
+                time.sleep(0.1)
+            raise
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -126,6 +153,7 @@ class Ranks:
         for p in trained:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        trained = [p for p in trained if not isinstance(p, DTensor)]  # gradients of shards are sums already
         if self.world == 1 or not trained:
             return
         flat = self.all_reduce(torch.cat([p.grad.flatten().float() for p in trained if p.grad is not None]))
@@ -142,6 +170,8 @@ class Ranks:
             return
         digest = hashlib.blake2b()
         for p in parameters:
+            if isinstance(p, DTensor):  # every process holds another part
+                continue
             digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         digests = self.gather(digest.hexdigest())
         if other := [str(rank) for rank, found in enumerate(digests) if found != digests[0]]:
@@ -149,6 +179,12 @@ class Ranks:
                 f"the processes do not hold the same weights: process {', '.join(other)} differs from process 0; start "
                 "all of them with the same arguments and the same versions of the packages"
             )
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process of this machine is no more, be it that nobody has asked yet how it ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    return sys.platform == "linux" and (not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 _PLACE = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
