@@ -50,6 +50,7 @@ from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory
 from agent_gym.lm.seeds import stream
+from agent_gym.lm.shards import clip, in_step, joined, local, parted
 from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
 from agent_gym.lm.vllm_engine import engine_of
@@ -663,27 +664,28 @@ def update(
         return scores.logprobs, scores.entropies
 
     once = args.update_epochs == args.num_minibatches == 1  # the policy is still the one that sampled
-    fixed: dict[int, tuple[Tensor | None, Tensor | None]] = {}  # old and reference, by a micro-batch's first sample
+    olds, refs = dict[int, Tensor](), dict[int, Tensor]()  # by a micro-batch's first sample, [tokens] each
     with torch.no_grad():
-        for part in itertools.chain.from_iterable(parts.values()):
-            old, ref = None if once else passed(part)[0], None
-            if args.kl_coef > 0.0:
-                with model.reference():
-                    ref = passed(part)[0]
-            fixed[part[0]] = old, ref
+        every = [part for cell in parts.values() for part in cell]
+        if args.kl_coef > 0.0:
+            with model.reference():
+                refs = {part[0]: passed(part)[0] for part in in_step(model, ranks, every)}
+        if not once:
+            olds = {part[0]: passed(part)[0] for part in in_step(model, ranks, every)}
 
     parameters = model.trained()
+    sizes = [local(p).numel() for p in parameters]  # of a sharded model, all vectors are this process's part
     log: dict[str, list[float]] = {"skipped_steps": [0.0]}
     gap_max, found = 0.0, None
     for epoch, b in itertools.product(range(args.update_epochs), range(args.num_minibatches)):
         if not weights[b].sum():
             continue
-        whole = torch.zeros(sum(p.numel() for p in parameters), device=model.device)  # [parameters]
+        whole = torch.zeros(sum(sizes), device=model.device)  # [parameters]
         halves = whole.new_zeros(2 * groups if args.surgery != "none" else 0, len(whole))  # [2 groups, parameters]
         sums = torch.zeros(len(LOGGED) + len(WEIGHED) + 1, dtype=torch.float64)
         for c in np.flatnonzero(weights[b]).tolist():
-            for part in parts.get((b, c), []):
-                old, ref = fixed[part[0]]
+            for part in in_step(model, ranks, parts.get((b, c), [])):
+                old, ref = olds.get(part[0]), refs.get(part[0])
                 logp, entropy = passed(part)  # [tokens]
                 old = logp.detach() if old is None else old  # [tokens]
                 sampled = logp.new_tensor([lp for i in part for lp in samples[i].episode.logprobs])  # [tokens]
@@ -696,7 +698,7 @@ def update(
                 sums[-1] += len(logp)
                 gap_max = max(gap_max, float(gaps[0].max()))
             ranks.all_reduce_gradients(parameters)  # with zeros of whoever has no episodes of this group
-            gradient = torch.cat([g.flatten().float() for p in parameters if (g := p.grad) is not None])  # [parameters]
+            gradient = torch.cat([local(g).flatten().float() for p in parameters if (g := p.grad) is not None])
             optimizer.zero_grad(set_to_none=True)
             whole += gradient
             if len(halves):
@@ -705,6 +707,7 @@ def update(
         direction = whole / float(weight.sum())  # [parameters]
         if len(halves):
             products = gram(halves)  # [2 groups, 2 groups]
+            products = ranks.all_reduce(products) if model.sharded else products
             found = measure(products, weight) if found is None else found
             if args.surgery != "stats":  # every group in the batch counts the same
                 means = means_of(weight)
@@ -715,9 +718,10 @@ def update(
                     means = coefficients @ means
                     log.setdefault("projections", []).append(made)
                 direction = means.mean(0).to(halves) @ halves  # [parameters]
-        for p, gradient in zip(parameters, direction.split([p.numel() for p in parameters]), strict=True):
-            p.grad = gradient.view_as(p).to(p.dtype)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm))
+        for p, gradient in zip(parameters, direction.split(sizes), strict=True):
+            p.grad = torch.zeros_like(p)
+            local(p.grad).copy_(gradient.view_as(local(p)))
+        norm = clip(parameters, args.max_grad_norm)
         if math.isfinite(norm):  # of sums over all processes: they agree
             optimizer.step()
         log["skipped_steps"].append(float(not math.isfinite(norm)))
@@ -736,7 +740,8 @@ def update(
 def check_memory(model: Model, args: Args) -> None:
     """Refuse group gradients that the device cannot hold: two float32 vectors a group, of all trained parameters."""
     count, device = sum(p.numel() for p in model.trained()), model.device
-    needed, there = 8 * args.groups * count, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 8 * args.groups * sum(local(p).numel() for p in model.trained())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     if args.surgery != "none" and needed > there:
@@ -894,7 +899,7 @@ def train(args: Args) -> None:
         rollouts.restore(state)
         first, spent, best, rates = state["iteration"], state["tokens"], state["best"], np.array(state["rates"])
         drawn[first] = state["drawn"]
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(parted(state["optimizer"], optimizer))
     run.keep(first)
     ranks.check_equal(model.trained())
 
@@ -974,14 +979,16 @@ def train(args: Args) -> None:
         row["speed/idle"] = row["seconds/wait"] / (row["seconds/wait"] + row["seconds/update"])
         row["memory/peak_gib"] = peak_memory(ranks.device)
         run.log(row)
-        state = {"iteration": iteration + 1, "tokens": spent, "best": best, "rates": rates.tolist(),
-                 "drawn": drawn.get(iteration + 1, []), "optimizer": optimizer.state_dict(),
-                 **rollouts.state()}  # fmt: skip
-        if better and args.keep_best:
-            run.save("best", model, state)
+        places = ["best"] if better and args.keep_best else []
         if (iteration + 1) % args.checkpoint_every == 0 or last:
+            places.append(f"iteration_{iteration + 1:06d}")
+        if places:
             ranks.check_equal(model.trained())
-            run.save(f"iteration_{iteration + 1:06d}", model, state)
+            state = {"iteration": iteration + 1, "tokens": spent, "best": best, "rates": rates.tolist(),
+                     "drawn": drawn.get(iteration + 1, []), "optimizer": joined(optimizer.state_dict(), ranks.first),
+                     **rollouts.state()}  # fmt: skip
+            for name in places:
+                run.save(name, model, state)
 
     # ---- the tables and the pictures ----
     for split in tested:

@@ -47,6 +47,7 @@ from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, judged, play
 from agent_gym.lm.runs import Run, command, peak_memory, read_lines
 from agent_gym.lm.seeds import stream
+from agent_gym.lm.shards import clip, in_step, joined, parted
 from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
 from agent_gym.lm.vllm_engine import engine_of
@@ -680,17 +681,18 @@ def update(
         return token_logprobs(model, rows, spans, args.temperature, entropy_grad=args.entropy_coef != 0.0)
 
     fixed: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}  # by a micro-batch's first episode, [tokens] each
-    gaps = [np.zeros((0, 3))]
+    gaps, refs = [np.zeros((0, 3))], dict[int, Tensor]()
     with torch.no_grad():
-        for part in (part for minibatch in minibatches for part in minibatch):
-            old, ref = passed(part).logprobs, None
-            if args.kl_coef > 0.0:
-                with model.reference():
-                    ref = passed(part).logprobs
+        every = [part for minibatch in minibatches for part in minibatch]
+        if args.kl_coef > 0.0:
+            with model.reference():
+                refs = {part[0]: passed(part).logprobs for part in in_step(model, ranks, every)}
+        for part in in_step(model, ranks, every):
+            old = passed(part).logprobs
             sampled = old.new_tensor([lp for i in part for lp in episodes[i].logprobs])
             lengths = [len(episodes[i].logprobs) for i in part]
             weight, found = importance(old, sampled, lengths, args.importance_cap, args.importance_mask)
-            fixed[part[0]] = old, ref, weight
+            fixed[part[0]] = old, refs.get(part[0]), weight
             gaps.append(found.T.cpu().numpy())
 
     log: dict[str, list[float]] = {}
@@ -704,7 +706,7 @@ def update(
         )
         total = tokens if args.loss_norm == "tokens" else count * float(args.max_context or 0)
         sums = dict.fromkeys(("policy_loss", "kl", "entropy", "old_kl", "clip_fraction", "ratio"), 0.0)
-        for part in minibatch:
+        for part in in_step(model, ranks, minibatch):
             old, ref, weight = fixed[part[0]]
             logp, entropy, states = passed(part)
             spread = [np.repeat(steps_advantages[i], [end - begin for begin, end in episodes[i].spans]) for i in part]
@@ -742,7 +744,7 @@ def step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer,
         The gradient's norm before clipping.
     """
     ranks.all_reduce_gradients(parameters)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm))
+    norm = clip(parameters, args.max_grad_norm)
     if math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -826,7 +828,7 @@ def train(args: Args) -> None:
         first, spent, best = state["iteration"], state["tokens"], state["best"]
         dual = DualState(**{name: np.array(value) for name, value in state["dual"].items()})
         ways = {name: np.array(value) for name, value in state["ways"].items()}
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(parted(state["optimizer"], optimizer))
         if critic:
             critic.heads.load_state_dict(state["critic"])
             critic.optimizer.load_state_dict(state["critic_optimizer"])
@@ -869,7 +871,7 @@ def train(args: Args) -> None:
         values = None
         if critic:
             with torch.no_grad():
-                hidden = [token_logprobs(model, [e.ids], [e.spans]).states for e in episodes]
+                hidden = [token_logprobs(model, [e.ids], [e.spans]).states for e in in_step(model, ranks, episodes)]
                 values = [critic.values(h).cpu().double().numpy() for h in hidden]
         states = states_before(episodes, lab[0]) if args.method == "stepgroup" else None
         relative_to = bound if args.critic else now
@@ -914,7 +916,8 @@ def train(args: Args) -> None:
         if (iteration + 1) % args.checkpoint_every == 0 or last or (better and args.keep_best):
             ranks.check_equal(model.trained())
             state = {
-                "iteration": iteration + 1, "tokens": spent, "best": best, "optimizer": optimizer.state_dict(),
+                "iteration": iteration + 1, "tokens": spent, "best": best,
+                "optimizer": joined(optimizer.state_dict(), ranks.first),
                 "dual": {name: value.tolist() for name, value in asdict(dual).items()},
                 "ways": {name: value.tolist() for name, value in ways.items()}, **rollouts.state(),
             }  # fmt: skip

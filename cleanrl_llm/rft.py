@@ -50,6 +50,7 @@ from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, play
 from agent_gym.lm.runs import Run, command, dumps, peak_memory, write
 from agent_gym.lm.seeds import stream
+from agent_gym.lm.shards import clip, exchange, in_step
 from agent_gym.lm.start import starting_policy
 from agent_gym.lm.tiny import preset
 from agent_gym.lm.vllm_engine import engine_of
@@ -191,10 +192,11 @@ def select(
 # Refit
 
 
-def losses(model: Model, examples: Sequence[Example], args: Args) -> Iterator[Tensor]:
+def losses(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks) -> Iterator[Tensor]:
     """The negative log-likelihood of what the model shall write, summed over the tokens of a forward pass: one scalar
     a pass."""
-    for part in micro_batches([len(ids) for ids, _ in examples], args.micro_batch_tokens):
+    parts = micro_batches([len(ids) for ids, _ in examples], args.micro_batch_tokens)
+    for part in in_step(model, ranks, parts):
         rows, spans = zip(*(examples[i] for i in part), strict=True)
         yield -token_logprobs(model, rows, spans).logprobs.sum()
 
@@ -239,23 +241,19 @@ def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, s
     average = [p.detach().clone() for p in parameters]
     best, lowest, last = average, math.inf, 0
 
-    def swap() -> None:
-        for p, q in zip(parameters, average, strict=True):
-            p.data, q.data = q.data, p.data
-
     for epoch in tqdm(range(1, (args.epochs or 0) + 1), "refit", disable=not ranks.first):
         order = rng.sample(fitted, len(fitted))
         sums = np.zeros(2)  # of this process's share: the negative log-likelihood, tokens
         for at in range(0, len(order), size):
             batch = sorted(order[at : at + size], key=lambda one: len(one[0]))
             count, loss, updates = written(batch), 0.0, updates + 1
-            for value in losses(model, ranks.share(batch), args):
+            for value in losses(model, ranks.share(batch), args, ranks):
                 (value / count).backward()
                 loss += float(value.detach())
             ranks.all_reduce_gradients(parameters)
             for group in optimizer.param_groups:
                 group["lr"] = (args.learning_rate or 0.0) * min(1.0, updates / 10)
-            if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)):
+            if math.isfinite(clip(parameters, args.max_grad_norm)):
                 optimizer.step()
                 sums += loss, count / ranks.world
             else:
@@ -264,10 +262,10 @@ def refit(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks, s
             with torch.no_grad():
                 for p, q in zip(parameters, average, strict=True):
                     q.lerp_(p, 1.0 - args.ema)
-        swap()
+        exchange(parameters, average)
         with torch.no_grad():
-            unseen = sum(float(value) for value in losses(model, ranks.share(held), args))
-        swap()
+            unseen = sum(float(value) for value in losses(model, ranks.share(held), args, ranks))
+        exchange(parameters, average)
         judged = float(ranks.sum(np.array([unseen]))[0]) / written(held) if held else math.nan
         if held and not judged < lowest:
             break

@@ -114,11 +114,11 @@ def test_the_lines_of_a_plan():
 
 
 def test_all_parameters_sharded_over_gpus():
-    one, four = (plan(Args(lora_rank=0, gpus=gpus, shard=gpus > 1)) for gpus in (1, 4))
+    one, four = (plan(Args(lora_rank=0, gpus=gpus, fsdp=gpus > 1)) for gpus in (1, 4))
     assert not one.fits
     for name in ("weights, float32", "gradients, float32", "moments of Adam, float32"):
         assert four.held[name] == one.held[name] / 4
-    assert any("fully_shard" in note for note in four.notes)
+    assert four.held["the whole policy to sample with, bfloat16"] == one.held["weights, float32"] / 2
 
 
 def test_four_bits_and_vllm():
@@ -153,7 +153,7 @@ def test_the_command(tmp_path):
     ("given", "said"),
     [
         ({"model": "/nowhere"}, "has no config"), ({"load_in_4bit": True, "lora_rank": 0}, "needs adapters"),
-        ({"shard": True}, "all parameters"), ({"gpus": 0}, "--gpus must be above 0"),
+        ({"fsdp": True}, "all parameters"), ({"gpus": 0}, "--gpus must be above 0"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_go_together(given, said):

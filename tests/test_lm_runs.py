@@ -59,6 +59,8 @@ class Args:
 class Model:
     """Saves one number."""
 
+    sharded = False
+
     def __init__(self, number=0):
         self.number = number
 

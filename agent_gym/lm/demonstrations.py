@@ -20,6 +20,7 @@ from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import answers
 from agent_gym.lm.seeds import stream
+from agent_gym.lm.shards import clip, in_step
 from agent_gym.lm.thoughts import THOUGHTS
 from agent_gym.tools import Call, load
 from agent_gym.trajectory import Trajectory
@@ -307,13 +308,14 @@ def warm_start(
         optimizer.param_groups[0]["lr"] = peak * schedule
         total, count = 0.0, sum(end - begin for _, spans in drawn for begin, end in spans)
         batch = ranks.share(drawn)
-        for part in micro_batches([len(ids) for ids, _ in batch], most_tokens):
+        parts = micro_batches([len(ids) for ids, _ in batch], most_tokens)
+        for part in in_step(model, ranks, parts):
             scores = token_logprobs(model, [batch[i][0] for i in part], [batch[i][1] for i in part])
             loss = -scores.logprobs.sum() / count
             loss.backward()
             total += float(loss.detach())
         ranks.all_reduce_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        clip(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)

@@ -117,6 +117,7 @@ class TorchEngine:
             raise Refused(f"the sampling temperature must be above 0, not {temperature}")
         if kv_gib is not None and not kv_gib > 0:
             raise Refused(f"the cache of keys and values must have more than {kv_gib} GiB")
+        model = model.whole()
         self.kv = KeyValues(model)
         self.model, self.stops, self.temperature = model, frozenset(stops), temperature
         self.slots: list[_Row | None] = []
@@ -167,7 +168,7 @@ class TorchEngine:
         return self._write()
 
     def update(self, model: Model) -> None:
-        self.model = self.kv.model = model
+        self.model = self.kv.model = model.whole()
         self.queue, self.writing = [*self.writing, *self.queue], []
         for row in self.rows.values():
             self._drop(row)

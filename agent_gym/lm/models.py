@@ -8,7 +8,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.scores import Scores, micro_batches, token_logprobs
+from agent_gym.lm.shards import exchange, joined, local, part_like
 
 __all__ = ["Model", "Scores", "is_tiny", "load", "micro_batches", "pack", "parameters_of", "policies", "token_logprobs"]
 
@@ -33,7 +34,8 @@ POLICIES, READY = Path(__file__).parent / "policies", "tiny:"  # ready-made ones
 class Model(torch.nn.Module):
     """A causal language model with its tokenizer.
 
-    Dropout is 0 everywhere, so that two passes over the same ids give the same probabilities.
+    Dropout is 0 everywhere, so that two passes over the same ids give the same probabilities. A model whose parameters
+    are shared out to several processes (:mod:`agent_gym.lm.shards`) is trained and saved by all of them together.
 
     Attributes:
         net: The transformers model, or the peft model around it.
@@ -77,6 +79,7 @@ class Model(torch.nn.Module):
         self.stops: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
         self.pad: int = next(i for i in (tokenizer.pad_token_id, *self.stops, 0) if i is not None)
         self._frozen: list[Any] = []  # the remembered policy; a module in a list is not trained, moved or saved
+        self._whole: list[Model] = []  # what a sharded model samples with
         self._scale, self._cap = 1.0, getattr(config, "final_logit_softcapping", None)  # Gemma
         for factor, power in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
             self._scale *= (getattr(config, factor, None) or 1.0) ** power  # Cohere, Falcon-H1, Granite
@@ -94,6 +97,15 @@ class Model(torch.nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.net.parameters()).device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the parameters are shared out to the processes."""
+        return bool(self._whole)
+
+    def forward(self, run: Callable[[], Scores]) -> Scores:
+        """A pass from ids to scores; while it lasts, a sharded model is gathered."""
+        return run()
 
     def hidden(self, cache: Any = None, **inputs: Tensor) -> Tensor:
         """Last hidden states; the vocabulary is only visited where it is needed.
@@ -126,13 +138,41 @@ class Model(torch.nn.Module):
         """The parameters that are trained, always in the same order."""
         return [p for p in self.net.parameters() if p.requires_grad]
 
-    def save(self, folder: str | Path) -> None:
+    def split(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Become a model whose parameters :func:`~agent_gym.lm.shards.shard` shares out.
+
+        Args:
+            device: Where what samples goes.
+            dtype: Its weights; None leaves them.
+        """
+        net = copy.deepcopy(self.net).to(device, dtype).requires_grad_(False)
+        self._whole = [Model(net, self.tokenizer, self.name, autocast=False)]
+        self.autocast = False
+
+    @torch.no_grad()
+    def whole(self) -> "Model":
+        """What can be sampled with: the model itself, or of a sharded one a copy with the weights of now, which all
+        processes ask for together."""
+        if not self.sharded:
+            return self
+        (found,) = self._whole
+        for p, q in zip(self.net.parameters(), found.net.parameters(), strict=True):
+            q.copy_(p.full_tensor())
+        return found
+
+    def save(self, folder: str | Path | None) -> None:
         """Write into ``folder`` what ``load(folder)`` needs: weights, tokenizer, model.json. Of a model with adapters
-        these are the weights of the adapters; the base is found by its name."""
+        these are the weights of the adapters; the base is found by its name. All processes save a sharded model; those
+        that are given no folder write nothing."""
+        weights = joined(dict(self.net.named_parameters()), folder is not None) if self.sharded else None
+        if folder is None:
+            return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.adapters:
             self.net.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
+        elif weights:
+            self._whole[0].net.save_pretrained(folder, state_dict=weights)
         else:
             self.net.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -156,8 +196,10 @@ class Model(torch.nn.Module):
 
                 set_peft_model_state_dict(self.net, load_file(Path(folder) / "adapter_model.safetensors"), TRAINED)
             else:
-                saved = AutoModelForCausalLM.from_pretrained(folder, dtype=self.net.dtype)
-                self.net.load_state_dict(saved.state_dict())
+                saved = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=self.net.dtype).named_parameters())
+                with torch.no_grad():
+                    for name, p in self.net.named_parameters():
+                        local(p).copy_(local(part_like(saved[name], p)))
 
     def twin(self) -> "Model":
         """A copy whose trained weights are its own; the frozen ones below adapters, and the tokenizer, are shared."""
@@ -172,6 +214,9 @@ class Model(torch.nn.Module):
 
     def freeze_reference(self) -> None:
         """Remember the policy as it is now: in a second, frozen adapter, or where there are none, in a copy."""
+        if self.sharded:
+            self._frozen = [p.detach().clone() for p in self.trained()]
+            return
         if not self.adapters:
             self._frozen = [copy.deepcopy(self.net).requires_grad_(False)]
             return
@@ -192,6 +237,8 @@ class Model(torch.nn.Module):
             try:
                 if self.adapters:
                     self._activate(REFERENCE, flags)
+                elif self.sharded:
+                    exchange(self.trained(), self._frozen)
                 else:
                     (self.net,) = self._frozen
                 yield
@@ -199,6 +246,8 @@ class Model(torch.nn.Module):
                 self.net = live
                 if self.adapters:
                     self._activate(TRAINED, flags)
+                elif self.sharded:
+                    exchange(self.trained(), self._frozen)
 
     def _flags(self) -> list[tuple[torch.nn.Parameter, bool]]:
         return [(p, p.requires_grad) for p in self.net.parameters()]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from agent_gym.lm.engine import Engine
+from agent_gym.lm.errors import Refused
 from agent_gym.lm.models import Model
 from agent_gym.lm.rollout import Episode
 
@@ -39,7 +40,12 @@ class Rollouts:
                 that runs beside it.
             end: The first iteration without a batch.
             ahead: Play one batch ahead.
+
+        Raises:
+            Refused: The model is sharded, and played ahead.
         """
+        if ahead and model.sharded:
+            raise Refused("--async-rollouts does not go with --fsdp: what plays ahead would need weights of its own")
         self.engine, self.model, self.roll_out, self.end = engine, model, roll_out, end
         self.stop, self.seconds = threading.Event(), 0.0
         self._sampler = model.twin() if ahead else None

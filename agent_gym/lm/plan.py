@@ -69,7 +69,7 @@ class Args:
     """rank of the adapters; 0 trains all parameters"""
     load_in_4bit: bool = False
     """the base quantised"""
-    shard: bool = False
+    fsdp: bool = False
     """all parameters sharded over the GPUs (FSDP2: fully_shard, in bfloat16 with float32 masters)"""
     checkpointing: bool = True
     """keep the layers' inputs only, and compute the rest again in the backward pass"""
@@ -366,9 +366,9 @@ def plan(args: Args, config: Any = None) -> Plan:
     """
     config = config or config_of(args.model)
     _check(args)
-    rank, share = args.lora_rank, 1 / args.gpus if args.shard else 1.0
+    rank, share = args.lora_rank, 1 / args.gpus if args.fsdp else 1.0
     found = counts(config, rank)
-    mixed = not rank and not args.shard
+    mixed = not rank and not args.fsdp
     dtype = torch.float32 if mixed else torch.bfloat16
     length = min(args.max_context, args.micro_batch_tokens)
     rows = max(1, args.micro_batch_tokens // length)
@@ -384,6 +384,8 @@ def plan(args: Args, config: Any = None) -> Plan:
         }  # fmt: skip
     else:
         held = {"weights, float32": found.all * 4 * share}
+        if args.fsdp:
+            held["the whole policy to sample with, bfloat16"] = found.all * 2
     if args.reference:
         held["reference policy, float32"] = (found.trained * 4) * share
     held |= {
@@ -391,11 +393,11 @@ def plan(args: Args, config: Any = None) -> Plan:
         "moments of Adam, float32": found.trained * 8 * share,
     }
     training: dict[str, float] = {}
-    if args.shard:  # two layers gathered in bfloat16, one with gradients, and the embeddings all along
+    if args.fsdp:  # two layers gathered in bfloat16, one with gradients, and the embeddings all along
         outer = found.all - found.layer * config.num_hidden_layers
         training["gathered weights and gradients, bfloat16"] = 2 * (2 * outer + 3 * found.layer)
     if args.groups:
-        training[f"gradients of {args.groups} groups, twice"] = 2 * args.groups * found.trained * 4
+        training[f"gradients of {args.groups} groups, twice"] = 2 * args.groups * found.trained * 4 * share
     training |= {
         f"activations of {rows} x {length} tokens": train.kept,
         "logits, and what the backward pass needs": train.peak - train.kept,
@@ -420,16 +422,14 @@ def plan(args: Args, config: Any = None) -> Plan:
         )
     fit = max(0, int(free / (1 + FRAGMENTS) / row))
     notes = [f"keys and values take {kv_token / 1024:g} KiB a token; {fit} episodes of full length fit at a time"]
-    if args.shard:
-        notes.append("the trainers do not shard yet: this is what fully_shard would take")
     return Plan(held, training, rollout, gpu, fit, kv_token, notes)
 
 
 def _check(args: Args) -> None:
     if args.load_in_4bit and not args.lora_rank:
         raise Refused("--load-in-4bit needs adapters: weights of 4 bits cannot be trained")
-    if args.shard and (args.lora_rank or args.gpus < 2):
-        raise Refused("--shard is for all parameters (--lora-rank 0) on 2 GPUs or more")
+    if args.fsdp and (args.lora_rank or args.gpus < 2):
+        raise Refused("--fsdp is for all parameters (--lora-rank 0) on 2 GPUs or more")
     for name in ("gpus", "gpu_gib", "micro_batch_tokens", "max_context", "episodes"):
         if not getattr(args, name) > 0:
             raise Refused(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
@@ -448,8 +448,8 @@ def advice(args: Args, config: Any = None) -> list[str]:
         {"micro_batch_tokens": max(1024, args.micro_batch_tokens // 4)},
         {"episodes": max(1, min(args.episodes, plan(args, config).rows))},
         {} if args.load_in_4bit or not args.lora_rank else {"load_in_4bit": True},
-        {"shard": True} if not args.lora_rank and args.gpus > 1 and not args.shard else {},
-        {} if args.lora_rank else {"lora_rank": 16, "shard": False},
+        {"fsdp": True} if not args.lora_rank and args.gpus > 1 and not args.fsdp else {},
+        {} if args.lora_rank else {"lora_rank": 16, "fsdp": False},
     ]
     lines, before = [], max(plan(args, config).needed.values())
     for change in changes:

@@ -205,7 +205,7 @@ class Run:
         Args:
             name: Such as ``iteration_000010``: of the checkpoints with the same beginning (up to ``_``) the ``keep``
                 newest by name stay. A name without ``_`` (``start``, ``best``) is only ever replaced by itself.
-            model: Has ``save(folder)``.
+            model: Has ``save(folder)`` and ``sharded``: whether the other processes call it too, with None.
             state: Plain data and tensors; numpy arrays and numbers must be turned into lists or tensors.
             keep: How many to keep.
 
@@ -228,6 +228,8 @@ class Run:
             if "_" in name:
                 for one in self._checkpoints(name.split("_")[0])[:-keep]:
                     shutil.rmtree(one)
+        elif model.sharded:
+            model.save(None)
         self.ranks.barrier()
 
     def _checkpoints(self, prefix: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -43,11 +44,21 @@ def token_logprobs(
 
     Args:
         model: The model.
-        rows: Ids of each row.
+        rows: Ids of each row. Without any the pass is made nevertheless.
         spans: Of each row, the [begin, end) of what is scored; begin is at least 1.
         temperature: The logits are divided by it, as they are when tokens are sampled.
         entropy_grad: Let the entropies carry a gradient.
     """
+    return model(partial(_scored, model, rows or [[model.pad]], spans, temperature, entropy_grad))
+
+
+def _scored(
+    model: "Model",
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    temperature: float,
+    entropy_grad: bool,
+) -> Scores:
     device = model.device
     padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=model.pad).to(device)
     hidden = model.hidden(input_ids=padded)  # no mask: padding stands to the right, where no token looks
@@ -60,7 +71,7 @@ def token_logprobs(
         logprobs = model.logits(states, temperature).log_softmax(-1)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, targets[:, None])[:, 0], entropies
+        return logprobs.gather(-1, targets[:, None]).sum(-1), entropies  # of one column each, and no view
 
     size = max(1, CHUNK // model.vocabulary)
     if len(targets) <= size:

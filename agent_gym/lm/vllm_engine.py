@@ -79,6 +79,7 @@ class VLLMEngine:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
 
+        model = model.whole()
         self.context, self.cuda = context, model.device.type == "cuda"
         self.rows: dict[int, tuple[list[int], int, int] | None] = {}  # ids, most, seed; None between two turns
         self.awake, self.version, self.adapter = True, 0, None
@@ -150,7 +151,7 @@ class VLLMEngine:
         if model.adapters:
             self._adapt(model)
         else:
-            self._load(model.net)
+            self._load(model.whole().net)
         for key in writing:
             self._add(key)
 
