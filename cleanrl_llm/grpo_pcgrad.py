@@ -930,6 +930,7 @@ def train(args: Args) -> None:
         # advantages, update
         advantage = advantages(samples, args)  # [samples]
         losses, conflict = update(model, optimizer, samples, advantage, len(names), args, iteration, ranks)
+        rollouts.updated()
         rates = follow(rates, samples, ranks)
         clock.append(time.perf_counter())
 

@@ -880,6 +880,7 @@ def train(args: Args) -> None:
             model, critic, optimizer, episodes, steps_advantages, bound, args, ranks,
             stream("update", args.seed, iteration),
         )  # fmt: skip
+        rollouts.updated()
         clock.append(time.perf_counter())
 
         # report

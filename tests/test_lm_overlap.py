@@ -54,11 +54,12 @@ class Counter:
     """An engine that knows by how many updates its weights are away from those it began with."""
 
     def __init__(self, model):
-        self.start = model.trained()[0].flatten()[0].item()
-        self.update(model)
+        self.start, self.told = model.trained()[0].flatten()[0].item(), []
+        self.model = model
 
     def update(self, model):
         self.model = model
+        self.told.append(self.count())
 
     def count(self):
         return round(self.model.trained()[0].flatten()[0].item() - self.start)
@@ -90,11 +91,13 @@ def test_a_batch_ahead_is_played_by_a_policy_one_update_older(ahead, adapters):
         found.append(rollouts.take(i))
         time.sleep(0.01)
         learn(model)
+        rollouts.updated()
         if i in (1, 4):
             rollouts.settle()
             tested.append(engine.count())
     assert found == [[n, n] for n in ([0, 0, 1, 2, 3] if ahead else range(5))]
     assert tested == [2, 5]  # a test sees the policy as it is
+    assert engine.told == ([0, 0, 1, 2, 2, 3, 5] if ahead else [1, 2, 3, 4, 5])
     assert not threads()
 
 

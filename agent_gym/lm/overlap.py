@@ -69,7 +69,6 @@ class Rollouts:
             Exception: What ``roll_out`` raised.
         """
         if self._sampler is None:
-            self.engine.update(self.model)
             played, self.seconds = self._play(iteration)
             return played
         if self._next is None:
@@ -79,11 +78,17 @@ class Rollouts:
         self._next = self._begin(iteration + 1, self._sampler) if iteration + 1 < self.end else None
         return played
 
+    def updated(self) -> None:
+        """The model has changed."""
+        if self._sampler is None:
+            self.engine.update(self.model)
+
     def settle(self) -> None:
-        """Wait until nothing is played, then let the engine write with the policy as it is now, for a test."""
+        """Before a test: wait until nothing is played, and let the engine write with the policy as it is now."""
         if self._next is not None:
             self._next.result()
-        self.engine.update(self.model)
+        if self._sampler is not None:
+            self.engine.update(self.model)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to play the batch ahead again: the weights that played it."""
@@ -91,6 +96,7 @@ class Rollouts:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint that holds :meth:`state`; the model goes on from it already."""
+        self.updated()
         if self._sampler is not None:
             self._sampler.follow(state["sampler"])
 
