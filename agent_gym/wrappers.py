@@ -15,7 +15,7 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from agent_gym.costs import CHANNELS
-from agent_gym.env import Action, tool_env
+from agent_gym.env import tool_env
 from agent_gym.messages import Message, exchange, in_words, listing
 from agent_gym.replay import plain_kwargs
 from agent_gym.spaces import Conversation, Unicode
@@ -138,7 +138,9 @@ class Messages(gym.Wrapper, RecordConstructorArgs):
         said, *heard = exchange(turn, info["tool_results"], text, self._messages)
         if not self.native:
             (said,), heard = in_words([said], tool_env(self).parser), in_words(heard)
-            said["content"] = _written(action) or said["content"]
+            own = {"content": action} if isinstance(action, str) else action
+            if isinstance(own.get("content"), str) and not own.get("tool_calls"):
+                said["content"] = own["content"]  # all of the turn, as it was written
         self._messages = (*self._messages, said, *heard)
         return self._shown(text), reward, terminated, truncated, {**info, "text": text}
 
@@ -152,14 +154,6 @@ class Messages(gym.Wrapper, RecordConstructorArgs):
     def set_state(self, state: tuple[Message, ...]) -> None:
         """Put back what ``get_state`` gave."""
         self._messages = state
-
-
-def _written(action: Action) -> str:
-    """A turn's own words, where all of it is words."""
-    if isinstance(action, str):
-        return action
-    content = action.get("content")
-    return content if isinstance(content, str) and not action.get("tool_calls") else ""
 
 
 class RecordTrajectory(gym.Wrapper, RecordConstructorArgs):
