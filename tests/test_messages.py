@@ -81,10 +81,11 @@ def render(tokenizer, messages, tools=None):
 # ---- any episode -----------------------------------------------------------------------------------------------------
 
 words = st.text(max_size=12) | st.sampled_from(["Done.", "", "<think>hm</think>So.", "<think>", "<tool_call>", "</s>"])
-names = st.sampled_from(["list_orders", "get_order", "submit", "invented", "", "not a name", "n" * 65]) | words
+NAMES = ["list_orders", "get_order", "submit", "invented", "", "not a name", "n" * 65, "é"]
+names = st.sampled_from(["list_orders", "get_order", "invented"]) | st.sampled_from(NAMES)
 arguments = st.dictionaries(st.sampled_from(["order_id", "answer", "x"]), words | st.none() | st.integers(), max_size=2)
 calls = st.lists(st.tuples(names, arguments), min_size=1, max_size=4)
-ids = st.sampled_from(["call_1", "call00000", "call00001", "", "i" * 41, "é", None, 5]) | words
+ids = st.sampled_from(["call_1", "call_1", "call00000", "call00001", "", "i" * 41, "é", None, 5])
 
 
 @st.composite
@@ -99,20 +100,23 @@ def entries(draw):
 messages = st.builds(
     lambda content, calls, more: {"role": "assistant", "content": content, "tool_calls": calls, **more},
     words | st.none() | st.lists(st.builds(lambda text: {"type": "text", "text": text}, words), max_size=2),
-    st.lists(entries(), max_size=3) | st.none(),
-    st.sampled_from([{}, {}, {}, {"reasoning_content": "hm"}, {"finish_reason": "length"}, {"output_tokens": 3}]),
+    st.lists(entries(), min_size=1, max_size=3),
+    st.sampled_from(
+        [{}, {}, {}, {}, {}, {"reasoning_content": "hm"}, {"finish_reason": "length"}, {"output_tokens": 3}]
+    ),
 )
 written = st.one_of(
     st.builds(lambda text, made: ("write", text, made), words, calls),
     st.builds(lambda text, made, end: ("cut", text, made, end), words, calls, st.integers(1, 30)),
 )
-turns = st.lists(st.one_of(written, written, messages, words, st.just(f"{LIST}<tool_call>{{")), min_size=1, max_size=6)
+played_on = st.lists(st.one_of(written, messages, messages, st.just(f"{LIST}<tool_call>{{")), min_size=2, max_size=5)
+turns = st.builds(lambda most, last: [*most, *last], played_on, st.lists(words, max_size=1))  # an answer ends it all
 settings_of = st.fixed_dictionaries(
     {
         "parser": st.sampled_from([*PARSERS]),
-        "budget": st.sampled_from([{}, {"tool_calls": 2}, {"output_tokens": 40}, {"read_tokens": 60}]),
+        "budget": st.sampled_from([{}, {}, {}, {"tool_calls": 4}, {"output_tokens": 90}, {"read_tokens": 300}]),
         "max_calls": st.sampled_from([2, 16]),
-        "max_turns": st.sampled_from([3, 16]),
+        "max_turns": st.sampled_from([4, 16]),
     }
 )
 
