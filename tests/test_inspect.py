@@ -238,7 +238,8 @@ PAGE = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
 
 def command(cwd, *arguments):
     """The exit status of ``inspect eval``, and what it printed."""
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "300"}
+    environment.pop("PYTHONPATH", None)  # Inspect knows the tasks of installed packages alone
     line = [sys.executable, "-m", "inspect_ai", "eval", *arguments, "--display", "plain"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment)
     return done.returncode, done.stdout + done.stderr

@@ -199,6 +199,7 @@ def test_the_command_plays_a_task_set(ours, shop, tmp_path):
         (("APIAgent-v0", "APIAgent-mini-v9"), "there is no task set 'APIAgent-mini-v9'; there are APIAgent-mini-v1"),
         (("SQL-v0", "APIAgent-mini-v1"), "the task set APIAgent-mini-v1 is of APIAgent-v0, not of SQL-v0"),
         (("Nothing-v0", "tasks.jsonl"), "Environment `Nothing` doesn't exist."),
+        (("APIAgent-v0", ""), "nothing to play: give --env.taskset.env-id"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(ours, arguments, sentence):

@@ -9,10 +9,11 @@ import gymnasium as gym
 
 import agent_gym  # noqa: F401  # registers the environments
 from agent_gym.cli.errors import one_sentence
-from agent_gym.env import Action, tool_env
-from agent_gym.messages import Message, exchange
+from agent_gym.env import Action
+from agent_gym.messages import Message
 from agent_gym.tasksets import TaskSet, open_set
 from agent_gym.verdict import InfraError, Verdict
+from agent_gym.wrappers import Messages
 
 __all__ = ["Conversation", "check_verdict", "open_tasks", "scores"]
 
@@ -44,17 +45,15 @@ class Conversation:
         task_id: The task.
 
     Attributes:
-        env: The environment.
+        env: The environment, with all that was said so far in ``messages``.
         info: Of the last step, with what ``reset`` gave besides (``tools``, ``task_hash``), and the ``turn``.
-        messages: All that was said so far.
         verdict: None until the episode has ended.
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], task_id: str) -> None:
-        self.env = gym.make(env_id, **env_kwargs)
+        self.env = Messages(gym.make(env_id, **env_kwargs))
         _, first = self.env.reset(options={"task": task_id})
         self.info: dict[str, Any] = {**first, "turn": 0}
-        self.messages: list[Message] = list(first["messages"])
         self.verdict: dict[str, Any] | None = None
 
     def play(self, action: Action) -> list[Message]:
@@ -70,17 +69,16 @@ class Conversation:
         Raises:
             InfraError: If the environment's machinery failed: there is no verdict.
         """
-        turn = tool_env(self.env).read(action)
-        observation, _, _, _, told = self.env.step(action)
+        before = len(self.env.messages)
+        chat, _, _, _, told = self.env.step(action)
         self.info = {**self.info, **told, "turn": self.info["turn"] + 1}
-        said, *heard = exchange(turn, told["tool_results"], observation, self.messages)
+        said, *heard = chat[before:]
         own = [call.get("id") for call in action.get("tool_calls") or []] if isinstance(action, dict) else None
         answers = [message for message in heard if message["role"] == "tool"]
         if own is not None and len(own) == len(answers) and all(own):
             said = action  # with all that its server wants to see again, and its ids
             for message, id in zip(answers, own, strict=True):
                 message["tool_call_id"] = id
-        self.messages += [said, *heard]
         self.verdict = told.get("verdict")
         check_verdict(told)
         return [said, *heard]

@@ -118,7 +118,7 @@ def agent(spec: str = "oracle") -> Solver:
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         async def act(talk: Conversation, state: TaskState) -> Action:
             talk.info.setdefault("seed", state.epoch)
-            return (await run_sync(found.act, talk.env, talk.messages, talk.info)).message
+            return (await run_sync(found.act, talk.env, talk.env.messages, talk.info)).message
 
         await _episode(state, act)
         return state
@@ -136,7 +136,6 @@ async def _episode(state: TaskState, act: Act) -> None:
     talk = await run_sync(made)
     try:
         while talk.verdict is None:
-            state.store.set(OUTCOME, talk.outcome())
             action = await act(talk, state)
             if action is None:
                 talk.give_up("context", "the conversation has outgrown the model")
@@ -146,8 +145,8 @@ async def _episode(state: TaskState, act: Act) -> None:
             transcript().info(told, source="agent_gym")
             state.messages.append(state.output.message if said is action else _message(said))
             state.messages.extend(map(_message, heard))
-        state.store.set(OUTCOME, talk.outcome())
     finally:
+        state.store.set(OUTCOME, talk.outcome())
         with anyio.CancelScope(shield=True):
             await run_sync(talk.env.close)
 

@@ -81,7 +81,7 @@ class GymTasksetConfig(vf.TasksetConfig):
     @model_validator(mode="after")
     def _can_be_played(self) -> GymTasksetConfig:
         """The command tells what a config's validation says, in place of a traceback."""
-        if self.env_id or self.tasks:
+        if self.env_id and self.tasks:
             open_tasks(self.env_id, self.tasks, self.env_kwargs)[1].close()
         return self
 
@@ -95,6 +95,11 @@ class GymTaskset(vf.Taskset[GymTask, GymTasksetConfig]):
 
     def __init__(self, config: GymTasksetConfig) -> None:
         super().__init__(config)
+        if not (config.env_id and config.tasks):
+            raise ValueError(
+                "nothing to play: give --env.taskset.env-id, such as APIAgent-v0, and --env.taskset.tasks, such as "
+                "APIAgent-mini-v1"
+            )
         self.task_set, self.env = open_tasks(config.env_id, config.tasks, config.env_kwargs)
 
     def load(self) -> Iterator[GymTask]:
@@ -136,7 +141,6 @@ class GymHarness(vf.Harness[vf.HarnessConfig]):
         try:
             async with openai.AsyncOpenAI(base_url=endpoint, api_key=secret, timeout=None) as model:
                 while talk.verdict is None:
-                    trace.info[OUTCOME] = talk.outcome()
                     try:
                         answer = await model.chat.completions.create(
                             model=ctx.model, messages=messages, tools=talk.info["tools"]
@@ -152,8 +156,8 @@ class GymHarness(vf.Harness[vf.HarnessConfig]):
                         action["finish_reason"] = "length"
                     said, *heard = await asyncio.to_thread(talk.play, action)
                     messages += [message if said is action else said, *heard]
-                trace.info[OUTCOME] = talk.outcome()
         finally:
+            trace.info[OUTCOME] = talk.outcome()
             await asyncio.shield(asyncio.to_thread(talk.env.close))
         return vf.ProgramResult(0, "", "")
 
