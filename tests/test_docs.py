@@ -62,7 +62,7 @@ def command(line, cwd):
 
 
 SMALLER = {
-    "iterations 12 --num-episodes 32 --eval-episodes 64": "iterations 1 --num-episodes 8 --eval-episodes 4",
+    "iterations 8 --num-episodes 24 --eval-episodes 32": "iterations 1 --num-episodes 8 --eval-episodes 4",
     "ITERATIONS, TASKS, SAMPLES = 12, 16, 4": "ITERATIONS, TASKS, SAMPLES = 12, 2, 2",
 }
 """What trains for a minute on the page trains for seconds here; its numbers are then others."""
