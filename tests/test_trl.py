@@ -363,7 +363,7 @@ def test_without_trl_the_extra_is_named():
 
 
 def test_the_example_of_the_page_trains(spec, tmp_path):
-    """As written. It is minutes where two cores are shared; on one core alone under 90 seconds."""
+    """As written: 40 seconds of one core."""
     (code,) = (block[2] for block in FENCE.finditer(PAGE) if block[2].startswith("# grpo_shop.py"))
     (tmp_path / "grpo_shop.py").write_text(code, encoding="utf-8")
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -375,7 +375,7 @@ def test_the_example_of_the_page_trains(spec, tmp_path):
     (first, *before), (last, *after) = re.findall(pattern, done.stdout, re.MULTILINE)
     assert (first, last) == ("before", "after")
     (success, calls, tokens), (better, fewer, shorter) = map(float, before), map(float, after)
-    assert better > success
+    assert better > success + 0.2
     assert fewer < calls
     assert shorter < tokens
     assert "'costs/latency_ms'" in done.stdout
