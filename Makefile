@@ -32,6 +32,7 @@ docs: $(VENV)/test.stamp
 
 # The site says where the repository is, and so does the page on the index: nobody uploads what points nowhere.
 dist: $(VENV)/test.stamp
+	rm -rf dist
 	$(RUN) -m build --outdir dist
 	$(RUN) -m twine check --strict dist/*
 	@! grep -q '^Repository = .*\.example/' pyproject.toml || \
