@@ -57,6 +57,8 @@ def test_an_element_by_its_label_and_a_column_by_the_words_for_it():
     page = 'Ask\nlink "Rooms" [11]\nBo button "Accept Bo" [22] button "Decline Bo" [33]'
     assert THOUGHTS["WebLite-v0"](page, [], [["33"]]) == '"Decline Bo" [33]'
     assert THOUGHTS["WebLite-v0"]("Start with element 33.\n" + page, [], [["33"]]) == ""
+    rows = "Rito 2031-03-03\n09:00 Kapu\n11:00 Bo"
+    assert THOUGHTS["WebLite-v0"]("Who has Rito at 09:00?\n" + page, [rows], [["Kapu"]]) == "09:00 Kapu"
     query = "SELECT wr_nation FROM writers WHERE wr_born < 1950 AND wr_nation <> 'Land'"
     words = THOUGHTS["SQL-v0"]("Show the land where birth year is low.", ["wr_nation TEXT\nwr_born INTEGER"], [[query]])
     assert words == "land wr_nation\nbirth year wr_born"

@@ -170,15 +170,15 @@ def said_aloud(env: ToolEnv, dialogue: Dialogue, results: Sequence[str], actions
         return actions[0]
     if turns[0].calls:
         return env.parser.render(thought, turns[0].calls)
-    return f"{thought}\n```\n{actions[0]}\n```"  # an answer is JSON, alone or fenced
+    return f"{thought}\n```\n{actions[0]}\n```"  # which answers may be
 
 
 def _json(text: str) -> Any:
-    """The value of an answer; of words, none."""
+    """The value of an answer, which words are themselves."""
     try:
         return json.loads(text)
     except ValueError:
-        return None
+        return text
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -265,7 +265,7 @@ def encoded(chat: Chat, dialogue: Dialogue) -> Example:
 
 def warm_start(
     model: Model, examples: Sequence[Example], warm: WarmStart, *, context: int, most_tokens: int, seed: int,
-    ranks: Ranks, peek: Callable[[float], None] | None = None,
+    ranks: Ranks, last: float = 0.02, peek: Callable[[float], None] | None = None,
 ) -> float:  # fmt: skip
     """Supervised training on what the model itself has to write, the same for any number of processes.
 
@@ -277,6 +277,7 @@ def warm_start(
         most_tokens: Padded tokens of one forward pass.
         seed: Of the order of the examples.
         ranks: Each batch is shared over them, and the gradients are summed.
+        last: What the learning rate comes down to, as a share of its peak.
         peek: Called after each update with its loss.
 
     Returns:
@@ -304,7 +305,8 @@ def warm_start(
             queue = [pool[at : at + size] for at in range(0, len(pool), size)]  # so that little is padding
             rng.shuffle(queue)
         drawn = [data[i] for i in queue.pop()]
-        schedule = min(1.0, (update + 1) / 50) * (0.51 + 0.49 * math.cos(math.pi * update / updates))
+        fallen = (1 - math.cos(math.pi * update / updates)) / 2
+        schedule = min(1.0, (update + 1) / 50) * (1 - (1 - last) * fallen)
         optimizer.param_groups[0]["lr"] = peak * schedule
         total, count = 0.0, sum(end - begin for _, spans in drawn for begin, end in spans)
         batch = ranks.share(drawn)

@@ -38,7 +38,7 @@ class Recipe:
         updates: Of 16 demonstrations, in the first part.
         wasteful: Updates of the second part.
         waste: Probability of each of the two needless calls that may stand before a step of a wasteful demonstration.
-        lr: Peak learning rate of the first part; the second has three quarters of it.
+        lr: Peak learning rate of the first part, which ends at half of it, where the second begins.
     """
 
     demonstrations: int = 32000
@@ -49,10 +49,10 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "APIAgent-v0": Recipe(updates=1200, wasteful=3000, waste=0.43),
+    "APIAgent-v0": Recipe(updates=2200, wasteful=3000, waste=0.43),
     "CodeAgent-v0": Recipe(demonstrations=4800, updates=2400, wasteful=600, waste=0.22),
     "SQL-v0": Recipe(updates=2400, wasteful=600, waste=0.55),
-    "WebLite-v0": Recipe(updates=1300, wasteful=600, waste=0.35),
+    "WebLite-v0": Recipe(updates=1000, wasteful=1000, waste=0.3),
 }
 
 LIMITS = Limits(96, 1024)
@@ -107,12 +107,12 @@ def make(env_id: str, seed: int, folder: Path, recipe: Recipe) -> dict[str, Any]
             curve.append([len(losses), mean, round(copied(model, chat, held_out), 4)])
             print(f"\n{env_id} update {len(losses)}: loss {mean:.3f}, calls copied {curve[-1][2]:.3f}")
 
-    parts = (("plain", 0.0, recipe.updates, recipe.lr), ("wasteful", recipe.waste, recipe.wasteful, recipe.lr * 0.75))
-    for what, waste, updates, lr in parts:
+    plain, wasteful = (recipe.updates, recipe.lr, 0.5), (recipe.wasteful, recipe.lr / 2, 0.02)
+    for what, waste, (updates, lr, last) in (("plain", 0.0, plain), ("wasteful", recipe.waste, wasteful)):
         needed = min(recipe.demonstrations, updates * WarmStart.batch_size)
         examples = [encoded(chat, dialogue) for dialogue in played("train", what, needed, waste)]
         warm_start(model, examples, WarmStart(updates=updates, lr=lr), context=LIMITS.context, most_tokens=8192,
-                   seed=seed, ranks=ranks, peek=peek)  # fmt: skip
+                   seed=seed, ranks=ranks, last=last, peek=peek)  # fmt: skip
     hours = round((time.monotonic() - begun) / 3600, 2)
 
     card: dict[str, Any] = {

@@ -85,5 +85,6 @@ def _demonstrations(
         found += demonstrations(
             env, [stream(args.seed, "demonstration task", i) for i in own], wasteful=args.warm.wasteful,
             waste=args.warm.waste, draws=[stream(args.seed, "demonstration", i) for i in own], ranks=ranks,
+            aloud=is_tiny(args.model),
         )  # fmt: skip
     return found

@@ -56,11 +56,15 @@ def _stretch(record: dict[str, object], key: str) -> str:
 
 
 def _of_elements(request: str, results: Sequence[str], coming: Sequence[Sequence[str]]) -> str:
-    """Before a page's element is touched: its label and its number, as they stand on the page."""
+    """Before a page's element is touched: its label and its number, as they stand on the page. Before an answer that
+    ends a line there: that line."""
     asked, _, first = request.partition("\n")
     page = results[-1] if results else first
-    found = (re.search(rf'"[^"\n]*" \[{value}\]', page) for value in coming[0] if not _says(asked, value))
-    return "\n".join(match[0] for match in found if match)
+    for value in coming[0]:
+        found = re.search(rf'"[^"\n]*" \[{re.escape(value)}\]|^\S+ {re.escape(value)}$', page, re.MULTILINE)
+        if found and not _says(asked, value):
+            return found[0]
+    return ""
 
 
 _WORDS = {words for schema in chain(*SCHEMAS.values()) for table in schema.tables for words in
