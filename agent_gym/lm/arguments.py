@@ -33,6 +33,9 @@ class Common:
     """rank of the adapters on a pretrained model; 0 trains all parameters"""
     load_in_4bit: bool = False
     """quantise the frozen base with bitsandbytes (CUDA only)"""
+    fsdp: bool = False
+    """share all parameters, their gradients and moments out to the processes of torchrun (FSDP2); with lora_rank 0 or a
+    tiny model"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the base weights; auto is bfloat16 below adapters on a GPU and float32 otherwise"""
     checkpointing: bool | None = None

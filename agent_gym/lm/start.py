@@ -9,11 +9,13 @@ import torch
 from agent_gym.lm import tiny
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import Dialogue, demonstrations, encoded, warm_start
+from agent_gym.lm.errors import Refused
 from agent_gym.lm.models import Model, is_tiny, load
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import environments
 from agent_gym.lm.runs import Run
 from agent_gym.lm.seeds import stream
+from agent_gym.lm.shards import shard
 
 __all__ = ["starting_policy"]
 
@@ -28,8 +30,8 @@ def starting_policy(
     A run that is resumed starts from there, whatever became of ``init``.
 
     Args:
-        args: The trainer's arguments: ``model`` (a name by now), ``init``, ``lora_rank``, ``load_in_4bit``, ``dtype``,
-            ``checkpointing``, ``thinking``, ``warm``, ``seed``, ``max_context`` and ``micro_batch_tokens``.
+        args: The trainer's arguments: ``model`` (a name by now), ``init``, ``lora_rank``, ``load_in_4bit``, ``fsdp``,
+            ``dtype``, ``checkpointing``, ``thinking``, ``warm``, ``seed``, ``max_context`` and ``micro_batch_tokens``.
         run: Where it is kept.
         ranks: The demonstrations and the warm start are shared over them.
         kinds: Ids and keyword arguments of the environments whose demonstrations a warm start learns from.
@@ -38,11 +40,23 @@ def starting_policy(
         The policy and its chat.
     """
     small = is_tiny(args.model)
+    if args.fsdp and ranks.world == 1:
+        raise Refused("--fsdp shares the parameters out to several processes: start them with torchrun")
+    if args.fsdp and (args.load_in_4bit or (args.lora_rank and not small)):
+        raise Refused("--fsdp is for all parameters: it needs --lora-rank 0, and does not go with --load-in-4bit")
     options: dict[str, Any] = {
-        "four_bit": args.load_in_4bit, "device": ranks.device, "dtype": DTYPES[args.dtype],
-        "checkpointing": args.checkpointing, "seed": args.seed,
+        "four_bit": args.load_in_4bit, "device": "cpu" if args.fsdp else ranks.device, "dtype": DTYPES[args.dtype],
+        "checkpointing": ranks.device.type == "cuda" if args.checkpointing is None else args.checkpointing,
+        "seed": args.seed,
         "adapters": 0 if small else args.lora_rank,
     }  # fmt: skip
+
+    def loaded(name: str) -> Model:
+        model = load(name, **options)
+        if args.fsdp:
+            shard(model, ranks)
+        return model
+
     kept = run.folder / "checkpoints" / "start"
     begun = ranks.gather(kept.exists())[0]  # one answer, or a late process would see what the first has just written
     fresh = args.model == "tiny" and not begun and not args.init
@@ -50,7 +64,7 @@ def starting_policy(
         dialogues = _demonstrations(None, args, ranks, kinds)
         model = tiny.fresh((text for dialogue in dialogues for text in dialogue.texts), args.seed).to(ranks.device)
     else:
-        model = load(str(kept) if begun else args.init or args.model, **options)
+        model = loaded(str(kept) if begun else args.init or args.model)
     chat = Chat(model.tokenizer, thinking=args.thinking, stops=model.stops, sees_tools=not small)
     updates = 0 if begun or args.init else args.warm.updates
     if updates is None:
@@ -67,7 +81,7 @@ def starting_policy(
     if not begun:
         run.save("start", model, {})
     if fresh:
-        model = load(str(kept), **options)  # as a resumed run has it, in the asked precision
+        model = loaded(str(kept))  # as a resumed run has it, in the asked precision
     return model, chat
 
 
