@@ -137,7 +137,9 @@ class GymHarness(vf.Harness[vf.HarnessConfig]):
             InfraError: If there is no verdict; verifiers counts the rollout as failed, and can run it again.
         """
         talk = await asyncio.to_thread(Conversation, data.env_id, data.env_kwargs, str(data.id))
-        messages = [{"role": "system", "content": data.system_prompt}, {"role": "user", "content": data.prompt}]
+        messages: list[Any] = [
+            {"role": "system", "content": data.system_prompt}, {"role": "user", "content": data.prompt},
+        ]  # fmt: skip
         try:
             async with openai.AsyncOpenAI(base_url=endpoint, api_key=secret, timeout=None) as model:
                 while talk.verdict is None:
