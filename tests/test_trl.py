@@ -194,13 +194,13 @@ def test_a_reward_may_ask_for_the_budget_too(spec):
     row, env = None, gym.make("APIAgent-v0", split="test")
     ids = open_set("APIAgent-mini-v1").task_ids[1:2]
     kwargs = {"split": "test", "budget": {"tool_calls": 1}, "on_budget": "record"}
-    for name, worth in (("success", 1.0), ("success_in_budget", 0.0)):
+    for name, worth in (("success", 1.0), ("in_budget_success", 0.0)):
         made = spec("APIAgent-v0", ids, reward=name, **kwargs)
         row = made.train_dataset[0]
         messages = conversation(made.environment_factory(), row, oracle(env, row))
         assert made.reward_funcs[0].__name__ == name
         assert measured(made.reward_funcs[0], messages, row)[0] == worth
-    enough = spec("APIAgent-v0", ids, reward="success_in_budget", **{**kwargs, "budget": {"tool_calls": 9}})
+    enough = spec("APIAgent-v0", ids, reward="in_budget_success", **{**kwargs, "budget": {"tool_calls": 9}})
     assert measured(enough.reward_funcs[0], messages, row)[0] == 1.0
 
 
@@ -332,7 +332,7 @@ def test_a_schema_becomes_an_annotation(spec):
         (("APIAgent-v0", 5), {}, "tasks=5: give a task set's name"),
         (("APIAgent-v0", ["nope"]), {}, "'nope'"),
         (("APIAgent-v0", ["train-1-1"]), {"colour": 1}, "has no keyword argument 'colour'"),
-        (("APIAgent-v0", ["train-1-1"]), {"reward": "score"}, "choose one of 'success', 'success_in_budget'"),
+        (("APIAgent-v0", ["train-1-1"]), {"reward": "score"}, "choose one of 'success', 'in_budget_success'"),
         (("APIAgent-v0", ["train-1-1"]), {"latency": "wall"}, "latency='wall'"),
     ],
 )

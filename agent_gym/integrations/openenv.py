@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -311,7 +311,7 @@ def _episodes_over_http(app: FastAPI, sessions: _Sessions) -> None:
     async def fault(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": " ".join(str(error).split())}, 400)
 
-    async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def unreadable(request: Request, error: Any) -> JSONResponse:
         return JSONResponse({"detail": _sentence("the request", error.errors())}, 422)
 
     for kind in FAULTS:
@@ -319,7 +319,7 @@ def _episodes_over_http(app: FastAPI, sessions: _Sessions) -> None:
     app.add_exception_handler(RequestValidationError, unreadable)
 
 
-def _sentence(what: str, errors: list[Any]) -> str:
+def _sentence(what: str, errors: Sequence[Any]) -> str:
     """What pydantic found."""
     return f"{what}: " + "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in errors)
 

@@ -34,7 +34,7 @@ __all__ = ["Spec", "spec"]
 
 ROW = ("task_id", "task_hash", "task_type")
 """What a row of the data tells of its task, beside the prompt."""
-REWARDS = ("success", "success_in_budget")
+REWARDS = ("success", "in_budget_success")
 BROKEN = dump({"error": "infra", "message": "the environment's machinery failed: the episode is over and not judged"})
 """A tool's answer where there is none; no tool answers this of itself."""
 OVER = dump({"error": "refused", "message": "the episode is over: this call has no effect and no result"})
@@ -61,7 +61,7 @@ def spec(env_id: str, tasks: str | Sequence[str], *, reward: str = "success", **
     Args:
         env_id: Gymnasium id.
         tasks: What to train on: a task set's name, as :func:`~agent_gym.tasksets.open_set` takes it, or ids of tasks.
-        reward: ``"success"`` is 1 where the verdict is a pass; ``"success_in_budget"`` only where, besides, no channel
+        reward: ``"success"`` is 1 where the verdict is a pass; ``"in_budget_success"`` only where, besides, no channel
             is above its bound, which differs with ``on_budget="record"``.
         **kwargs: Of ``gym.make``.
 
@@ -259,5 +259,5 @@ class _Reward:
     def _reward(self, end: Mapping[str, Any]) -> float | None:
         if end["verdict"]["status"] == "infra":
             return None
-        over = self.__name__ == "success_in_budget" and min(end["budget_left"].values(), default=0.0) < 0.0
+        over = self.__name__ == "in_budget_success" and min(end["budget_left"].values(), default=0.0) < 0.0
         return float(end["verdict"]["status"] == "pass" and not over)

@@ -324,5 +324,5 @@ def warm_start(
         bar.set_postfix(loss=f"{np.mean(losses[-20:]) * ranks.world:.3f}")
         if peek:
             peek(total)
-    last = losses[-max(1, len(losses) // 10) :]
-    return float(ranks.sum(np.array([np.mean(last)]))[0]) if last else math.nan
+    tenth = losses[-max(1, len(losses) // 10) :]
+    return float(ranks.sum(np.array([np.mean(tenth)]))[0]) if tenth else math.nan
