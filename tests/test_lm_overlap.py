@@ -176,6 +176,15 @@ class Endless:
         self.rows -= set(keys)
 
 
+@pytest.fixture
+def interruptible():
+    """A background job is started with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("learning", [True, False])
 def test_an_interrupt_ends_the_loop_and_the_batch_ahead(policy, learning):
     """While the training thread learns, and while it waits."""
