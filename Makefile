@@ -25,7 +25,7 @@ test: $(VENV)/test.stamp sandboxes browser tokenizers
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(RUN) -m pytest $(ARGS)
 
 docs: $(VENV)/test.stamp
 	$(RUN) -m mkdocs build

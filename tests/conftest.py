@@ -1,5 +1,8 @@
 """Settings of all tests."""
 
+import os
+import sys
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,3 +20,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_browser_is_left():
+    """Playwright leaves an event loop running in its thread, beside which those of other libraries will not run."""
+    yield
+    chromium = sys.modules.get("agent_gym.envs.web_lite.chromium")
+    if chromium is not None and chromium._local.playwright is not None:
+        chromium._quit(os.getpid(), chromium._local.playwright)
+        chromium._local.playwright = chromium._local.browser = None
