@@ -363,7 +363,7 @@ def test_without_trl_the_extra_is_named():
 
 
 def test_the_example_of_the_page_trains(spec, tmp_path):
-    """As written: 40 seconds of one core."""
+    """As written: a minute of one core."""
     (code,) = (block[2] for block in FENCE.finditer(PAGE) if block[2].startswith("# grpo_shop.py"))
     (tmp_path / "grpo_shop.py").write_text(code, encoding="utf-8")
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
