@@ -20,6 +20,7 @@ import gymnasium as gym
 import agent_gym  # noqa: F401  # registers the environments
 from agent_gym.costs import CHANNELS
 from agent_gym.env import tool_env
+from agent_gym.integrations.conversation import scores
 from agent_gym.tasksets import open_set
 from agent_gym.tools import dump
 from agent_gym.verdict import Verdict
@@ -257,7 +258,4 @@ class _Reward:
         return info if done else {**info, "verdict": Verdict("fail", "unanswered", 0.0).to_dict()}
 
     def _reward(self, end: Mapping[str, Any]) -> float | None:
-        if end["verdict"]["status"] == "infra":
-            return None
-        over = self.__name__ == "in_budget_success" and min(end["budget_left"].values(), default=0.0) < 0.0
-        return float(end["verdict"]["status"] == "pass" and not over)
+        return None if end["verdict"]["status"] == "infra" else scores(end)[self.__name__]

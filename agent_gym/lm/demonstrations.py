@@ -128,6 +128,7 @@ def demonstrations(
     ranks = ranks or Ranks()
     mine = ranks.share(list(enumerate(zip(seeds, draws, strict=True))))
     base, played = tool_env(env), []
+    aloud = aloud and base.spec.id in THOUGHTS  # type: ignore[union-attr]
     for place, (seed, draw) in tqdm(mine, "demonstrations", disable=not ranks.first):
         rng = random.Random(draw)
         _, info = env.reset(seed=seed)
@@ -136,8 +137,9 @@ def demonstrations(
         if rng.random() < wasteful:
             actions = wasteful_actions(env, oracle, waste, rng)
         results: list[str] = []
+        written = [_written(base, action) for action in actions] if aloud else []
         for at, action in enumerate(actions):
-            turn = said_aloud(base, dialogue, results, actions[at:]) if aloud else action
+            turn = said_aloud(base, dialogue, results, action, written[at:]) if aloud else action
             observation, _, terminated, truncated, info = env.step(turn)
             if action in oracle:  # nothing is looked up in what was needless
                 results.append(observation)
@@ -150,27 +152,30 @@ def demonstrations(
     return [dialogue for _, dialogue in sorted(every, key=lambda one: one[0])]
 
 
-def said_aloud(env: ToolEnv, dialogue: Dialogue, results: Sequence[str], actions: Sequence[str]) -> str:
-    """The first of the actions to come, with what a small policy says before it.
+def said_aloud(
+    env: ToolEnv, dialogue: Dialogue, results: Sequence[str], action: str, coming: Sequence[Sequence[str]]
+) -> str:
+    """An action with what a small policy says before it.
 
     Args:
-        env: Whose actions they are; in one without :data:`agent_gym.lm.thoughts.THOUGHTS` there is nothing to say.
+        env: Whose action it is, one of those with :data:`agent_gym.lm.thoughts.THOUGHTS`.
         dialogue: What was said so far; a thought is said once.
         results: What the tools have answered to what is needed.
-        actions: Those to come.
+        action: The action.
+        coming: The values that it writes, and each one after it.
     """
-    turns = [env.read(action) for action in actions]
-    written = [
-        list(_leaves([call.arguments for call in turn.calls] if turn.calls else _json(action)))
-        for turn, action in zip(turns, actions, strict=True)
-    ]
-    think = THOUGHTS.get(env.spec.id)  # type: ignore[union-attr]
-    thought = think(dialogue.messages[-1]["content"], results, written) if think else ""
+    thought = THOUGHTS[env.spec.id](dialogue.messages[-1]["content"], results, coming)  # type: ignore[union-attr]
     if not thought or any(thought in turn.action for turn in dialogue.turns):
-        return actions[0]
-    if turns[0].calls:
-        return env.parser.render(thought, turns[0].calls)
-    return f"{thought}\n```\n{actions[0]}\n```"  # which answers may be
+        return action
+    if calls := env.read(action).calls:
+        return env.parser.render(thought, calls)
+    return f"{thought}\n```\n{action}\n```"  # which answers may be
+
+
+def _written(env: ToolEnv, action: str) -> list[str]:
+    """The values that an action writes."""
+    calls = env.read(action).calls
+    return list(_leaves([call.arguments for call in calls] if calls else _json(action)))
 
 
 def _json(text: str) -> Any:

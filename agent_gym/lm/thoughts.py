@@ -67,8 +67,9 @@ def _of_elements(request: str, results: Sequence[str], coming: Sequence[Sequence
     return ""
 
 
-_WORDS = {words for schema in chain(*SCHEMAS.values()) for table in schema.tables for words in
-          (column.words for column in table.columns)}  # fmt: skip
+_WORDS = sorted({  # in the same order in every process: of words of one length the first is said
+    column.words for schema in chain(*SCHEMAS.values()) for table in schema.tables for column in table.columns
+})  # fmt: skip
 
 
 def _of_columns(request: str, results: Sequence[str], coming: Sequence[Sequence[str]]) -> str:
