@@ -11,8 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-import test_code_agent
-from sandbox_backends import require
+from adapters import SETS, adapter, playable
 from shop_play import TASKS, write_tasks
 
 import agent_gym
@@ -24,9 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def ours():
-    if importlib.util.find_spec("inspect_ai") is None and os.environ.get("AGENT_GYM_REQUIRE_INSPECT") != "1":
-        pytest.skip("inspect_ai is not installed")
-    return importlib.import_module("agent_gym.integrations.inspect")
+    return adapter("inspect", "inspect_ai")
 
 
 @pytest.fixture(scope="module")
@@ -91,21 +88,9 @@ def scores(log):
 # ---- the same episodes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("env_id", "tasks", "kwargs"),
-    [
-        ("APIAgent-v0", "APIAgent-mini-v1", {"budget": {"tool_calls": 20, "latency_ms": 5000}}),
-        ("SQL-v0", "SQL-mini-v1", {}),
-        ("WebLite-v0", "WebLite-mini-v1", {}),
-        ("CodeAgent-v0", "code.jsonl", {"sandbox": "bubblewrap"}),
-    ],
-)
+@pytest.mark.parametrize(("env_id", "tasks", "kwargs"), SETS)
 def test_episodes_are_those_of_the_environment(ours, tmp_path, env_id, tasks, kwargs):
-    if env_id == "WebLite-v0":
-        pytest.importorskip("selectolax")
-    if env_id == "CodeAgent-v0":
-        require("bubblewrap")
-        tasks = test_code_agent.write(tmp_path / tasks, test_code_agent.TASK)
+    tasks = playable(env_id, tasks, tmp_path)
     direct = gym.make(env_id, tasks=tasks, **kwargs)
     log = evaluated(ours.task(env_id, tasks, **kwargs), oracle_of(direct), tmp_path, limit=2)
     assert [sample.id for sample in log.samples] == list(direct.unwrapped.task_ids[:2])

@@ -2,7 +2,6 @@
 tests are skipped, unless AGENT_GYM_REQUIRE_OPENENV=1."""
 
 import asyncio
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from adapters import adapter
 from sandbox_backends import require
 
 import agent_gym
@@ -32,9 +32,7 @@ READ = '<tool_call>{"name":"return_policy","arguments":{}}</tool_call>'
 
 @pytest.fixture(scope="module")
 def openenv():
-    if importlib.util.find_spec("openenv") is None and os.environ.get("AGENT_GYM_REQUIRE_OPENENV") != "1":
-        pytest.skip("openenv is not installed")
-    return importlib.import_module("agent_gym.integrations.openenv")
+    return adapter("openenv", "openenv")
 
 
 @contextmanager

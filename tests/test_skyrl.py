@@ -3,14 +3,12 @@ skipped, unless AGENT_GYM_REQUIRE_SKYRL=1."""
 
 import importlib.util
 import json
-import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from adapters import adapter, sample
 from sandbox_backends import require
 from shop_play import call, turn
 
@@ -28,12 +26,11 @@ KWARGS = {
 @pytest.fixture
 def skyrl():
     """The adapter; what a test registers is forgotten after it."""
-    if importlib.util.find_spec("skyrl_gym") is None and os.environ.get("AGENT_GYM_REQUIRE_SKYRL") != "1":
-        pytest.skip("skyrl-gym is not installed")
+    ours = adapter("skyrl", "skyrl_gym")
     import skyrl_gym
 
     before = set(skyrl_gym.registry)
-    yield importlib.import_module("agent_gym.integrations.skyrl")
+    yield ours
     for name in set(skyrl_gym.registry) - before:
         skyrl_gym.envs.deregister(name)
 
@@ -173,10 +170,5 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def test_the_sample_of_the_page_prints_what_it_shows(skyrl, tmp_path):
-    page = (ROOT / "docs" / "skyrl.md").read_text(encoding="utf-8")
-    sample = r"^```python\n(# a data set.*?)^```\n+```text\n(.*?)^```"
-    code, shown = re.search(sample, page, re.MULTILINE | re.DOTALL).groups()
-    (tmp_path / "sample.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "sample.py"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done, shown = sample("skyrl.md", tmp_path)
     assert done.stdout == shown, done.stderr

@@ -1,6 +1,5 @@
 """The environments in TRL. Without the package trl these tests are skipped, unless AGENT_GYM_REQUIRE_TRL=1."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from adapters import adapter
 from sandbox_backends import require
 
 import agent_gym  # noqa: F401
@@ -27,9 +27,7 @@ ENVIRONMENTS = {"APIAgent-v0": {}, "CodeAgent-v0": {"sandbox": "bubblewrap"}, "S
 
 @pytest.fixture(scope="module")
 def spec():
-    if importlib.util.find_spec("trl") is None and os.environ.get("AGENT_GYM_REQUIRE_TRL") != "1":
-        pytest.skip("trl is not installed")
-    return importlib.import_module("agent_gym.integrations.trl").spec
+    return adapter("trl", "trl").spec
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-import test_code_agent
-from sandbox_backends import require
+from adapters import SETS, adapter, playable
 from shop_play import TASKS, write_tasks
 from test_evaluation import serving
 
@@ -27,9 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def ours():
-    if importlib.util.find_spec("verifiers") is None and os.environ.get("AGENT_GYM_REQUIRE_VERIFIERS") != "1":
-        pytest.skip("verifiers is not installed")
-    return importlib.import_module("agent_gym.integrations.verifiers")
+    return adapter("verifiers", "verifiers")
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +57,9 @@ def rewards(traces):
 # ---- the same episodes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("env_id", "tasks", "kwargs"),
-    [
-        ("APIAgent-v0", "APIAgent-mini-v1", {"budget": {"tool_calls": 20, "latency_ms": 5000}}),
-        ("SQL-v0", "SQL-mini-v1", {}),
-        ("WebLite-v0", "WebLite-mini-v1", {}),
-        ("CodeAgent-v0", "code.jsonl", {"sandbox": "bubblewrap"}),
-    ],
-)
+@pytest.mark.parametrize(("env_id", "tasks", "kwargs"), SETS)
 def test_episodes_are_those_of_the_environment(ours, tmp_path, env_id, tasks, kwargs):
-    if env_id == "WebLite-v0":
-        pytest.importorskip("selectolax")
-    if env_id == "CodeAgent-v0":
-        require("bubblewrap")
-        tasks = test_code_agent.write(tmp_path / tasks, test_code_agent.TASK)
+    tasks = playable(env_id, tasks, tmp_path)
     direct = gym.make(env_id, tasks=tasks, **kwargs)
     with serving(open_set(tasks, env_id)) as (server, url):
         traces = played(ours.load_environment(env_id, tasks, **kwargs), url, limit=2)

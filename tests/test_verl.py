@@ -5,14 +5,12 @@ AGENT_GYM_REQUIRE_VERL=1."""
 import asyncio
 import importlib.util
 import json
-import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from adapters import adapter, sample
 from sandbox_backends import require
 from shop_play import call
 
@@ -29,9 +27,7 @@ KWARGS = {
 
 @pytest.fixture(scope="module")
 def verl():
-    if importlib.util.find_spec("verl") is None and os.environ.get("AGENT_GYM_REQUIRE_VERL") != "1":
-        pytest.skip("verl is not installed")
-    return importlib.import_module("agent_gym.integrations.verl")
+    return adapter("verl", "verl")
 
 
 @pytest.fixture(scope="module")
@@ -253,10 +249,5 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_the_sample_of_the_page_prints_what_it_shows(verl, tmp_path):
-    page = (ROOT / "docs" / "verl.md").read_text(encoding="utf-8")
-    sample = r"^```python\n(# a data set.*?)^```\n+```text\n(.*?)^```"
-    code, shown = re.search(sample, page, re.MULTILINE | re.DOTALL).groups()
-    (tmp_path / "sample.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "sample.py"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done, shown = sample("verl.md", tmp_path)
     assert done.stdout == shown, done.stderr
