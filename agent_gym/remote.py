@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import gymnasium as gym
@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise ImportError("agent_gym.remote needs Ray: pip install 'agent-gym[ray]'") from error
 
-__all__ = ["RayEnvs", "RayExecutor"]
+__all__ = ["RayEnvs", "RayExecutor", "shared_executor"]
 
 ATTEMPTS = 5
 """Workers that one call may lose before it is given up."""
@@ -108,6 +108,12 @@ class RayExecutor(Executor):
             ray.kill(worker)
 
 
+@cache
+def shared_executor(workers: int) -> RayExecutor:
+    """The executor of so many workers that whatever runs in this process shares."""
+    return RayExecutor(workers)
+
+
 class RayEnvs(Sequence[gym.Env]):
     """Environments that think elsewhere: their worlds, tools and verifiers are in Ray actors.
 
@@ -119,6 +125,9 @@ class RayEnvs(Sequence[gym.Env]):
     Args:
         envs: Made alike by ``gym.make``. Each plays remotely from now on; its wrappers stay here.
         executor: The workers.
+
+    Attributes:
+        workers: How many can play at a time.
     """
 
     def __init__(self, envs: Sequence[gym.Env], executor: RayExecutor) -> None:
@@ -130,6 +139,7 @@ class RayEnvs(Sequence[gym.Env]):
                     "RayEnvs needs environments made alike by gym.make, so that each worker can make its own"
                 )
             base.reset, base.step = partial(self._play, base, "reset"), partial(self._play, base, "step")
+        self.workers = executor.workers
         if self.envs:
             spec = replace(base.spec, kwargs=plain_kwargs(base.spec.kwargs))
             self._made = ray.put((spec, base.token_counter, base.parser))

@@ -183,7 +183,7 @@ class Stage:
 
     engine: Engine
     chat: Chat
-    pools: list[list[gym.Env]]  # of each environment, instances that play side by side
+    pools: list[Sequence[gym.Env]]  # of each environment, instances that play side by side
     limits: Limits
 
 
@@ -849,7 +849,8 @@ def train(args: Args) -> None:
     budget = {k: math.inf if (bound := getattr(args.budget, k)) is None else bound for k in CHANNELS}
 
     def staged(split: str, count: int) -> Stage:
-        pools = [environments(name, count, chat=chat, split=split, bounds=budget, **kwargs) for name, kwargs in kinds]
+        given = {"chat": chat, "split": split, "bounds": budget, "ray_workers": args.ray_workers}
+        pools = [environments(name, count, **given, **kwargs) for name, kwargs in kinds]
         return Stage(engine, chat, pools, limits)
 
     if len(kinds) == 1:  # several environments have no bounds but those that are given

@@ -286,7 +286,7 @@ def left_out(episode: Episode, results: list[Counterfactual]) -> Iterator[tuple[
 
 def measure(
     episodes: list[Episode],
-    envs: list[gym.Env],
+    envs: Sequence[gym.Env],
     engine: Engine,
     chat: Chat,
     budget: dict[str, float],
@@ -780,10 +780,13 @@ def train(args: Args) -> None:
     model.freeze_reference()
     limits = limits_of(args)
 
-    def made(count: int, split: str, slack: float = math.inf, on_budget: str = "record") -> list[gym.Env]:
+    def made(count: int, split: str, slack: float = math.inf, on_budget: str = "record") -> Sequence[gym.Env]:
         """Environments whose budget is so many times the bounds."""
         most = {k: b * slack for k, b in budget.items()}
-        return environments(args.env_id, count, chat=chat, split=split, bounds=most, on_budget=on_budget, **env_kwargs)
+        return environments(
+            args.env_id, count, chat=chat, split=split, bounds=most, on_budget=on_budget, ray_workers=args.ray_workers,
+            **env_kwargs,
+        )  # fmt: skip
 
     budget = dict.fromkeys(CHANNELS, math.inf)
     tasks = [stream("oracle", i) for i in range(64)]

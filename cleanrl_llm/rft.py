@@ -498,7 +498,7 @@ def train(args: Args) -> None:
     model, chat = starting_policy(args, run, ranks, [(args.env_id, kwargs)])
     engine = engine_of(model, chat, args)
 
-    made = partial(environments, args.env_id, chat=chat, **kwargs)
+    made = partial(environments, args.env_id, chat=chat, ray_workers=args.ray_workers, **kwargs)
     seeds = [stream("oracle", i) for i in range(64)]
     own, (free,) = preset(args.env_id).budget, made(1, split="train", bounds={})
     budget = bounds(args.budget, own, free, seeds, tiny=is_tiny(args.model), ranks=ranks)

@@ -398,6 +398,10 @@ def test_refusals(name, monkeypatch):
     monkeypatch.setattr("agent_gym.lm.arguments.find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"^--engine vllm needs vLLM: pip install 'agent-gym\[vllm\]'$"):
         trainer.settle(trainer.Args(engine="vllm"), Ranks())
+    with pytest.raises(Refused, match=r"^--ray-workers needs Ray: pip install 'agent-gym\[ray\]'$"):
+        trainer.settle(trainer.Args(ray_workers=2), Ranks())
+    with pytest.raises(Refused, match="^--ray-workers must be 0 or more, not -1$"):
+        trainer.settle(trainer.Args(ray_workers=-1), Ranks())
     with pytest.raises(Refused, match=r"^--gpu-share must be above 0 and at most 1, not 0\.0$"):
         trainer.settle(trainer.Args(gpu_share=0.0), Ranks())
     if name != "rft":

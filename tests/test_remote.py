@@ -8,12 +8,15 @@ import pickle
 import signal
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import Future, ProcessPoolExecutor
+from importlib.machinery import ModuleSpec
 from multiprocessing import get_context
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import pytest
+from small_lm import load_trainer, rows, run
 
 import agent_gym
 from agent_gym import PARSERS, Delete, InfraError, Truncate, counterfactuals, tool_env
@@ -94,6 +97,7 @@ def remote(request):
     modules = {}
     if request.param == "stand-in":
         modules["ray"] = modules["ray.exceptions"] = StandIn("ray")
+        modules["ray"].__spec__ = ModuleSpec("ray", None)  # it can be found
     else:
         request.getfixturevalue("cluster")
     with mock.patch.dict(sys.modules, modules):
@@ -240,6 +244,34 @@ def check_pool(executor, path):
         assert answers[0].cpu_s > 0.0
     with Pool("process", journal=path) as pool:
         assert pool.check(SQUARE, "square", [((3,), 9)]) == answers[0].result()
+
+
+SHORT = {
+    "ppo_c3rl": {"num_episodes": 8, "total_iterations": 1, "eval_episodes": 4, "eval_start": False, "log_every": 1},
+    "grpo_pcgrad": {"num_episodes": 8, "group_size": 4, "total_iterations": 1, "pool_tasks": 4, "eval_tasks": 4,
+                    "eval_samples": 1, "eval_start": False},
+    "rft": {"rounds": 1, "tasks_per_round": 2, "keep": "pruned-any", "eval_episodes": 4, "pass_tasks": 1},
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", SHORT)
+def test_a_trainer_plays_in_workers(remote, name, tmp_path):
+    trainer, ran = load_trainer(name), Counter()
+    inner = remote.RayExecutor.run
+
+    def counted(executor, function, *args, **kwargs):
+        ran[executor.workers] += 1
+        return inner(executor, function, *args, **kwargs)
+
+    here, there = (trainer.Args(**SHORT[name], ray_workers=n, run_dir=str(tmp_path / str(n))) for n in (0, 2))
+    expected = rows(run(trainer, here))
+    with mock.patch.object(remote.RayExecutor, "run", counted):
+        assert rows(run(trainer, there)) == expected
+    assert list(ran) == [2]
+    assert ran[2] > 20  # resets and steps
+    remote.shared_executor(2).shutdown()
+    remote.shared_executor.cache_clear()
 
 
 def test_sandboxes_in_workers(executor, tmp_path):

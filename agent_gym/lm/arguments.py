@@ -59,6 +59,9 @@ class Common:
     """padded tokens of one forward pass in training"""
     max_grad_norm: float = 1.0
     """gradient clipping"""
+    ray_workers: int = 0
+    """processes on a Ray cluster (the extra ray) that the environments and their verifiers run in, for each process of
+    the trainer; 0 runs them in the trainer"""
     budget: Budget = field(default_factory=Budget)
     """bounds of the cost of an episode"""
     warm: WarmStart = field(default_factory=WarmStart)
@@ -139,7 +142,7 @@ def env_kwargs_of(text: str | None, env_id: str) -> dict[str, Any]:
 
 
 def at_least(args: Any, least: Mapping[str, float], above: tuple[str, ...] = ()) -> None:
-    """Refuse numbers that are too small, and an engine that is not there.
+    """Refuse numbers that are too small, and what needs a library that is not there.
 
     Args:
         args: The arguments, with those of :class:`Common` among them.
@@ -149,7 +152,7 @@ def at_least(args: Any, least: Mapping[str, float], above: tuple[str, ...] = ())
     Raises:
         Refused: With the flag, the bound and what was given.
     """
-    for name, bound in least.items():
+    for name, bound in {**least, "ray_workers": 0}.items():
         value = getattr(args, name)
         if value is not None and not value >= bound:
             raise Refused(f"--{name.replace('_', '-')} must be {bound} or more, not {value}")
@@ -164,3 +167,5 @@ def at_least(args: Any, least: Mapping[str, float], above: tuple[str, ...] = ())
         raise Refused(f"--gpu-share must be above 0 and at most 1, not {args.gpu_share}")
     if args.engine == "vllm" and find_spec("vllm") is None:
         raise Refused("--engine vllm needs vLLM: pip install 'agent-gym[vllm]'")
+    if args.ray_workers and find_spec("ray") is None:
+        raise Refused("--ray-workers needs Ray: pip install 'agent-gym[ray]'")

@@ -187,7 +187,7 @@ def play(
     limits: Limits,
     *,
     draws: Sequence[int],
-    workers: int = 8,
+    workers: int | None = None,
     patience: float | None = None,
     on_done: Callable[[Episode], None] | None = None,
     stop: threading.Event | None = None,
@@ -205,7 +205,7 @@ def play(
         starts: Task seeds, or branches off episodes that were played in environments like these.
         limits: A prompt or an episode that outgrows the context fails with the reason ``"context"``.
         draws: One sampling seed an episode; its turn ``t`` is sampled with ``stream(draw, t)``.
-        workers: Threads that environments step in.
+        workers: Threads that environments step in. By default 8, or as many as ``envs`` have Ray workers.
         patience: The engine waits for an answer that takes no longer than so many seconds. It takes in what has come
             in the order of the starts, so that fast environments make a schedule that repeats itself. By default 0.2,
             and 0.02 where there is a GPU, whose passes do not repeat themselves bit by bit anyway.
@@ -219,6 +219,8 @@ def play(
         CancelledError: ``stop`` was set.
         Exception: What an environment raised.
     """
+    if workers is None:
+        workers = getattr(envs, "workers", 8)
     if patience is None:
         patience = 0.02 if torch.cuda.is_available() else 0.2
     if len(draws) != len(starts):
@@ -359,8 +361,9 @@ def environments(
     split: str,
     bounds: Mapping[str, float],
     on_budget: str = "record",
+    ray_workers: int = 0,
     **kwargs: Any,
-) -> list[gym.Env]:
+) -> Sequence[gym.Env]:
     """Environments for a model: they read its format and count its tokens.
 
     Args:
@@ -370,10 +373,13 @@ def environments(
         split: ``"train"``, ``"validation"`` or ``"test"``.
         bounds: Budget by channel; an infinite one is none.
         on_budget: ``"record"`` or ``"truncate"``.
+        ray_workers: If not 0, the environments are :class:`agent_gym.remote.RayEnvs` on so many workers, which all that
+            are made with this number share.
         **kwargs: Further arguments of the environment.
 
     Raises:
         Refused: If it cannot be made.
+        ImportError: Ray is not installed.
     """
     budget = {channel: bound for channel, bound in bounds.items() if math.isfinite(bound)}
     given: dict[str, Any] = {"split": split, "budget": budget, "on_budget": on_budget, **kwargs}
@@ -387,6 +393,10 @@ def environments(
     if chat is not None:
         for env in envs:
             tool_env(env).token_counter = chat.count  # no argument: wrappers copy those deeply, tokenizer and all
+    if ray_workers:
+        from agent_gym.remote import RayEnvs, shared_executor
+
+        return RayEnvs(envs, shared_executor(ray_workers))
     return envs
 
 
@@ -400,7 +410,7 @@ def evaluate(
     *,
     draw: int,
     samples: int = 1,
-    workers: int = 8,
+    workers: int | None = None,
     title: str = "test",
 ) -> list[Trajectory]:
     """Play a set of tasks, shared out to the processes.
@@ -415,7 +425,7 @@ def evaluate(
         draw: Seeds the sampling: sample ``k`` of task ``i`` is drawn with ``stream(draw, i, k)``, whatever the number
             of processes.
         samples: Episodes a task.
-        workers: Threads of each process.
+        workers: Threads of each process; see :func:`play`.
         title: Of the progress bar.
 
     Returns:
