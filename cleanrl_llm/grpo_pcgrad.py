@@ -44,7 +44,7 @@ from agent_gym.lm.chat import Chat
 from agent_gym.lm.engine import Engine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.importance import importance
-from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, passes, token_logprobs
 from agent_gym.lm.overlap import Rollouts
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, judged, play
@@ -639,6 +639,11 @@ def update(
     over processes. Returns figures, and the conflict in the first step; None where it is not asked for or there was
     nothing to compare.
     """
+
+    def rows_of(part: list[int]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Ids and spans of episodes."""
+        return [samples[i].episode.ids for i in part], [samples[i].episode.spans for i in part]
+
     worth = {s.slot for s, a in zip(samples, advantage, strict=True) if a != 0.0}
     homes = {s.slot: s.group for s in reversed(samples) if s.slot in worth}
     homes = {slot: group for part in ranks.gather(homes) for slot, group in part.items()}
@@ -654,13 +659,12 @@ def update(
     weights = ranks.sum(weights)  # [minibatches, 2 groups]
     parts: dict[tuple[int, int], list[list[int]]] = {}  # the cells in micro-batches
     for cell, members in cells.items():
-        lengths = [len(samples[i].episode.ids) for i in members]
-        parts[cell] = [[members[at] for at in part] for part in micro_batches(lengths, args.micro_batch_tokens)]
+        joint = passes(model, *rows_of(members), args.micro_batch_tokens)
+        parts[cell] = [[members[at] for at in part] for part in joint]
 
     def passed(part: list[int]) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of a micro-batch, both of shape [tokens]."""
-        rows, spans = [samples[i].episode.ids for i in part], [samples[i].episode.spans for i in part]
-        scores = token_logprobs(model, rows, spans, args.temperature, entropy_grad=args.entropy_coef != 0.0)
+        scores = token_logprobs(model, *rows_of(part), args.temperature, entropy_grad=args.entropy_coef != 0.0)
         return scores.logprobs, scores.entropies
 
     once = args.update_epochs == args.num_minibatches == 1  # the policy is still the one that sampled
@@ -849,7 +853,7 @@ def train(args: Args) -> None:
     budget = {k: math.inf if (bound := getattr(args.budget, k)) is None else bound for k in CHANNELS}
 
     def staged(split: str, count: int) -> Stage:
-        given = {"chat": chat, "split": split, "bounds": budget, "ray_workers": args.ray_workers}
+        given: dict[str, Any] = {"chat": chat, "split": split, "bounds": budget, "ray_workers": args.ray_workers}
         pools = [environments(name, count, **given, **kwargs) for name, kwargs in kinds]
         return Stage(engine, chat, pools, limits)
 

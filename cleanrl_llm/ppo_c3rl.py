@@ -41,7 +41,7 @@ from agent_gym.lm.engine import Engine
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import credit_map, draw_credits, draw_dual, table
 from agent_gym.lm.importance import importance
-from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, passes, token_logprobs
 from agent_gym.lm.overlap import Rollouts
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Branch, Episode, Limits, environments, evaluate, judged, play
@@ -670,15 +670,19 @@ def update(
     fixed, so that old, reference and new log-probabilities come from passes of the same shape.
     """
     place = np.random.default_rng(seed).permutation(args.num_episodes) * args.num_minibatches // args.num_episodes
+
+    def rows_of(part: list[int]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Ids and spans of episodes."""
+        return [episodes[i].ids for i in part], [episodes[i].spans for i in part]
+
     minibatches = []  # of micro-batches of indices of episodes
     for b in range(args.num_minibatches):
         mine = [i for i, e in enumerate(episodes) if place[e.index] == b]
-        parts = micro_batches([len(episodes[i].ids) for i in mine], args.micro_batch_tokens)
+        parts = passes(model, *rows_of(mine), args.micro_batch_tokens)
         minibatches.append([[mine[i] for i in part] for part in parts])
 
     def passed(part: list[int]) -> Any:
-        rows, spans = [episodes[i].ids for i in part], [episodes[i].spans for i in part]
-        return token_logprobs(model, rows, spans, args.temperature, entropy_grad=args.entropy_coef != 0.0)
+        return token_logprobs(model, *rows_of(part), args.temperature, entropy_grad=args.entropy_coef != 0.0)
 
     fixed: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}  # by a micro-batch's first episode, [tokens] each
     gaps, refs = [np.zeros((0, 3))], dict[int, Tensor]()

@@ -45,7 +45,7 @@ from agent_gym.lm.endpoint import Endpoint, play_endpoint
 from agent_gym.lm.engine import Engine, Turn
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.figures import draw_rounds, table
-from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, passes, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, play
 from agent_gym.lm.runs import Run, command, dumps, peak_memory, write
@@ -195,10 +195,9 @@ def select(
 def losses(model: Model, examples: Sequence[Example], args: Args, ranks: Ranks) -> Iterator[Tensor]:
     """The negative log-likelihood of what the model shall write, summed over the tokens of a forward pass: one scalar
     a pass."""
-    parts = micro_batches([len(ids) for ids, _ in examples], args.micro_batch_tokens)
-    for part in in_step(model, ranks, parts):
-        rows, spans = zip(*(examples[i] for i in part), strict=True)
-        yield -token_logprobs(model, rows, spans).logprobs.sum()
+    rows, spans = [ids for ids, _ in examples], [spans for _, spans in examples]
+    for part in in_step(model, ranks, passes(model, rows, spans, args.micro_batch_tokens)):
+        yield -token_logprobs(model, [rows[i] for i in part], [spans[i] for i in part]).logprobs.sum()
 
 
 def written(examples: Sequence[Example]) -> int:

@@ -8,7 +8,7 @@ from agent_gym.lm import tiny
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.demonstrations import WarmStart, demonstrations, encoded, warm_start
 from agent_gym.lm.engine import TorchEngine
-from agent_gym.lm.models import micro_batches, token_logprobs
+from agent_gym.lm.models import passes, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Limits, environments, play
 from agent_gym.lm.seeds import stream
@@ -42,9 +42,9 @@ for iteration in range(ITERATIONS):
                       for e in episodes])  # fmt: skip
     weight = worth - worth.mean()
     tokens = sum(len(e.logprobs) for e in episodes)
-    for part in micro_batches([len(e.ids) for e in episodes], 8192):
-        rows, spans = [episodes[i].ids for i in part], [episodes[i].spans for i in part]
-        logprobs = token_logprobs(model, rows, spans).logprobs  # of the model's own tokens
+    rows, spans = [e.ids for e in episodes], [e.spans for e in episodes]
+    for part in passes(model, rows, spans, 8192):
+        logprobs = token_logprobs(model, [rows[i] for i in part], [spans[i] for i in part]).logprobs  # its own tokens
         of_tokens = np.repeat(weight[part], [len(episodes[i].logprobs) for i in part])
         (-(logprobs * torch.tensor(of_tokens, dtype=torch.float32)).sum() / tokens).backward()
     optimizer.step()

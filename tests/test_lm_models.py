@@ -7,6 +7,8 @@ import weakref
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -15,7 +17,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
@@ -26,7 +28,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from agent_gym.lm import scores
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.models import Model, load, micro_batches, parameters_of, token_logprobs
+from agent_gym.lm.models import Model, load, parameters_of, passes, token_logprobs
+from agent_gym.lm.scores import Bundle, bundles, micro_batches
 
 ROWS = [[2, 3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13, 14, 15, 16, 17]]
 SPANS = [[(1, 2), (3, 5)], [(2, 3)], [(4, 8)]]
@@ -540,3 +543,90 @@ def test_micro_batches(lengths, most_tokens):
 def test_rows_of_one_length_fill_the_parts():
     assert [len(part) for part in micro_batches([100] * 10, 400)] == [4, 4, 2]
     assert micro_batches([], 400) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows that share a prompt
+
+WORDS = st.integers(2, 63)
+TURNS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=1, max_size=3)  # what is read, and written
+
+
+@st.composite
+def sharing(draw):
+    """Rows of a few tasks in any order, and their spans; each row begins with its task's prompt."""
+    prompts = draw(st.lists(st.lists(WORDS, min_size=1, max_size=20), min_size=1, max_size=3))
+    rows, spans = [], []
+    for prompt in draw(st.lists(st.sampled_from(prompts), min_size=1, max_size=9)):
+        row, own = list(prompt), []
+        for number, (read, written_) in enumerate(draw(TURNS)):
+            row += draw(st.lists(WORDS, min_size=read, max_size=read)) if number else []
+            own.append((len(row), len(row) + written_))
+            row += draw(st.lists(WORDS, min_size=written_, max_size=written_))
+        rows.append(row)
+        spans.append(own)
+    return rows, spans
+
+
+def scored(model, rows, spans):
+    """Values and gradients of one pass."""
+    found = token_logprobs(model, rows, spans, 0.7, entropy_grad=True)
+    weights = torch.linspace(-1.0, 2.0, len(found.logprobs))
+    ((found.logprobs + found.entropies) * weights).sum().backward()
+    grads = [p.grad.clone() for p in model.trained()]
+    model.zero_grad(set_to_none=True)
+    return [*found, *grads]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gpt2"])
+def family(request, tmp_path_factory):
+    return moved(load(written(tmp_path_factory.mktemp(request.param), request.param), adapters=4))
+
+
+@given(sharing())
+@settings(max_examples=40, deadline=None)
+def test_rows_that_share_a_prompt_are_scored_like_rows_alone(family, drawn):
+    assert family.longest_bundle == 4 * 32
+    together = scored(family, *drawn)
+    with mock.patch.object(family, "longest_bundle", 0):
+        alone = scored(family, *drawn)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@given(sharing(), st.integers(1, 200), st.sampled_from([0, 8, 30, 128]))
+def test_bundles_and_passes(drawn, most_tokens, longest):
+    (rows, spans), model = drawn, SimpleNamespace(longest_bundle=longest)
+    found = bundles(model, rows, spans)
+    assert sorted(i for part in found for i in part) == list(range(len(rows)))
+    joint = [Bundle(rows, spans, part) for part in found]
+    for part, one in zip(found, joint, strict=True):
+        assert len({tuple(rows[i][: spans[i][0][0]]) for i in part}) == 1
+        assert len(part) == 1 or len(one.ids) <= longest
+        for i, shift in one.shifts.items():
+            begin, own = spans[i][0][0], rows[i][spans[i][0][0] :]
+            assert one.ids[begin + shift :][: len(own)] == own
+            assert one.positions[begin + shift :][: len(own)] == list(range(begin, len(rows[i])))
+    saved = sum(map(len, rows)) - sum(len(one.ids) for one in joint)
+    assert saved == 0 or 5 * saved >= sum(map(len, rows))
+    parts = passes(model, rows, spans, most_tokens)
+    assert sorted(i for part in parts for i in part) == list(range(len(rows)))
+    for part in parts:
+        inside = bundles(model, [rows[i] for i in part], [spans[i] for i in part])
+        lengths = [len(Bundle([rows[i] for i in part], [spans[i] for i in part], one).ids) for one in inside]
+        assert len(lengths) == 1 or len(lengths) * max(lengths) <= most_tokens * 1.25
+
+
+def test_models_with_other_layers_read_each_row_alone(tmp_path):
+    for kind in ("gemma2", "mistral"):
+        assert load(written(tmp_path / kind, kind), adapters=4).longest_bundle == 0
+
+
+def test_a_group_is_read_once(family):
+    """Eight episodes of a task: the pass reads the prompt once."""
+    prompt = list(range(2, 12))
+    rows, spans = [[*prompt, i, i + 1] for i in range(2, 10)], [[(10, 12)]] * 8
+    with mock.patch.object(family, "hidden", wraps=family.hidden) as hidden:
+        token_logprobs(family, rows, spans)
+    assert hidden.call_args.kwargs["input_ids"].shape == (1, 10 + 8 * 2)
+    assert passes(family, rows, spans, 1000) == [list(range(8))]

@@ -400,7 +400,7 @@ def test_refusals(name, monkeypatch):
         trainer.settle(trainer.Args(engine="vllm"), Ranks())
     with pytest.raises(Refused, match=r"^--ray-workers needs Ray: pip install 'agent-gym\[ray\]'$"):
         trainer.settle(trainer.Args(ray_workers=2), Ranks())
-    with pytest.raises(Refused, match="^--ray-workers must be 0 or more, not -1$"):
+    with pytest.raises(Refused, match=r"^--ray-workers must be 0 or more, not -1$"):
         trainer.settle(trainer.Args(ray_workers=-1), Ranks())
     with pytest.raises(Refused, match=r"^--gpu-share must be above 0 and at most 1, not 0\.0$"):
         trainer.settle(trainer.Args(gpu_share=0.0), Ranks())

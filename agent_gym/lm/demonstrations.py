@@ -16,7 +16,7 @@ from agent_gym.env import ToolEnv, tool_env
 from agent_gym.formats import PARSERS, Parser
 from agent_gym.lm.chat import Chat
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.models import Model, is_tiny, micro_batches, token_logprobs
+from agent_gym.lm.models import Model, is_tiny, passes, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import answers
 from agent_gym.lm.seeds import stream
@@ -315,9 +315,9 @@ def warm_start(
         optimizer.param_groups[0]["lr"] = peak * schedule
         total, count = 0.0, sum(end - begin for _, spans in drawn for begin, end in spans)
         batch = ranks.share(drawn)
-        parts = micro_batches([len(ids) for ids, _ in batch], most_tokens)
-        for part in in_step(model, ranks, parts):
-            scores = token_logprobs(model, [batch[i][0] for i in part], [batch[i][1] for i in part])
+        rows, spans = [ids for ids, _ in batch], [own for _, own in batch]
+        for part in in_step(model, ranks, passes(model, rows, spans, most_tokens)):
+            scores = token_logprobs(model, [rows[i] for i in part], [spans[i] for i in part])
             loss = -scores.logprobs.sum() / count
             loss.backward()
             total += float(loss.detach())

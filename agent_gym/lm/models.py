@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
 from agent_gym.lm.errors import Refused
-from agent_gym.lm.scores import Scores, micro_batches, token_logprobs
+from agent_gym.lm.scores import Scores, passes, token_logprobs
 from agent_gym.lm.shards import exchange, joined, local, part_like
 
-__all__ = ["Model", "Scores", "is_tiny", "load", "micro_batches", "pack", "parameters_of", "policies", "token_logprobs"]
+__all__ = ["Model", "Scores", "is_tiny", "load", "pack", "parameters_of", "passes", "policies", "token_logprobs"]
 
 SMOLLM2, SMOLLM2_PARAMETERS = "smollm2-135m", 134_515_008  # to read its config takes seconds
 CARD = "model.json"  # beside what transformers and peft write: all that is needed to load a folder
@@ -85,6 +85,9 @@ class Model(torch.nn.Module):
             self._scale *= (getattr(config, factor, None) or 1.0) ** power  # Cohere, Falcon-H1, Granite
         takes = inspect.signature(net.get_decoder().forward).parameters
         self._cache = "cache" if "cache" in takes else "past_key_values"  # the name before transformers 5.24
+        kinds = getattr(config, "layer_types", None) or [getattr(config, "sliding_window", None) or "full_attention"]
+        masked = {*kinds} == {"full_attention"} and config._attn_implementation == "sdpa" and "position_ids" in takes
+        self.longest_bundle = 4 * config.hidden_size if masked and not getattr(net, "_is_stateful", False) else 0
         _without_dropout(net)
         for p in net.parameters():  # weights read from a file are mapped where the file has them; sums round
             if p.device.type == "cpu":  # differently there than in aligned memory, and a resumed run would drift

@@ -1,7 +1,7 @@
 """Log-probabilities of the tokens of many rows, and how rows are put together in forward passes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,10 @@ from torch.utils.checkpoint import checkpoint
 if TYPE_CHECKING:
     from agent_gym.lm.models import Model
 
-__all__ = ["Scores", "micro_batches", "token_logprobs"]
+__all__ = ["Scores", "micro_batches", "passes", "token_logprobs"]
+
+Rows = Sequence[Sequence[int]]
+Spans = Sequence[Sequence[tuple[int, int]]]
 
 CHUNK = 2**26  # logits of one application of the head, at most: 256 MiB in float32, of which up to six are alive
 
@@ -31,16 +34,17 @@ class Scores(NamedTuple):
 
 def token_logprobs(
     model: "Model",
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Sequence[tuple[int, int]]],
+    rows: Rows,
+    spans: Spans,
     temperature: float = 1.0,
     *,
     entropy_grad: bool = False,
 ) -> Scores:
     """Log-probabilities and entropies of the tokens in ``spans``, in the order of rows, then of columns.
 
-    The head is applied to as many tokens at once as memory allows. Where these are not all and gradients are taken,
-    the logits are computed again in the backward pass.
+    A prompt that several rows begin with is read once, see :func:`bundles`. The head is applied to as many tokens at
+    once as memory allows. Where these are not all and gradients are taken, the logits are computed again in the
+    backward pass.
 
     Args:
         model: The model.
@@ -49,23 +53,38 @@ def token_logprobs(
         temperature: The logits are divided by it, as they are when tokens are sampled.
         entropy_grad: Let the entropies carry a gradient.
     """
-    return model(partial(_scored, model, rows or [[model.pad]], spans, temperature, entropy_grad))
+    return model(partial(_scored, model, rows or [[model.pad]], spans or [[]], temperature, entropy_grad))
 
 
 def _scored(
     model: "Model",
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Sequence[tuple[int, int]]],
+    rows: Rows,
+    spans: Spans,
     temperature: float,
     entropy_grad: bool,
 ) -> Scores:
-    device = model.device
-    padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=model.pad).to(device)
-    hidden = model.hidden(input_ids=padded)  # no mask: padding stands to the right, where no token looks
-    places = [(r, begin, end) for r, row in enumerate(spans) for begin, end in row]
-    row = torch.tensor([r for r, begin, end in places for _ in range(begin, end)], dtype=torch.long, device=device)
-    column = torch.tensor([c for _, begin, end in places for c in range(begin, end)], dtype=torch.long, device=device)
-    states, targets = hidden[row, column - 1], padded[row, column]
+    device, padding = model.device, partial(pad_sequence, batch_first=True)
+    joint = [Bundle(rows, spans, members) for members in bundles(model, rows, spans)]
+    padded = padding([torch.tensor(one.ids) for one in joint], padding_value=model.pad).to(device)
+    seen: dict[str, Tensor] = {}  # nothing: padding stands to the right, where no token looks
+    if len(joint) < len(rows):
+        part = padding([torch.tensor(one.parts) for one in joint], padding_value=-1).to(device)
+        own = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+        seen["attention_mask"] = (own & own.new_ones(own.shape[1:]).tril())[:, None]  # [bundles, 1, tokens, tokens]
+        seen["position_ids"] = padding([torch.tensor(one.positions) for one in joint]).to(device)
+    hidden = model.hidden(input_ids=padded, **seen)
+    at = {r: (b, shift) for b, one in enumerate(joint) for r, shift in one.shifts.items()}
+    places = [(*at[r], begin, end, begin == row[0][0]) for r, row in enumerate(spans) for begin, end in row]
+
+    def tensor(numbers: Iterable[int]) -> Tensor:
+        return torch.tensor([*numbers], dtype=torch.long, device=device)
+
+    row = tensor(b for b, _, begin, end, _ in places for _ in range(begin, end))
+    column = tensor(c + shift for _, shift, begin, end, _ in places for c in range(begin, end))
+    starts = [begin - 1 + shift * (not first) for _, shift, begin, _, first in places]  # a prompt is not shifted
+    before = tensor(c for start, (_, shift, begin, end, _) in zip(starts, places, strict=True)
+                    for c in (start, *range(begin + shift, end + shift - 1))[: end - begin])  # fmt: skip
+    states, targets = hidden[row, before], padded[row, column]
 
     def head(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logprobs = model.logits(states, temperature).log_softmax(-1)
@@ -80,8 +99,81 @@ def _scored(
         parts = zip(states.split(size), targets.split(size), strict=True)
         found = [checkpoint(head, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         logprobs, entropies = (torch.cat(kind) for kind in zip(*found, strict=True))
-    before = hidden[[r for r, _, _ in places], [begin - 1 for _, begin, _ in places]]
-    return Scores(logprobs, entropies, before.detach().float())
+    opening = hidden[[b for b, *_ in places], starts]
+    return Scores(logprobs, entropies, opening.detach().float())
+
+
+class Bundle:
+    """Rows that begin with one prompt, as one row: the prompt, then what is each one's own.
+
+    Attributes:
+        ids: Of the whole bundle, shape [tokens].
+        parts: 0 for the prompt, and 1, 2, ... for the members' own.
+        positions: Of each token in the row it is of.
+        shifts: By member, how far its own stands to the right of where it does in its row.
+    """
+
+    def __init__(self, rows: Rows, spans: Spans, members: Sequence[int]) -> None:
+        prompt = _prompt(rows[members[0]], spans[members[0]])
+        self.ids, self.parts, self.positions = list(prompt), [0] * len(prompt), [*range(len(prompt))]
+        self.shifts: dict[int, int] = {}
+        for part, r in enumerate(members, start=1):
+            self.shifts[r] = len(self.ids) - len(prompt)
+            own = rows[r][len(prompt) :]
+            self.ids += own
+            self.parts += [part] * len(own)
+            self.positions += range(len(prompt), len(rows[r]))
+
+
+def bundles(model: "Model", rows: Rows, spans: Spans) -> list[list[int]]:
+    """Which rows share a pass over their prompt, so that it is read once: those of a group's episodes, or of several
+    episodes of a task. Each row alone where that does not save a fifth of the tokens, or where the model has no mask
+    for it.
+
+    Args:
+        model: Whose pass it is.
+        rows: Ids of each row.
+        spans: Of each row; the prompt is what stands before the first.
+
+    Returns:
+        Indices of rows, in their order.
+    """
+    longest, alone = model.longest_bundle, [[i] for i in range(len(rows))]
+    if not longest:
+        return alone
+    found: list[list[int]] = []
+    open_: dict[tuple[int, ...], tuple[list[int], int]] = {}  # by prompt: the last bundle of it, and its tokens
+    saved = 0
+    for i, (row, own) in enumerate(zip(rows, spans, strict=True)):
+        prompt = _prompt(row, own)
+        members, tokens = open_.get(prompt, ([], 0))
+        tokens += len(row) - len(prompt)
+        if members and tokens <= longest:
+            members.append(i)
+            saved += len(prompt)
+        else:
+            found.append(members := [i])
+            tokens = len(row)
+        open_[prompt] = members, tokens
+    return found if 5 * saved >= sum(map(len, rows)) else alone
+
+
+def _prompt(row: Sequence[int], spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(row[: spans[0][0]] if spans else row)
+
+
+def passes(model: "Model", rows: Rows, spans: Spans, most_tokens: int) -> list[list[int]]:
+    """Indices of rows in parts of similar length for a forward pass each, rows that share one next to each other.
+
+    Args:
+        model: Whose passes they are.
+        rows: Ids of each row.
+        spans: Of each row, see :func:`token_logprobs`.
+        most_tokens: Padded tokens of a part, at most; a longer row or bundle is a part of its own.
+    """
+    units = bundles(model, rows, spans)
+    lengths = [len(Bundle(rows, spans, unit).ids) for unit in units]
+    return [[i for unit in part for i in units[unit]] for part in micro_batches(lengths, most_tokens)]
 
 
 def micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
