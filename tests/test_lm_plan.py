@@ -128,6 +128,18 @@ def test_four_bits_and_vllm():
     assert found.rollout == {"vLLM, 25% of the GPU": 20 * GIB}
 
 
+@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+def test_a_rollout_beside_the_update(rank, engine):
+    alone, beside = (plan(Args(lora_rank=rank, engine=engine, async_rollouts=ahead)) for ahead in (False, True))
+    trained = counts(config_of(Args.model), rank).trained
+    assert sum(beside.held.values()) == sum(alone.held.values()) + 4 * trained
+    (needed,) = beside.needed.values()
+    fixed = planning.CONTEXT + sum(alone.held.values())
+    assert needed == pytest.approx(sum(alone.needed.values()) - fixed + 4 * trained)
+    assert beside.rows == alone.rows if engine == "vllm" else beside.rows < alone.rows or alone.rows == 0
+
+
 def test_what_does_not_fit_says_what_to_lower(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(AutoConfig.for_model("qwen2", **SMALL).to_dict()))
     args = Args(model=str(tmp_path), gpu_gib=2.0, episodes=4096, micro_batch_tokens=4096, max_context=4096)
@@ -154,6 +166,7 @@ def test_the_command(tmp_path):
     [
         ({"model": "/nowhere"}, "has no config"), ({"load_in_4bit": True, "lora_rank": 0}, "needs adapters"),
         ({"fsdp": True}, "all parameters"), ({"gpus": 0}, "--gpus must be above 0"),
+        ({"fsdp": True, "lora_rank": 0, "gpus": 2, "async_rollouts": True}, "--async-rollouts does not go with --fsdp"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_go_together(given, said):

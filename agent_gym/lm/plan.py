@@ -83,6 +83,8 @@ class Args:
     """what samples"""
     gpu_share: float = 0.3
     """of vLLM: its share of the GPU, for weights and cache"""
+    async_rollouts: bool = False
+    """the next rollout runs beside the update, with a copy of what is trained"""
     reference: bool = True
     """the policy as it was at the start is kept, for the KL term"""
     entropy: bool = False
@@ -122,6 +124,8 @@ class Plan:
         gpu: What there is.
         rows: Episodes of full length whose keys and values fit beside the rest.
         kv_token: Keys and values of one token.
+        notes: Lines of text.
+        together: Whether an update and a rollout run at a time.
     """
 
     held: dict[str, float]
@@ -131,6 +135,7 @@ class Plan:
     rows: int
     kv_token: int
     notes: list[str] = field(default_factory=list)
+    together: bool = False
 
     @property
     def allocated(self) -> float:
@@ -141,6 +146,8 @@ class Plan:
     def needed(self) -> dict[str, float]:
         """The most that is needed, by phase."""
         sums = {"training": sum(self.training.values()), "rollout": sum(self.rollout.values())}
+        if self.together:
+            sums = {"training beside a rollout": sum(sums.values())}
         return {phase: CONTEXT + sum(self.held.values()) + (1 + FRAGMENTS) * more for phase, more in sums.items()}
 
     @property
@@ -388,6 +395,8 @@ def plan(args: Args, config: Any = None) -> Plan:
             held["the whole policy to sample with, bfloat16"] = found.all * 2
     if args.reference:
         held["reference policy, float32"] = (found.trained * 4) * share
+    if args.async_rollouts:
+        held["the trained weights that play ahead, float32"] = found.trained * 4
     held |= {
         "gradients, float32": found.trained * 4 * share,
         "moments of Adam, float32": found.trained * 8 * share,
@@ -417,12 +426,12 @@ def plan(args: Args, config: Any = None) -> Plan:
             "what a pass of 8192 tokens computes": float(read.peak),
             "logits that are sampled from": float(args.episodes * config.vocab_size * SAMPLED),
         }
-        free = (
-            gpu - CONTEXT - sum(held.values()) - (1 + FRAGMENTS) * (read.peak + rollout["logits that are sampled from"])
-        )
+        beside = read.peak + rollout["logits that are sampled from"]
+        beside += sum(training.values()) if args.async_rollouts else 0.0
+        free = gpu - CONTEXT - sum(held.values()) - (1 + FRAGMENTS) * beside
     fit = max(0, int(free / (1 + FRAGMENTS) / row))
     notes = [f"keys and values take {kv_token / 1024:g} KiB a token; {fit} episodes of full length fit at a time"]
-    return Plan(held, training, rollout, gpu, fit, kv_token, notes)
+    return Plan(held, training, rollout, gpu, fit, kv_token, notes, args.async_rollouts)
 
 
 def _check(args: Args) -> None:
@@ -430,6 +439,8 @@ def _check(args: Args) -> None:
         raise Refused("--load-in-4bit needs adapters: weights of 4 bits cannot be trained")
     if args.fsdp and (args.lora_rank or args.gpus < 2):
         raise Refused("--fsdp is for all parameters (--lora-rank 0) on 2 GPUs or more")
+    if args.fsdp and args.async_rollouts:
+        raise Refused("--async-rollouts does not go with --fsdp: what plays ahead would need weights of its own")
     for name in ("gpus", "gpu_gib", "micro_batch_tokens", "max_context", "episodes"):
         if not getattr(args, name) > 0:
             raise Refused(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
