@@ -1,7 +1,7 @@
 """Log-probabilities of the tokens of many rows, and how rows are put together in forward passes."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,13 +56,7 @@ def token_logprobs(
     return model(partial(_scored, model, rows or [[model.pad]], spans or [[]], temperature, entropy_grad))
 
 
-def _scored(
-    model: "Model",
-    rows: Rows,
-    spans: Spans,
-    temperature: float,
-    entropy_grad: bool,
-) -> Scores:
+def _scored(model: "Model", rows: Rows, spans: Spans, temperature: float, entropy_grad: bool) -> Scores:
     device, padding = model.device, partial(pad_sequence, batch_first=True)
     joint = [Bundle(rows, spans, members) for members in bundles(model, rows, spans)]
     padded = padding([torch.tensor(one.ids) for one in joint], padding_value=model.pad).to(device)
@@ -73,18 +67,17 @@ def _scored(
         seen["attention_mask"] = (own & own.new_ones(own.shape[1:]).tril())[:, None]  # [bundles, 1, tokens, tokens]
         seen["position_ids"] = padding([torch.tensor(one.positions) for one in joint]).to(device)
     hidden = model.hidden(input_ids=padded, **seen)
-    at = {r: (b, shift) for b, one in enumerate(joint) for r, shift in one.shifts.items()}
-    places = [(*at[r], begin, end, begin == row[0][0]) for r, row in enumerate(spans) for begin, end in row]
+    at = {r: (b, columns) for b, one in enumerate(joint) for r, columns in one.columns.items()}
 
-    def tensor(numbers: Iterable[int]) -> Tensor:
-        return torch.tensor([*numbers], dtype=torch.long, device=device)
+    def places(tokens: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Where the tokens, each a row and a column there, stand in the bundles."""
+        found = [(at[r][0], at[r][1][c]) for r, c in tokens]
+        bundle, column = torch.tensor(found, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
+        return bundle, column
 
-    row = tensor(b for b, _, begin, end, _ in places for _ in range(begin, end))
-    column = tensor(c + shift for _, shift, begin, end, _ in places for c in range(begin, end))
-    starts = [begin - 1 + shift * (not first) for _, shift, begin, _, first in places]  # a prompt is not shifted
-    before = tensor(c for start, (_, shift, begin, end, _) in zip(starts, places, strict=True)
-                    for c in (start, *range(begin + shift, end + shift - 1))[: end - begin])  # fmt: skip
-    states, targets = hidden[row, before], padded[row, column]
+    begins = [(r, begin) for r, row in enumerate(spans) for begin, _ in row]
+    scored = [(r, c) for r, row in enumerate(spans) for begin, end in row for c in range(begin, end)]
+    states, targets = hidden[places([(r, c - 1) for r, c in scored])], padded[places(scored)]
 
     def head(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logprobs = model.logits(states, temperature).log_softmax(-1)
@@ -99,8 +92,8 @@ def _scored(
         parts = zip(states.split(size), targets.split(size), strict=True)
         found = [checkpoint(head, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         logprobs, entropies = (torch.cat(kind) for kind in zip(*found, strict=True))
-    opening = hidden[[b for b, *_ in places], starts]
-    return Scores(logprobs, entropies, opening.detach().float())
+    before = hidden[places([(r, begin - 1) for r, begin in begins])]
+    return Scores(logprobs, entropies, before.detach().float())
 
 
 class Bundle:
@@ -110,16 +103,17 @@ class Bundle:
         ids: Of the whole bundle, shape [tokens].
         parts: 0 for the prompt, and 1, 2, ... for the members' own.
         positions: Of each token in the row it is of.
-        shifts: By member, how far its own stands to the right of where it does in its row.
+        columns: By member, where the tokens of its row stand.
     """
 
     def __init__(self, rows: Rows, spans: Spans, members: Sequence[int]) -> None:
         prompt = _prompt(rows[members[0]], spans[members[0]])
-        self.ids, self.parts, self.positions = list(prompt), [0] * len(prompt), [*range(len(prompt))]
-        self.shifts: dict[int, int] = {}
+        first = range(len(prompt))
+        self.ids, self.parts, self.positions = list(prompt), [0 for _ in first], list(first)
+        self.columns: dict[int, list[int]] = {}
         for part, r in enumerate(members, start=1):
-            self.shifts[r] = len(self.ids) - len(prompt)
             own = rows[r][len(prompt) :]
+            self.columns[r] = [*first, *range(len(self.ids), len(self.ids) + len(own))]
             self.ids += own
             self.parts += [part] * len(own)
             self.positions += range(len(prompt), len(rows[r]))
@@ -127,8 +121,7 @@ class Bundle:
 
 def bundles(model: "Model", rows: Rows, spans: Spans) -> list[list[int]]:
     """Which rows share a pass over their prompt, so that it is read once: those of a group's episodes, or of several
-    episodes of a task. Each row alone where that does not save a fifth of the tokens, or where the model has no mask
-    for it.
+    episodes of a task. A row is alone where its prompt is less than a quarter of it, or the model has no mask for more.
 
     Args:
         model: Whose pass it is.
@@ -138,24 +131,19 @@ def bundles(model: "Model", rows: Rows, spans: Spans) -> list[list[int]]:
     Returns:
         Indices of rows, in their order.
     """
-    longest, alone = model.longest_bundle, [[i] for i in range(len(rows))]
-    if not longest:
-        return alone
     found: list[list[int]] = []
-    open_: dict[tuple[int, ...], tuple[list[int], int]] = {}  # by prompt: the last bundle of it, and its tokens
-    saved = 0
+    newest: dict[tuple[int, ...], tuple[list[int], int]] = {}  # by prompt: its last bundle, and the tokens of that
     for i, (row, own) in enumerate(zip(rows, spans, strict=True)):
         prompt = _prompt(row, own)
-        members, tokens = open_.get(prompt, ([], 0))
+        members, tokens = newest.get(prompt, ([], 0))
         tokens += len(row) - len(prompt)
-        if members and tokens <= longest:
+        if members and tokens <= model.longest_bundle and 4 * len(prompt) >= len(row):
             members.append(i)
-            saved += len(prompt)
         else:
             found.append(members := [i])
             tokens = len(row)
-        open_[prompt] = members, tokens
-    return found if 5 * saved >= sum(map(len, rows)) else alone
+        newest[prompt] = members, tokens
+    return found
 
 
 def _prompt(row: Sequence[int], spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
