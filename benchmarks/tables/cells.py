@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ABLATIONS", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK", "TOKENS",
-           "Cell", "Method", "cells"]  # fmt: skip
+__all__ = ["ABLATIONS", "ALOUD", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK",
+           "TOKENS", "Cell", "Method", "cells"]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
@@ -17,6 +17,7 @@ TASKS = {  # where it is not the preset's
     "APIAgent-v0": '{"difficulty":[2,3],"domains":["shop","calendar","mail"],"max_turns":16}',
 }
 TOKENS = {"APIAgent-v0": 100_000, "SQL-v0": 75_000, "WebLite-v0": 75_000, "CodeAgent-v0": 75_000}  # of a run
+ALOUD = {"WebLite-v0": 29.4}  # output tokens of an oracle that says what it clicks, as the policy must; it is silent
 BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
 SEEDS, TUNING_SEED = (1, 2, 3, 4, 5), 100
 
@@ -205,11 +206,12 @@ class Cell:
         Args:
             smoke: A few episodes from a small model that has learnt nothing: does it run at all?
         """
-        method = self.of
+        method, times = self.of, float(BUDGETS[self.budget])
         flags = [
             *COMMON[method.trainer], "--env-id", self.env, "--seed", str(self.seed),
             "--budget.relative", BUDGETS[self.budget], "--total-tokens", str(TOKENS[self.env]),
             *(("--env-kwargs", TASKS[self.env]) if self.env in TASKS else ()),
+            *(("--budget.output-tokens", f"{times * ALOUD[self.env]:g}") if self.env in ALOUD else ()),
             *method.tuned(self.setting or method.chosen),
         ]  # fmt: skip
         if smoke:

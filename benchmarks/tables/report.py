@@ -28,6 +28,7 @@ from agent_gym.metrics import pareto_front, pass_at_k
 
 from .cells import (
     ABLATIONS,
+    ALOUD,
     BASELINES,
     BUDGETS,
     CONSTRAINED,
@@ -352,6 +353,11 @@ def main_tables(found: Found) -> list[str]:
             names = [name for name in ROWS if budget == "medium" or name in ("sft", *FIVE)]
             rows = {METHODS[name].title: found.main(env, name, budget) for name in names}
             text += [f"### {env}, {budget} budget ({times} x the oracle's mean cost)", ""]
+            if env in ALOUD:
+                text += [
+                    "The bound on output tokens is that for an oracle which says what it clicks, as the policy must.",
+                    "",
+                ]
             if any(rows.values()):
                 text += [within_reach(next(cells for cells in rows.values() if cells)), ""]
                 text += comparison(rows, found.main(env, "c3", budget))
