@@ -29,7 +29,7 @@ warm_start(model, examples, WarmStart(updates=UPDATES), context=512, most_tokens
 
 envs = environments("APIAgent-v0", EPISODES, chat=chat, split="train", bounds={}, **TASKS)
 engine = TorchEngine(model, stops=chat.stops)
-optimizer = torch.optim.AdamW(model.trained(), lr=1e-3)
+optimizer = torch.optim.AdamW(model.trained(), lr=2e-4)
 
 for iteration in range(ITERATIONS):
     tasks = [stream("task", iteration, i) for i in range(EPISODES)]

@@ -528,7 +528,7 @@ def panels(envs: Sequence[str]) -> tuple[Figure, list[Any]]:
 def save(figure: Figure, path: Path) -> None:
     """Write under a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=110, format="png")
+    figure.savefig(temporary, dpi=90, format="png", pil_kwargs={"optimize": True})
     temporary.replace(path)
 
 
