@@ -353,6 +353,6 @@ def test_a_node_that_dies_under_load_loses_no_episode(cluster):
 
     others = [cluster.add_node(**NODE) for _ in range(2)]
     cluster.wait_for_nodes()
-    with RayExecutor(6) as executor:  # they are spread as well as Ray can, and each has its turn
-        assert others[0].node_id in {executor.run(node_id) for _ in range(executor.workers)}
+    with RayExecutor(6) as executor:  # of three, Ray may put two on one node
+        assert len({executor.run(node_id) for _ in range(executor.workers)}) == 3
         under_load(executor, lambda: cluster.remove_node(others[0], allow_graceful=False))

@@ -46,8 +46,7 @@ class KeyValues:
             Refused: It keeps something else than keys and values of every token.
         """
         self.model, config = model, model.net.config.get_text_config()
-        window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-        self._kinds: set[str] = set(kinds or ["sliding_attention" if window else "full_attention"])
+        self._kinds, window = model.layer_kinds, getattr(config, "sliding_window", None)
         self._window: int | None = window if "sliding_attention" in self._kinds else None
         other = self._kinds - {"full_attention", "sliding_attention"}
         if other or getattr(model.net, "_is_stateful", False):

@@ -85,8 +85,10 @@ class Model(torch.nn.Module):
             self._scale *= (getattr(config, factor, None) or 1.0) ** power  # Cohere, Falcon-H1, Granite
         takes = inspect.signature(net.get_decoder().forward).parameters
         self._cache = "cache" if "cache" in takes else "past_key_values"  # the name before transformers 5.24
-        kinds = getattr(config, "layer_types", None) or [getattr(config, "sliding_window", None) or "full_attention"]
-        masked = {*kinds} == {"full_attention"} and config._attn_implementation == "sdpa" and "position_ids" in takes
+        windows = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+        self.layer_kinds: set[str] = set(getattr(config, "layer_types", None) or [windows])
+        full = self.layer_kinds == {"full_attention"}
+        masked = full and config._attn_implementation == "sdpa" and "position_ids" in takes
         self.longest_bundle = 4 * config.hidden_size if masked and not getattr(net, "_is_stateful", False) else 0
         _without_dropout(net)
         for p in net.parameters():  # weights read from a file are mapped where the file has them; sums round
