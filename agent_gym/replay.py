@@ -22,7 +22,7 @@ from agent_gym.costs import CHANNELS
 from agent_gym.env import Action
 from agent_gym.formats import Turn
 from agent_gym.snapshot import Snapshot, restore, snapshot, state_hash
-from agent_gym.text import split_lines
+from agent_gym.text import fenced, split_lines
 from agent_gym.tools import Call, Tool, dump, load
 from agent_gym.trajectory import Step, Trajectory
 
@@ -176,7 +176,9 @@ def _leaves(value: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=1 << 14)
 def _atoms_of_text(text: str) -> frozenset[str]:
-    """A final answer's atoms: those of its JSON, or the words that could be copies, and a short text as a whole."""
+    """A final answer's atoms: those of its JSON, or the words that could be copies, and a short text as a whole. Of an
+    answer in a fenced block, what stands around it is not submitted."""
+    text = fenced(text)
     try:
         return atoms(load(text))
     except ValueError:

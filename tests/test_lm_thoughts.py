@@ -1,10 +1,12 @@
 import pytest
 
+from agent_gym import eliminate
 from agent_gym.env import tool_env
 from agent_gym.lm.demonstrations import demonstrations
 from agent_gym.lm.rollout import environments
 from agent_gym.lm.thoughts import THOUGHTS
 from agent_gym.lm.tiny import preset
+from agent_gym.wrappers import RecordTrajectory
 
 
 def both(env_id, count, waste):
@@ -34,6 +36,23 @@ def test_thoughts_change_no_call_and_no_verdict_and_hold_only_what_was_seen(env_
                 assert all(words in seen for line in thought.split("\n") for words in _copied(env_id, line))
             seen += "".join(answer["content"] for answer in turn.answers)
     assert said >= 10
+
+
+@pytest.mark.parametrize("env_id", ["APIAgent-v0", "WebLite-v0"])
+def test_of_a_wasteful_episode_elimination_leaves_what_the_oracle_does(env_id):
+    (made,) = environments(env_id, 1, chat=None, split="train", bounds={}, **preset(env_id).env_kwargs)
+    env = RecordTrajectory(made)
+    demonstrations(env, range(40), wasteful=1.0, waste=0.5, aloud=True)
+    wasted = 0.0
+    for episode in env.trajectories[:]:
+        # A scan shows every id, and so explains a call without the look-ups that say which one is meant.
+        if episode.success and not any('"list_' in str(step.action) for step in episode.steps):
+            env.reset(seed=episode.seed)
+            base = tool_env(env)
+            needed = sum(len(base.read(action).calls) for action in base.oracle())
+            assert eliminate(env, episode, {"tool_calls": 1.0}).trajectory.cost_total["tool_calls"] == needed
+            wasted += episode.cost_total["tool_calls"] - needed
+    assert wasted > 20
 
 
 def _copied(env_id, line):

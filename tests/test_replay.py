@@ -244,6 +244,8 @@ def test_number_that_was_read(env, answer):
         ("Refunded it.", "executed"),
         ("Refunded O2001.", "ungrounded"),
         ("Told ana@mail.com.", "executed"),
+        ("It is this one:\n```\nO2001\n```", "ungrounded"),
+        ("It was O2001:\n```\nDone.\n```", "executed"),
         ('{"note": ""}', "executed"),
         ("", "executed"),
     ],
