@@ -149,6 +149,8 @@ class Args(Common):
     """episodes of one task, compared with each other"""
     learning_rate: float | None = None
     """AdamW on the policy"""
+    anneal_lr: bool = False
+    """let the learning rate fall linearly to 0 over the run's iterations, or its tokens if they end it first"""
     update_epochs: int = 1
     """passes over an iteration's episodes"""
     num_minibatches: int = 2
@@ -882,6 +884,9 @@ def train(args: Args) -> None:
                 values = [critic.values(h).cpu().double().numpy() for h in hidden]
         states = states_before(episodes, lab[0]) if args.method == "stepgroup" else None
         relative_to = bound if args.critic else now
+        if args.anneal_lr:
+            done = max(iteration / args.total_iterations, spent / most_tokens)
+            optimizer.param_groups[0]["lr"] = (args.learning_rate or 0.0) * (1.0 - done)
         steps_advantages = advantages(episodes, credits, values, states, dual.lambdas, relative_to, args, ranks)
         losses = update(
             model, critic, optimizer, episodes, steps_advantages, bound, args, ranks,

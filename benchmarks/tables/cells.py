@@ -1,7 +1,9 @@
 """Every cell of the tables: a table, an environment, a method, a budget and a seed make the command line of a trainer.
 
-All methods of a table start from the ready-made policy of the environment, generate the same number of tokens, and are
-tested on the same tasks. A method's own knob has three settings, tried on a seed that is in no table (``tune``).
+All methods of a table start from one policy, generate the same number of tokens, and are tested on the same tasks. The
+table ``main`` starts from the environment's ready-made policy, ``wasteful`` from that policy after it has learnt to
+waste more, as the ablations do. A method's own knob has three settings, tried from there on a seed that is in no
+table (``tune``).
 """
 
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["ABLATIONS", "ALOUD", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK",
-           "TOKENS", "Cell", "Method", "cells"]  # fmt: skip
+           "STARTS", "TOKENS", "Cell", "Method", "cells",
+           "wasteful_start"]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
@@ -20,6 +23,13 @@ TOKENS = {"APIAgent-v0": 100_000, "SQL-v0": 75_000, "WebLite-v0": 75_000, "CodeA
 ALOUD = {"WebLite-v0": 29.4}  # output tokens of an oracle that says what it clicks, as the policy must; it is silent
 BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
 SEEDS, TUNING_SEED = (1, 2, 3, 4, 5), 100
+STARTS = Path("runs") / "tables" / "starts"  # below the root: the wasteful policies, by environment
+LONGER = {"WebLite-v0": '{"difficulty":[1,2],"sites":["booking"],"max_turns":12}'}  # there is room for the waste
+WASTEFUL = (  # how they come to waste: two needless calls in nearly every place of every demonstration
+    "--method", "ppo", "--total-iterations", "0", "--eval-episodes", "0", "--seed", str(TUNING_SEED),
+    "--warm.updates", "200", "--warm.lr", "1e-3", "--warm.demonstrations", "1600", "--warm.wasteful", "1",
+    "--warm.waste", "0.95",
+)  # fmt: skip
 
 EPISODES, GROUP, ITERATIONS = 32, 4, 100  # the tokens end a run, after 40 iterations or more
 TESTS = ("--eval-episodes", "256", "--no-eval-start")
@@ -195,6 +205,17 @@ class Cell:
         return {"ablations": ABLATIONS, "modes": MODES, "passk": PASSK}.get(self.table, METHODS)[self.method]
 
     @property
+    def start(self) -> Path | None:
+        """Checkpoint folder that it starts from, below the root; None is the ready-made policy."""
+        return STARTS / self.env if self.table in ("tune", "wasteful", "ablations") else None
+
+    @property
+    def env_flags(self) -> tuple[str, ...]:
+        """The environment and its tasks."""
+        tasks = TASKS.get(self.env) or (LONGER.get(self.env) if self.start else None)
+        return ("--env-id", self.env, *(("--env-kwargs", tasks) if tasks else ()))
+
+    @property
     def path(self) -> str:
         """Its result file below the folder of the results, without the ending."""
         method = f"{self.method}={self.setting}" if self.table == "tune" else self.method
@@ -208,16 +229,23 @@ class Cell:
         """
         method, times = self.of, float(BUDGETS[self.budget])
         flags = [
-            *COMMON[method.trainer], "--env-id", self.env, "--seed", str(self.seed),
+            *COMMON[method.trainer], *self.env_flags, "--seed", str(self.seed),
             "--budget.relative", BUDGETS[self.budget], "--total-tokens", str(TOKENS[self.env]),
-            *(("--env-kwargs", TASKS[self.env]) if self.env in TASKS else ()),
             *(("--budget.output-tokens", f"{times * ALOUD[self.env]:g}") if self.env in ALOUD else ()),
             *method.tuned(self.setting or method.chosen),
         ]  # fmt: skip
+        if self.start:
+            flags += ["--anneal-lr"] if method.trainer == "ppo_c3rl" else []
+            flags += [] if smoke else ["--init", str(self.start)]
         if smoke:
             flags += ["--model", "tiny", "--warm.updates", "1", "--warm.demonstrations", "64", "--max-new-tokens", "8"]
             flags += SMOKE[method.trainer]
         return [f"cleanrl_llm/{method.trainer}.py", *flags]
+
+
+def wasteful_start(env: str) -> list[str]:
+    """The trainer's file below the root and the flags that make the wasteful start, without training."""
+    return ["cleanrl_llm/ppo_c3rl.py", *Cell("wasteful", env, "sft", "medium", TUNING_SEED).env_flags, *WASTEFUL]
 
 
 def cells() -> Iterator[Cell]:
@@ -225,6 +253,8 @@ def cells() -> Iterator[Cell]:
     first, second, *others = ENVS
     for name, method in METHODS.items():
         yield from (Cell("tune", first, name, "medium", TUNING_SEED, setting) for setting in method.trials)
+    for seed in SEEDS[:3]:
+        yield from (Cell("wasteful", env, name, "medium", seed) for env in (first, "WebLite-v0") for name in METHODS)
     yield from _main(first, SEEDS)
     yield from (Cell("modes", first, name, "medium", seed) for seed in SEEDS[:2] for name in MODES)
     yield from _main(second, SEEDS[:3])

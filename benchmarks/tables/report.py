@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,16 @@ from .cells import (
 from .sweep import RESULTS, SPLITS
 
 DOCS = ROOT / "docs"
+STARTED = {"main": "from the ready-made policies", "wasteful": "from policies that waste more"}
 FIGURES = ("in-budget success", "success", "over budget", *CHANNELS)
 ROWS = ("sft", *BASELINES, *reversed(OURS))  # of the tables, ours at the end
 GOAL = 0.8  # in-budget success, for the tokens that it takes
 RECENT = 5  # iterations that a point of a learning curve is the mean of
+
+STARTS_SAID = """The ready-made policies waste: they make about 1.9 times the oracle's calls. The wasteful ones are the
+same after 200 updates on demonstrations with two needless calls in nearly every place: 3 to 4 times the oracle's calls,
+and at most one or two episodes in a hundred are in budget, so that what looks at episodes in budget alone has almost
+nothing to begin with. From there the learning rate falls to 0 over the run (`--anneal-lr`)."""
 
 TRIED = """What was tried on APIAgent-v0 at the medium budget, on seed 100, which is in no table, one run each (in-
 budget success on 256 validation tasks; C3-RL as it stands has 0.695, hard truncation 0.656, and two runs differ by
@@ -69,10 +75,15 @@ NOTHING: Interval = (math.nan, math.nan, math.nan)
 
 @dataclass
 class Found:
-    """Every result file, by table, environment, method (and setting) and budget; and of what failed the last lines."""
+    """Every result file, by table, environment, method (and setting) and budget; and of what failed the last lines.
+
+    Args:
+        table: The one of the methods: ``main``, from the ready-made policies, or ``wasteful``.
+    """
 
     rows: dict[tuple[str, str, str, str], Cells] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    table: str = "main"
 
     @classmethod
     def read(cls, results: Path) -> "Found":
@@ -89,12 +100,21 @@ class Found:
         return found
 
     def main(self, env: str, method: str, budget: str = "medium") -> Cells:
-        """A row of the main table."""
-        return self.rows.get(("main", env, method, budget), {})
+        """A row of the table of the methods."""
+        return self.rows.get((self.table, env, method, budget), {})
 
     def ablation(self, method: str) -> Cells:
         """A row of the ablations."""
         return self.rows.get(("ablations", ENVS[0], method, "medium"), {})
+
+    def of(self, table: str) -> "Found":
+        """The same files, with another table of the methods."""
+        return replace(self, table=table)
+
+    @property
+    def envs(self) -> list[str]:
+        """The environments of which the table has a method at the medium budget."""
+        return [env for env in ENVS if any(self.main(env, name) for name in METHODS if name != "sft")]
 
 
 # ---- figures and their intervals ----
@@ -257,7 +277,7 @@ class Claim:
 
 
 def claims(found: Found) -> list[Claim]:
-    """The four, at the medium budget on the validation split. An environment counts when every baseline has run."""
+    """Three, at the medium budget on the validation split. An environment counts when every baseline has run."""
     envs = [e for e in ENVS if found.main(e, "c3") and all(found.main(e, m) for m in BASELINES)]
     two = len(envs) >= 2
     margins, speeds, violations = [], [], []
@@ -273,8 +293,6 @@ def claims(found: Found) -> list[Claim]:
         assert rival is not None
         own, other = (float(np.nanmean(values(c, "validation", "over budget"))) for c in (c3, found.main(env, rival)))
         violations.append((env, METHODS[rival].title, own, other))
-    global_cost = ahead(found.main(ENVS[0], "c3"), found.ablation("global_cost"), "validation", FIGURES[0])
-    measured = not math.isnan(global_cost[0])
     return [
         Claim(
             "in-budget success at least 3 points above the best baseline on two environments, intervals above 0",
@@ -291,12 +309,19 @@ def claims(found: Found) -> list[Claim]:
             sum(own <= 0.8 * other and other > 0 for *_, own, other in violations) >= 2 if two else None,
             "; ".join(f"{env}: {own:.3f} against {other:.3f} of {rival}" for env, rival, own, other in violations),
         ),
-        Claim(
-            "cost credit beats the global cost term",
-            global_cost[1] > 0 if measured else None,
-            f"{ENVS[0]}: {signed(global_cost)}" if measured else "",
-        ),
     ]
+
+
+def claim_of_credit(found: Found) -> Claim:
+    """The fourth, of the ablation."""
+    c3 = found.of("wasteful").main(ENVS[0], "c3")
+    apart = ahead(c3, found.ablation("global_cost"), "validation", FIGURES[0])
+    measured = not math.isnan(apart[0])
+    return Claim(
+        "cost credit beats the global cost term",
+        apart[1] > 0 if measured else None,
+        f"{ENVS[0]}: {signed(apart)}" if measured else "",
+    )
 
 
 # ---- in words ----
@@ -317,12 +342,17 @@ def count(tokens: float) -> str:
     return f"{tokens / 1000:.0f}k" if math.isfinite(tokens) else "never"
 
 
+def not_run(names: Sequence[str]) -> list[str]:
+    """What is missing."""
+    return [f"Not run: {', '.join(names)}.", ""] if names else []
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table. A row that has only its name was not run."""
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for name, *own in rows:
-        lines.append(f"| {name} | {' | '.join(own or ['not run', *[''] * (len(head) - 2)])} |")
-    return [*lines, ""]
+    """Lines of a table. A row that has only its name was not run, and is named below."""
+    ran = [row for row in rows if len(row) > 1]
+    lines = [f"| {' | '.join(row)} |" for row in (head, *ran)]
+    table = [lines[0], "|" + "---|" * len(head), *lines[1:], ""] if ran else []
+    return table + not_run([row[0] for row in rows if len(row) == 1])
 
 
 def comparison(rows: dict[str, Cells], c3: Cells) -> list[str]:
@@ -355,31 +385,32 @@ def within_reach(cells: Cells) -> str:
 
 
 def main_tables(found: Found) -> list[str]:
-    """The main table of every environment and budget."""
-    text = ["## Main table", ""]
+    """The table of the methods of every environment and budget."""
+    text, missing = [f"## The methods, {STARTED[found.table]}", ""], list[str]()
     for env in ENVS:
         for budget, times in BUDGETS.items():
             names = [name for name in ROWS if budget == "medium" or name in ("sft", *FIVE)]
             rows = {METHODS[name].title: found.main(env, name, budget) for name in names}
+            if not any(rows.values()):
+                missing.append(f"{env} {budget}")
+                continue
             text += [f"### {env}, {budget} budget ({times} x the oracle's mean cost)", ""]
             if env in ALOUD:
                 text += [
                     "The bound on output tokens is that for an oracle which says what it clicks, as the policy must.",
                     "",
                 ]
-            if any(rows.values()):
-                text += [within_reach(next(cells for cells in rows.values() if cells)), ""]
-                text += comparison(rows, found.main(env, "c3", budget))
-            else:
-                text += ["not run", ""]
-    return text
+            text += [within_reach(next(cells for cells in rows.values() if cells)), ""]
+            text += comparison(rows, found.main(env, "c3", budget))
+    return text + not_run(missing)
 
 
 def ablations(found: Found) -> list[str]:
     """What each part is worth, on the seeds that the ablation has."""
-    c3 = found.main(ENVS[0], "c3")
+    c3 = found.of("wasteful").main(ENVS[0], "c3")
     rows = {"C3-RL": c3} | {method.title: found.ablation(name) for name, method in ABLATIONS.items()}
-    return [f"## Ablations ({ENVS[0]}, medium budget)", "", *comparison(rows, c3)]
+    title = f"## Ablations ({ENVS[0]}, medium budget, {STARTED['wasteful']})"
+    return [title, "", *comparison(rows, c3)]
 
 
 def measures(found: Found) -> list[str]:
@@ -401,10 +432,10 @@ def measures(found: Found) -> list[str]:
 
 def mechanism(found: Found) -> list[str]:
     """Why it works, or does not: needless calls, multipliers, time, truth of the credit."""
-    text = ["## Mechanism", ""]
+    text = [f"## Mechanism, {STARTED[found.table]}", ""]
     head = ["method", "needless calls, validation", "test", "over budget",
             *(f"multiplier, {k.replace('_', ' ')}" for k in CHANNELS), "replay's share of the time"]  # fmt: skip
-    for env in ENVS:
+    for env in found.envs:
         lines = []
         for name in ROWS:
             row, cells = [METHODS[name].title], found.main(env, name)
@@ -414,20 +445,19 @@ def mechanism(found: Found) -> list[str]:
                 row += [multiplier(cells, k) if name.startswith(("c3", "lagrangian")) else "" for k in CHANNELS]
                 row.append(f"{replay_share(cells):.0%}" if name.startswith("c3") else "")
             lines.append(row)
-        if any(len(row) > 1 for row in lines):
-            text += [f"### {env}, medium budget", "", *markdown(head, lines)]
+        text += [f"### {env}, medium budget", "", *markdown(head, lines)]
     head = ["environment", "method", "u and necessity", "v and needlessness"]
     rows = [[env, title, *map(shown, both)] for env, title, *both in credit_rows(found)]
     text += ["### Truth of the credit: rank correlation over the steps of successes", ""]
-    return text + (markdown(head, rows) if rows else ["not run", ""])
+    return text + (markdown(head, rows) if rows else ["Not run.", ""])
 
 
 def credit_rows(found: Found) -> list[tuple[str, str, Interval, Interval]]:
     """Environment, method and both correlations, of every row whose run credits steps."""
     rows = []
-    for env in ENVS:
+    for env in found.envs:
         every = {METHODS[name].title: found.main(env, name) for name in ("c3", "c3_loo")}
-        if env == ENVS[0]:
+        if env == ENVS[0] and found.table == "wasteful":
             every |= {ABLATIONS[name].title: found.ablation(name) for name in ABLATIONS}
         rows += [(env, title, *correlations(cells)) for title, cells in every.items() if cells]
     return [row for row in rows if not math.isnan(row[2][0])]
@@ -435,9 +465,9 @@ def credit_rows(found: Found) -> list[tuple[str, str, Interval, Interval]]:
 
 def efficiency(found: Found) -> list[str]:
     """How soon."""
-    text = ["## Sample efficiency (medium budget)", ""]
+    text = [f"## Sample efficiency, {STARTED[found.table]} (medium budget)", ""]
     head = ["method", "area", f"tokens to {GOAL}, by seed", "iterations", "minutes"]
-    for env in ENVS:
+    for env in found.envs:
         lines = []
         for name in ROWS[1:]:
             row, cells = [METHODS[name].title], found.main(env, name)
@@ -448,8 +478,7 @@ def efficiency(found: Found) -> list[str]:
                 row += [shown(area), " ".join(map(count, tokens_to_goal(cells))), f"{np.mean(iterations):.0f}",
                         f"{minutes:.1f}"]  # fmt: skip
             lines.append(row)
-        if any(len(row) > 1 for row in lines):
-            text += [f"### {env}, {count(TOKENS[env])} tokens", "", *markdown(head, lines)]
+        text += [f"### {env}, {count(TOKENS[env])} tokens", "", *markdown(head, lines)]
     return text
 
 
@@ -519,10 +548,18 @@ def style(name: str) -> dict[str, Any]:
     return {"color": colour, "linewidth": 2.5 if name in OURS else 1.2, "label": METHODS[name].title}
 
 
-def panels(envs: Sequence[str]) -> tuple[Figure, list[Any]]:
-    """A picture with a panel for each environment and room for the names of the methods."""
-    figure = Figure(figsize=(6.5 * len(envs) + 2.5, 5), layout="constrained")
-    return figure, list(figure.subplots(1, len(envs), squeeze=False)[0])
+def panels(found: Found) -> tuple[Figure, list[tuple[Found, str, Any]]]:
+    """A picture with a panel for each table and environment of which there is something, and room for the names of the
+    methods.
+
+    Returns:
+        It, and of each panel the table, the environment and the axes.
+    """
+    shown = [(view, env) for view in map(found.of, STARTED) for env in view.envs]
+    columns = min(2, len(shown))
+    figure = Figure(figsize=(6.5 * columns + 2.5, 5 * math.ceil(len(shown) / 2)), layout="constrained")
+    grid = [figure.add_subplot(math.ceil(len(shown) / 2), columns, at + 1) for at in range(len(shown))]
+    return figure, [(*of, axis) for of, axis in zip(shown, grid, strict=True)]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -534,37 +571,29 @@ def save(figure: Figure, path: Path) -> None:
 
 def draw_curves(found: Found, path: Path) -> bool:
     """In-budget success against generated tokens, with intervals over the seeds; whether there was any."""
-    envs = [env for env in ENVS if any(found.main(env, name) for name in METHODS if name != "sft")]
-    if not envs:
-        return False
-    figure, axes = panels(envs)
-    for axis, env in zip(axes, envs, strict=True):
+    figure, parts = panels(found)
+    for view, env, axis in parts:
         grid = np.linspace(0, TOKENS[env], 101) / 1000
-        for name in (name for name in ROWS if name != "sft" and found.main(env, name)):
-            curves = on_grid(found, env, name)
+        for name in (name for name in ROWS if name != "sft" and view.main(env, name)):
+            curves = on_grid(view, env, name)
             low, high = np.quantile(drawn(len(curves), 0) @ curves / len(curves), [0.025, 0.975], axis=0)
             axis.plot(grid, curves.mean(axis=0), **style(name))
             axis.fill_between(grid, low, high, color=style(name)["color"], alpha=0.12, linewidth=0)
         axis.axhline(GOAL, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(title=f"{env}, medium budget", xlabel="generated tokens, thousands", ylim=(-0.02, 1.02))
-    axes[0].set_ylabel(f"in-budget success (mean of {RECENT} iterations; RFT: validation)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    save(figure, path)
-    return True
+        axis.set(title=f"{env}, {STARTED[view.table]}", xlabel="generated tokens, thousands", ylim=(-0.02, 1.02))
+        axis.set_ylabel(f"in-budget success (mean of {RECENT} iterations; RFT: validation)", fontsize=8)
+    return finish(figure, parts, path)
 
 
 def draw_pareto(found: Found, path: Path) -> bool:
     """Success against calls on the validation split, a line through the budgets of each method."""
-    envs = [env for env in ENVS if any(found.main(env, name) for name in METHODS)]
-    if not envs:
-        return False
-    figure, axes = panels(envs)
-    for axis, env in zip(axes, envs, strict=True):
+    figure, parts = panels(found)
+    for view, env, axis in parts:
         points: list[tuple[float, float]] = []
         for name in ROWS:
-            budgets = [b for b in ("tight", "medium", "loose") if found.main(env, name, b)]
+            budgets = [b for b in ("tight", "medium", "loose") if view.main(env, name, b)]
             spent, passed = (
-                [float(np.nanmean(values(found.main(env, name, b), "validation", f))) for b in budgets]
+                [float(np.nanmean(values(view.main(env, name, b), "validation", f))) for b in budgets]
                 for f in ("tool_calls", "success")
             )
             axis.plot(spent, passed, alpha=0.8, **style(name))
@@ -574,16 +603,23 @@ def draw_pareto(found: Found, path: Path) -> bool:
             points += zip(spent, passed, strict=True)
         front = pareto_front(points)
         axis.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, linestyle=":", label="front")
-        axis.set(title=f"{env} (v tight, o medium, ^ loose budget)", xlabel="calls an episode", ylim=(-0.02, 1.02))
-    axes[0].set_ylabel("success on the validation tasks")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    save(figure, path)
-    return True
+        axis.set(title=f"{env}, {STARTED[view.table]} (v tight, o medium, ^ loose budget)", ylim=(-0.02, 1.02))
+        axis.set(xlabel="calls an episode", ylabel="success on the validation tasks")
+    return finish(figure, parts, path)
+
+
+def finish(figure: Figure, parts: Sequence[tuple[Found, str, Any]], path: Path) -> bool:
+    """Name the methods beside the panels and write the picture; whether there was any panel."""
+    if parts:
+        named = {name: line for *_, axis in parts for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside right center", fontsize=8)
+        save(figure, path)
+    return bool(parts)
 
 
 def draw_credit(found: Found, path: Path) -> bool:
     """Rank correlation of both credits with what is known of the steps."""
-    rows = credit_rows(found)
+    rows = credit_rows(found.of("wasteful")) or credit_rows(found)
     if not rows:
         return False
     figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
@@ -604,7 +640,7 @@ def draw_credit(found: Found, path: Path) -> bool:
 # ---- all of it ----
 
 
-def summary(found: Found, stated: Sequence[Claim]) -> dict[str, Any]:
+def summary(found: Found, stated: dict[str, list[Claim]]) -> dict[str, Any]:
     """All figures of all rows with their intervals, and the claims."""
 
     def rounded(of: Interval) -> list[float | None]:
@@ -614,7 +650,11 @@ def summary(found: Found, stated: Sequence[Claim]) -> dict[str, Any]:
     for (table, env, method, budget), cells in found.rows.items():
         figures = {split: {f: rounded(interval(values(cells, split, f))) for f in FIGURES} for split in SPLITS}
         rows[f"{table}/{env}/{method}/{budget}"] = {"seeds": sorted(cells), **figures}
-    return {"claims": [{"claim": c.text, "verdict": c.verdict, "numbers": c.numbers} for c in stated], "rows": rows}
+    said = {
+        start: [{"claim": c.text, "verdict": c.verdict, "numbers": c.numbers} for c in own]
+        for start, own in stated.items()
+    }
+    return {"claims": said, "rows": rows}
 
 
 def how(found: Found) -> list[str]:
@@ -632,7 +672,7 @@ def how(found: Found) -> list[str]:
     ]  # fmt: skip
 
 
-def report(results: Path, docs: Path) -> list[Claim]:
+def report(results: Path, docs: Path) -> dict[str, list[Claim]]:
     """Write the page, the pictures and the summary.
 
     Args:
@@ -640,17 +680,22 @@ def report(results: Path, docs: Path) -> list[Claim]:
         docs: Folder of the page and the pictures.
 
     Returns:
-        The claims.
+        The claims, by what the methods started from.
     """
     found = Found.read(results)
+    views = [found.of(table) for table in STARTED]
     for folder in (results, docs):
         folder.mkdir(parents=True, exist_ok=True)
-    stated = claims(found)
+    stated = {STARTED[view.table]: claims(view) for view in views}
+    stated[STARTED["wasteful"]].append(claim_of_credit(found))
     text = ["# Results", "", str(__doc__).split("\n\n")[3].strip(), "", "## The claims", ""]
-    text += [f"* **{c.verdict}**: {c.text}{f' ({c.numbers})' if c.numbers else ''}." for c in stated]
-    text += ["", TRIED.replace("\n", " ")]
-    text += ["", *main_tables(found), *measures(found), *ablations(found), *mechanism(found), *efficiency(found)]
-    text += [*second_paper(found), *tuning(found)]
+    for start, own in stated.items():
+        text += [f"{start.capitalize()}:", ""]
+        text += [f"* **{c.verdict}**: {c.text}{f' ({c.numbers})' if c.numbers else ''}." for c in own] + [""]
+    text += [STARTS_SAID.replace("\n", " "), "", TRIED.replace("\n", " "), ""]
+    for part in (main_tables, efficiency, mechanism):
+        text += [line for view in views for line in part(view)]
+    text += [*ablations(found), *measures(found), *second_paper(found), *tuning(found)]
     pictures = {"curves": draw_curves, "pareto": draw_pareto, "credit": draw_credit}
     drawn = [name for name, draw in pictures.items() if draw(found, docs / f"results_{name}.png")]
     alts = {"curves": "In-budget success against generated tokens", "pareto": "Success against calls",
@@ -671,8 +716,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the pictures")
     options = parser.parse_args()
-    for claim in report(options.results, options.docs):
-        print(f"{claim.verdict}: {claim.text}" + (f"\n    {claim.numbers}" if claim.numbers else ""))
+    for start, claims_made in report(options.results, options.docs).items():
+        print(f"{start}:")
+        for claim in claims_made:
+            print(f"  {claim.verdict}: {claim.text}" + (f"\n      {claim.numbers}" if claim.numbers else ""))
 
 
 if __name__ == "__main__":

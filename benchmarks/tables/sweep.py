@@ -30,7 +30,7 @@ from agent_gym import CHANNELS, Trajectory, read_trajectories, tool_env
 from agent_gym.lm.runs import read_lines
 from agent_gym.metrics import distinct_call_sequences
 
-from .cells import ENVS, ROOT, Cell, cells
+from .cells import ENVS, ROOT, STARTS, Cell, cells, wasteful_start
 
 RESULTS = ROOT / "benchmarks" / "results" / "tables"
 SPLITS = ("validation", "test")
@@ -138,10 +138,27 @@ def commit() -> str:
     return git("rev-parse", "HEAD") + ("+" if changed else "")
 
 
+def make_start(env: str, runs: Path) -> None:
+    """Make the wasteful policy of an environment, unless it is there."""
+    if (ROOT / STARTS / env).exists():
+        return
+    print(f"making the wasteful start of {env}", flush=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="start__", dir=runs))
+    line = [sys.executable, *wasteful_start(env), "--run-dir", str(folder)]
+    subprocess.run(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, stderr=subprocess.DEVNULL)
+    (made,) = folder.glob("*/checkpoints/start")
+    (ROOT / STARTS).mkdir(parents=True, exist_ok=True)
+    made.rename(ROOT / STARTS / env)
+    shutil.rmtree(folder)
+
+
 class Work:
     """A cell that is running."""
 
     def __init__(self, cell: Cell, runs: Path, smoke: bool) -> None:
+        if cell.start and not smoke:
+            make_start(cell.env, runs)
         runs.mkdir(parents=True, exist_ok=True)
         self.cell, self.began, self.commit = cell, time.time(), commit()
         self.folder = Path(tempfile.mkdtemp(prefix=cell.path.replace("/", "__") + "__", dir=runs))
@@ -216,7 +233,9 @@ def sweep(
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the flags and run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=["tune", "main", "modes", "ablations", "passk"], help="of this table only")
+    parser.add_argument(
+        "--table", choices=["tune", "wasteful", "main", "modes", "ablations", "passk"], help="of this table only"
+    )
     parser.add_argument("--env", choices=ENVS, help="of this environment only")
     parser.add_argument("--budget", choices=["tight", "medium", "loose"], help="of this budget only")
     parser.add_argument("--seeds", type=int, nargs="+", help="of these seeds only")
