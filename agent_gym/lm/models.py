@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.scores import Scores, passes, token_logprobs
@@ -335,8 +336,8 @@ def load(
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         else:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **source)
-        if source:
-            options["quantization_config"] = GgufConfig(dequantize=True)
+        if source and hasattr(transformers, "GgufConfig"):  # before 5.17 such weights were always unpacked
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         net: Any = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, **source, **options)
     if not rank and getattr(net, "is_quantized", False):
         raise Refused(f"{name} is quantised, and such weights cannot be trained: ask for adapters of a rank above 0")

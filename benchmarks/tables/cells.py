@@ -59,7 +59,7 @@ class Method:
         flags: What it differs by.
         knob: The flag that is tuned for it; none has nothing to tune.
         trials: Its three settings.
-        chosen: The one that the tables use.
+        chosen: The one that the tables use, but for :data:`WINNERS`.
     """
 
     title: str
@@ -84,7 +84,7 @@ REFIT = ("--learning-rate", ("2e-4", "5e-4", "1e-3"), "5e-4")
 C3 = "--method c3rl --credit.mode eliminate --credit.cost excess-group"
 C3_LOO = "--method c3rl --credit.mode leave-one-out"
 
-METHODS = {  # chosen: the default, until the table ``tune`` names a winner
+METHODS = {  # chosen: the defaults
     "c3": _ppo("C3-RL", C3, "--dual.lr", "0.05 0.1 0.2", "0.1"),
     "c3_loo": _ppo("C3-RL, leave-one-out", C3_LOO, "--dual.lr", "0.05 0.1 0.2", "0.1"),
     "penalty": _ppo("fixed penalty", "--method penalty", "--penalty-alpha", "0.1 0.3 1.0", "0.3"),
@@ -106,6 +106,7 @@ METHODS = {  # chosen: the default, until the table ``tune`` names a winner
     "grpo": Method("GRPO", "grpo_pcgrad", PLAIN_GRPO, "--learning-rate", ("1e-4", "5e-4", "1e-3"), "5e-4"),
     "sft": Method("SFT (the start)", "ppo_c3rl", ("--method", "ppo", "--total-iterations", "0")),
 }
+WINNERS: dict[str, str] = {}  # of ``tune``, where it is not the default; the table ``wasteful`` uses them
 OURS = ("c3", "c3_loo", "rft_pruned")
 BASELINES = tuple(name for name in METHODS if name not in (*OURS, "sft"))
 CONSTRAINED = tuple(name for name in BASELINES if name.startswith(("lagrangian", "penalty", "truncation")))
@@ -228,11 +229,12 @@ class Cell:
             smoke: A few episodes from a small model that has learnt nothing: does it run at all?
         """
         method, times = self.of, float(BUDGETS[self.budget])
+        default = WINNERS.get(self.method, method.chosen) if self.table == "wasteful" else method.chosen
         flags = [
             *COMMON[method.trainer], *self.env_flags, "--seed", str(self.seed),
             "--budget.relative", BUDGETS[self.budget], "--total-tokens", str(TOKENS[self.env]),
             *(("--budget.output-tokens", f"{times * ALOUD[self.env]:g}") if self.env in ALOUD else ()),
-            *method.tuned(self.setting or method.chosen),
+            *method.tuned(self.setting or default),
         ]  # fmt: skip
         if self.start:
             flags += ["--anneal-lr"] if method.trainer == "ppo_c3rl" else []

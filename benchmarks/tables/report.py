@@ -43,6 +43,7 @@ from .cells import (
     ROOT,
     TOKENS,
     WASTE,
+    WINNERS,
 )  # fmt: skip
 from .sweep import RESULTS, SPLITS
 
@@ -532,11 +533,13 @@ def tuning(found: Found) -> list[str]:
         row = [method.title]
         if tried:
             winner = max(tried, key=lambda s: tried[s]) if len(tried) == len(method.trials) else "-"
-            row += [f"`{method.knob}`", ", ".join(f"{s}: {x:.3f}" for s, x in tried.items()), winner, method.chosen]
+            used = WINNERS.get(name, method.chosen)
+            row += [f"`{method.knob}`", ", ".join(f"{s}: {x:.3f}" for s, x in tried.items()), winner, used]
         if method.knob:
             lines.append(row)
-    head = ["method", "knob", "in-budget success, validation", "winner", "in the tables"]
-    return [f"## Knobs ({ENVS[0]}, medium budget, a seed that is in no table)", "", *markdown(head, lines)]
+    head = ["method", "knob", "in-budget success, validation", "winner", "in the table"]
+    title = f"## Knobs ({ENVS[0]}, medium budget, {STARTED['wasteful']}, a seed that is in no table)"
+    return [title, "", *markdown(head, lines)]
 
 
 # ---- pictures ----
