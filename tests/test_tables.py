@@ -297,6 +297,17 @@ def test_nothing_is_claimed_before_it_is_measured(tmp_path):
     assert verdicts(tmp_path) == [*["NOT MEASURED"] * 3, *["HOLDS"] * 4]
 
 
+def test_a_baseline_that_cannot_begin_is_named_and_leaves_no_claim_open(tmp_path):
+    full(tmp_path, 0.95, 0.05, 0.3)
+    for path in (tmp_path / "main" / ENVS[1]).glob("rft_in_budget__*"):
+        path.unlink()
+    assert verdicts(tmp_path)[:3] == ["NOT MEASURED"] * 3
+    failed = {"cell": vars(Cell("main", ENVS[1], "rft_in_budget", "medium", 1)), "error": "none can be kept"}
+    sweep.write(tmp_path / "main" / ENVS[1] / "rft_in_budget__medium__seed1.failed.json", failed)
+    assert verdicts(tmp_path)[:3] == ["HOLDS"] * 3
+    assert "RFT, success in budget failed: none can be kept." in (tmp_path / "docs" / "results.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("rate", "over", "slow", "expected"),
     [

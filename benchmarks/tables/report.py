@@ -59,14 +59,18 @@ same after 200 updates on demonstrations with two needless calls in nearly every
 and at most one or two episodes in a hundred are in budget, so that what looks at episodes in budget alone has almost
 nothing to begin with. From there the learning rate falls to 0 over the run (`--anneal-lr`)."""
 
-TRIED = """What was tried on APIAgent-v0 at the medium budget, on seed 100, which is in no table, one run each (in-
-budget success on 256 validation tasks; C3-RL as it stands has 0.695, hard truncation 0.656, and two runs differ by
-0.03 without any reason): the success credit weighted with 2 and 4 (0.695, 0.707); learning rates of 1.5e-4 and 6e-4
-(0.664, 0.469); two passes over the episodes (0.648); imitation of the pruned successes beside the update, with
+TRIED = """What was tried on APIAgent-v0 on seed 100, which is in no table, one run each; in-budget success on 256
+validation tasks, in which two runs differ by 0.03 without any reason. From the ready-made policy (C3-RL as it stands
+0.695, hard truncation 0.656): the success credit weighted with 2 and 4 (0.695, 0.707); learning rates of 1.5e-4 and
+6e-4 (0.664, 0.469); two passes over the episodes (0.648); imitation of the pruned successes beside the update, with
 weights 0.3 and 1 (0.684, 0.711), the second with two passes (0.691); multipliers that follow the share of episodes
-above the bound, with 0.05 as their aim, in place of the mean cost (0.645); and on seed 101 credit of successes only
-(0.672, against 0.664 of all). None was kept. At this budget the mean cost is soon below the bound and the multipliers
-are 0: what teaches is the success credit."""
+above the bound, with 0.05 as their aim, in place of the mean cost (0.645); on seed 101 credit of successes only (0.672,
+against 0.664 of all). None was kept: at this budget the mean cost is soon below the bound and the multipliers are 0, so
+what teaches is the success credit. From policies with 2.6 times the oracle's calls (needless calls in four of five
+places): C3-RL 0.598, with a falling learning rate 0.629, with that and credit of successes only 0.668, and with a KL
+weight of 0.05 as well 0.648; hard truncation 0.574, with a falling learning rate 0.598. From the wasteful policies of
+the tables: C3-RL with credit of successes only 0.617, with a KL weight of 0.05 0.602; hard truncation 0.516, at twice
+the budget 0.129. The falling learning rate was kept for that table, for all methods of ppo_c3rl.py."""
 
 Interval = tuple[float, float, float]
 Cells = dict[int, dict[str, Any]]
@@ -103,6 +107,11 @@ class Found:
     def main(self, env: str, method: str, budget: str = "medium") -> Cells:
         """A row of the table of the methods."""
         return self.rows.get((self.table, env, method, budget), {})
+
+    def failure(self, env: str, method: str, budget: str = "medium") -> str:
+        """The last line of a run of a row that failed; empty where none did."""
+        begin = f"{self.table}/{env}/{method}__{budget}__"
+        return next((error for name, error in self.failed.items() if name.startswith(begin)), "")
 
     def ablation(self, method: str) -> Cells:
         """A row of the ablations."""
@@ -278,8 +287,9 @@ class Claim:
 
 
 def claims(found: Found) -> list[Claim]:
-    """Three, at the medium budget on the validation split. An environment counts when every baseline has run."""
-    envs = [e for e in ENVS if found.main(e, "c3") and all(found.main(e, m) for m in BASELINES)]
+    """Three, at the medium budget on the validation split. An environment counts when every baseline has run, or could
+    not."""
+    envs = [e for e in ENVS if found.main(e, "c3") and all(found.main(e, m) or found.failure(e, m) for m in BASELINES)]
     two = len(envs) >= 2
     margins, speeds, violations = [], [], []
     for env in envs:
@@ -287,8 +297,8 @@ def claims(found: Found) -> list[Claim]:
         assert rival is not None
         margins.append((env, METHODS[rival].title, ahead(c3, found.main(env, rival), "validation", FIGURES[0])))
         ours = float(np.median(tokens_to_goal(c3)))
-        medians = {m: float(np.median(tokens_to_goal(found.main(env, m)))) for m in BASELINES}
-        fast = min(BASELINES, key=lambda m: medians[m])
+        medians = {m: float(np.median(tokens_to_goal(cells))) for m in BASELINES if (cells := found.main(env, m))}
+        fast = min(medians, key=lambda m: medians[m])
         speeds.append((env, METHODS[fast].title, ours, medians[fast]))
         rival = best(found, env, CONSTRAINED)
         assert rival is not None
@@ -403,6 +413,8 @@ def main_tables(found: Found) -> list[str]:
                 ]
             text += [within_reach(next(cells for cells in rows.values() if cells)), ""]
             text += comparison(rows, found.main(env, "c3", budget))
+            errors = {METHODS[name].title: found.failure(env, name, budget) for name in names}
+            text += [line for title, error in errors.items() if error for line in (f"{title} failed: {error}.", "")]
     return text + not_run(missing)
 
 
