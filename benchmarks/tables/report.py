@@ -15,12 +15,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.stats import spearmanr
 
 from agent_gym import CHANNELS
@@ -578,9 +580,11 @@ def panels(found: Found) -> tuple[Figure, list[tuple[Found, str, Any]]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write under a temporary name, then rename."""
+    """Write in 256 colours, which halves it, under a temporary name, then rename."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=90, format="png")
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=90, format="png", pil_kwargs={"optimize": True})
+    Image.open(drawn).convert("RGB").quantize(256).save(temporary, format="png", optimize=True)
     temporary.replace(path)
 
 
