@@ -50,7 +50,7 @@ from .cells import (
 from .sweep import RESULTS, SPLITS
 
 DOCS = ROOT / "docs"
-STARTED = {"main": "from the ready-made policies", "wasteful": "from policies that waste more"}
+STARTED = {"main": "from the ready-made policies", "wasteful": "from policies that waste by habit"}
 FIGURES = ("in-budget success", "success", "over budget", *CHANNELS)
 ROWS = ("sft", *BASELINES, *reversed(OURS))  # of the tables, ours at the end
 GOAL = 0.8  # in-budget success, for the tokens that it takes
