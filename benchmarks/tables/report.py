@@ -622,8 +622,8 @@ def draw_pareto(found: Found, path: Path) -> bool:
             points += zip(spent, passed, strict=True)
         front = pareto_front(points)
         axis.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, linestyle=":", label="front")
-        axis.set(title=f"{env}, {STARTED[view.table]} (v tight, o medium, ^ loose budget)", ylim=(-0.02, 1.02))
-        axis.set(xlabel="calls an episode", ylabel="success on the validation tasks")
+        axis.set(title=f"{env}, {STARTED[view.table]}", ylim=(-0.02, 1.02))
+        axis.set(xlabel="calls an episode (v tight, o medium, ^ loose budget)", ylabel="success on the validation tasks")
     return finish(figure, parts, path)
 
 
