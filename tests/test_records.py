@@ -10,7 +10,7 @@ import warnings
 
 import gymnasium as gym
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from shop_play import TASKS as SHOP
@@ -509,6 +509,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=5)
     ),
     st.integers(0, 2**32),
 )
+@example(PLUS, ")", 1)  # for the name of the function
 def test_whatever_a_record_holds_it_is_a_task_or_left_out(tmp_path, good, value, seed):
     """Some place of a sound record is overwritten with any JSON, or taken out."""
     record, rng = json.loads(json.dumps(good)), random.Random(seed)

@@ -243,7 +243,7 @@ def _eval_plus(record: dict[str, Any]) -> CodeTask:
     shown = _shown_arguments(one.assertion, name)
     inputs = [tuple(_shaped(arg, [s[at] for s in shown if at < len(s)]) for at, arg in enumerate(args))
               for args in (*one.base_input, *one.plus_input)]  # fmt: skip
-    if re.search(rf"^def {name}\b", one.prompt, re.MULTILINE):
+    if re.search(rf"^def {re.escape(name)}\b", one.prompt, re.MULTILINE):
         files = {"solution.py": f"{one.prompt}    raise NotImplementedError\n"}
         request = f"Complete the function {name} in solution.py."
     else:
