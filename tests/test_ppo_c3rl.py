@@ -1106,6 +1106,25 @@ def test_killed_in_the_middle_of_a_checkpoint_and_extended(finished, checkpoint,
         resumed(folder, "--group-size", "2")
 
 
+@pytest.mark.parametrize("total_tokens", [None, 1000])
+def test_annealing_ends_with_the_iterations_or_the_tokens(checkpoint, tmp_path, monkeypatch, total_tokens):
+    rates, step = [], trainer.step
+    monkeypatch.setattr(
+        trainer,
+        "step",
+        lambda p, optimizer, *rest: rates.append(optimizer.param_groups[0]["lr"]) or step(p, optimizer, *rest),
+    )
+    changes = {"total_iterations": 4, "anneal_lr": True, "eval_episodes": 0, "eval_every": 0, "keep_best": False}
+    changes |= {} if total_tokens is None else {"total_tokens": total_tokens}
+    folder = run(trainer, parse(trainer.Args, flags(tmp_path, device="cpu", init=checkpoint, **changes)))
+    spent = [0.0, *(row["charts/generated_tokens"] for row in rows(folder))][:-1]
+    peak = json.loads((folder / "args.json").read_text())["learning_rate"]
+    done = [max(i / 4, tokens / (total_tokens or math.inf)) for i, tokens in enumerate(spent)]
+    assert list(dict.fromkeys(rates)) == pytest.approx([peak * (1.0 - share) for share in done])
+    assert rates[0] == peak > rates[-1] > 0.0
+    assert (done[1] > 0.25) == (total_tokens is not None)
+
+
 def test_resuming_a_finished_run_changes_nothing(finished):
     before = (rows(finished), (finished / "table.md").read_text())
     trainer.train(resumed(finished))

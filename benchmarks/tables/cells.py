@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["ABLATIONS", "ALOUD", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK",
-           "STARTS", "TOKENS", "Cell", "Method", "cells",
-           "wasteful_start"]  # fmt: skip
+           "STARTS", "TOKENS", "WINNERS", "Cell", "Method", "cells", "wasteful_start"]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first

@@ -146,7 +146,7 @@ def make_start(env: str, runs: Path) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="start__", dir=runs))
     line = [sys.executable, *wasteful_start(env), "--run-dir", str(folder)]
-    subprocess.run(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     (made,) = folder.glob("*/checkpoints/start")
     (ROOT / STARTS).mkdir(parents=True, exist_ok=True)
     made.rename(ROOT / STARTS / env)
