@@ -149,7 +149,7 @@ class Args(Common):
     """episodes of one task, compared with each other"""
     learning_rate: float | None = None
     """AdamW on the policy"""
-    anneal_lr: bool = False
+    anneal_lr: bool = True
     """let the learning rate fall linearly to 0 over the run's iterations, or its tokens if they end it first"""
     update_epochs: int = 1
     """passes over an iteration's episodes"""

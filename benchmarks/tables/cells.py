@@ -235,9 +235,8 @@ class Cell:
             *(("--budget.output-tokens", f"{times * ALOUD[self.env]:g}") if self.env in ALOUD else ()),
             *method.tuned(self.setting or default),
         ]  # fmt: skip
-        if self.start:
-            flags += ["--anneal-lr"] if method.trainer == "ppo_c3rl" else []
-            flags += [] if smoke else ["--init", str(self.start)]
+        if self.start and not smoke:
+            flags += ["--init", str(self.start)]
         if smoke:
             flags += ["--model", "tiny", "--warm.updates", "1", "--warm.demonstrations", "64", "--max-new-tokens", "8"]
             flags += SMOKE[method.trainer]

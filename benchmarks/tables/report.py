@@ -59,8 +59,7 @@ RECENT = 5  # iterations that a point of a learning curve is the mean of
 STARTS_SAID = """The ready-made policies waste: they make about 1.9 times the oracle's calls. The wasteful ones are the
 same after 200 updates on demonstrations with two needless calls in nearly every place: 3 to 4 times the oracle's calls,
 and at most one or two episodes in a hundred are in budget, so that what looks at episodes in budget alone has almost
-nothing to begin with. From there the learning rate falls to 0 over the run (`--anneal-lr`). What goes on wasting on
-APIAgent-v0 is through with its tokens after 29 to 39 iterations."""
+nothing to begin with. What goes on wasting on APIAgent-v0 is through with its tokens after 29 to 39 iterations."""
 
 TRIED = """What was tried on APIAgent-v0 on seed 100, which is in no table, one run each; in-budget success on 256
 validation tasks, in which two runs differ by 0.03 without any reason. From the ready-made policy (C3-RL as it stands
