@@ -1,5 +1,6 @@
 # make train    make .venv, install what training needs, train:  make train ARGS="--seed 2"
-# make test     make .venv, install what the tests need, run ruff, mypy and pytest in two processes:  make test ARGS="-k replay"
+# make test     make .venv, install what the tests need, run ruff, mypy and pytest (in two processes):
+#               make test ARGS="-k replay"
 # make docs     build the site of docs/ into site/; mkdocs serve shows it while you write
 # make dist     build the source distribution and the wheel into dist/, and check them
 # make clean    remove .venv

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_gym.costs import CHANNELS
+from agent_gym.files import replacing
 
 __all__ = ["Group", "Step", "Trajectory", "read_trajectories", "write_trajectories"]
 
@@ -119,14 +119,8 @@ class Trajectory:
 
 def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
     """Write a trajectory file under a temporary name and rename it, so that a crash leaves the old one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(trajectory.to_json() + "\n" for trajectory in trajectories)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(trajectory.to_json() + "\n" for trajectory in trajectories)
 
 
 def read_trajectories(path: str | Path) -> Iterator[Trajectory]:

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from agent_gym import Call, ToolEnv, Verdict, tool
 from agent_gym.env import Outcome
+from agent_gym.files import write
 from agent_gym.tools import Tool
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,8 +247,8 @@ def report(out: Path, seeds: tuple[int, ...]) -> None:
         "cosine_and_floor": cosines,
         "rescues": rescued,
     }
-    trainer_runs.write(ROOT / "benchmarks" / "conflict_demo.json", json.dumps(result, indent=1) + "\n")
-    trainer_runs.write(ROOT / "docs" / "conflict_demo.md", "\n".join(lines) + "\n")
+    write(ROOT / "benchmarks" / "conflict_demo.json", json.dumps(result, indent=1) + "\n")
+    write(ROOT / "docs" / "conflict_demo.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

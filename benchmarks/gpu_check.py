@@ -32,10 +32,11 @@ import agent_gym.lm  # isort: skip  # noqa: F401  (before torch)
 import torch
 from transformers import AutoConfig
 
+from agent_gym.files import write
 from agent_gym.lm.engine import TorchEngine
 from agent_gym.lm.models import Model, token_logprobs
 from agent_gym.lm.plan import GIB, Args, config_of, counts, plan, shaped
-from agent_gym.lm.runs import dumps, write
+from agent_gym.lm.runs import dumps
 
 ROOT = Path(__file__).parent.parent
 RANK = 16

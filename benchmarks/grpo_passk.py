@@ -27,6 +27,7 @@ import trainer_runs
 from tqdm import tqdm
 
 from agent_gym import Trajectory, read_trajectories
+from agent_gym.files import write
 from agent_gym.metrics import by_task, distinct_call_sequences, pass_at_k
 
 ROOT = Path(__file__).parent.parent
@@ -154,8 +155,8 @@ def report(out: Path, options: argparse.Namespace) -> None:
         "seeds": options.seeds, "tokens": options.tokens, "tasks": options.tasks, "table": table,
         "difference_to_grpo": apart, "conflict_rate": rates, "strongest_baseline": strongest,
     }  # fmt: skip
-    trainer_runs.write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
-    trainer_runs.write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
+    write(ROOT / "benchmarks" / "grpo_passk.json", json.dumps(result, indent=1) + "\n")
+    write(ROOT / "docs" / "grpo_passk.md", "\n".join(lines) + "\n")
     if apart:
         draw(apart, ROOT / "docs" / "grpo_passk.png")
     print("\n".join(lines))

@@ -22,6 +22,7 @@ import ray
 
 from agent_gym import Verdict, tool_env
 from agent_gym.envs.code_agent.env import CodeAgentEnv
+from agent_gym.files import write
 from agent_gym.remote import RayEnvs, RayExecutor
 
 
@@ -95,9 +96,7 @@ def main() -> None:
                 }
                 result["rows"].append(row)
                 print(json.dumps(row))
-    temporary = options.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.out)
+    write(options.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from agent_gym.files import write
 from agent_gym.sandbox import Pool
 from agent_gym.sandbox.backends import docker_image
 from agent_gym.sandbox.rootfs import PYTHON
@@ -95,9 +96,7 @@ def main() -> None:
         subprocess.run(["docker", "rm", "-f", container], capture_output=True, check=False)
     show(rates, cores)
     if options.output:
-        temporary = options.output.with_suffix(".part")
-        temporary.write_text(json.dumps({"cores": cores, "checks_per_s": rates}, indent=1) + "\n", encoding="utf-8")
-        temporary.rename(options.output)
+        write(options.output, json.dumps({"cores": cores, "checks_per_s": rates}, indent=1) + "\n")
 
 
 def measure(ways: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, list[float]]:

@@ -29,9 +29,3 @@ def launch(folder: Path, trainer: Path, *flags: str, **environment: str) -> Path
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """What a run logged, a row an iteration."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)

@@ -37,6 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agent_gym import CHANNELS, ToolCache, Trajectory, eliminate, metrics, read_trajectories
+from agent_gym.files import write
 from agent_gym.lm.arguments import Common, at_least, env_kwargs_of, fill, model_of, size_of
 from agent_gym.lm.budget import bounds
 from agent_gym.lm.chat import Chat
@@ -48,7 +49,7 @@ from agent_gym.lm.figures import draw_rounds, table
 from agent_gym.lm.models import Model, is_tiny, passes, token_logprobs
 from agent_gym.lm.ranks import Ranks
 from agent_gym.lm.rollout import Episode, Limits, environments, evaluate, play
-from agent_gym.lm.runs import Run, command, dumps, peak_memory, write
+from agent_gym.lm.runs import Run, command, dumps, peak_memory
 from agent_gym.lm.seeds import stream
 from agent_gym.lm.shards import clip, exchange, in_step
 from agent_gym.lm.start import starting_policy

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 pytest.importorskip("agent_gym.lm", reason="needs the extra 'train'", exc_type=ImportError)
 import torch
 
+from agent_gym.files import write
 from agent_gym.lm import runs
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.ranks import Ranks
-from agent_gym.lm.runs import Run, arguments, command, dumps, read_lines, write
+from agent_gym.lm.runs import Run, arguments, command, dumps, read_lines
 
 
 @dataclass

@@ -267,7 +267,7 @@ def result(results: Path, cell: Cell, rate: float, over: float, slow: float = 1.
     }  # fmt: skip
     if cell.method == "sft":  # nothing was trained
         data |= {"series": {}, "credits": [], "generated_tokens": 0}
-    sweep.write(results / f"{cell.path}.json", data)
+    sweep.keep(results / f"{cell.path}.json", data)
 
 
 def full(
@@ -303,7 +303,7 @@ def test_a_baseline_that_cannot_begin_is_named_and_leaves_no_claim_open(tmp_path
         path.unlink()
     assert verdicts(tmp_path)[:3] == ["NOT MEASURED"] * 3
     failed = {"cell": vars(Cell("main", ENVS[1], "rft_in_budget", "medium", 1)), "error": "none can be kept"}
-    sweep.write(tmp_path / "main" / ENVS[1] / "rft_in_budget__medium__seed1.failed.json", failed)
+    sweep.keep(tmp_path / "main" / ENVS[1] / "rft_in_budget__medium__seed1.failed.json", failed)
     assert verdicts(tmp_path)[:3] == ["HOLDS"] * 3
     assert "RFT, success in budget failed: none can be kept." in (tmp_path / "docs" / "results.md").read_text()
 

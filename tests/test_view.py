@@ -20,8 +20,8 @@ from agent_gym.evaluation.result import (
     TrajectoriesCard,
     aggregate,
     pack_trajectories,
-    write,
 )
+from agent_gym.files import write
 from agent_gym.view import render
 from agent_gym.view.episodes import with_credits
 from agent_gym.view.runs import MOST, CreditMap

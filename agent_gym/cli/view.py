@@ -23,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
-    from agent_gym.evaluation.result import write
+    from agent_gym.files import write
     from agent_gym.view import render
 
     page = render(args.paths).encode()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from agent_gym.trajectory import Trajectory
 
 __all__ = [
     "SCHEMA", "AgentCard", "Aggregates", "Outcome", "Result", "TasksCard", "TrajectoriesCard", "aggregate",
-    "pack_trajectories", "read_result", "unpack_trajectories", "write",
+    "pack_trajectories", "read_result", "unpack_trajectories",
 ]  # fmt: skip
 
 SCHEMA = Path(__file__).with_name("result.schema.json")
@@ -254,20 +253,6 @@ def read_result(path: Path) -> Result:
         more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
         said = fault["msg"].removeprefix("Value error, ")
         raise ValueError(f"{path} is no result file: {f'{place}: ' if place else ''}{said}{more}") from None
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it: what stood there is whole until the new one is.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def schema() -> str:

@@ -29,8 +29,8 @@ from agent_gym.evaluation.result import (
     TrajectoriesCard,
     aggregate,
     pack_trajectories,
-    write,
 )
+from agent_gym.files import write
 from agent_gym.tasksets import TaskSet
 from agent_gym.trajectory import Trajectory
 

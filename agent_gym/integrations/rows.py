@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 from agent_gym.env import tool_env
-from agent_gym.evaluation.result import write
+from agent_gym.files import write
 from agent_gym.messages import Message
 from agent_gym.tools import dump
 from agent_gym.wrappers import Messages
@@ -48,4 +48,4 @@ def write_rows(
         ]
     finally:
         env.close()
-    write(Path(path), "".join(f"{one}\n" for one in rows).encode())
+    write(path, "".join(f"{one}\n" for one in rows))

@@ -15,6 +15,7 @@ import numpy as np
 
 from agent_gym.costs import CHANNELS
 from agent_gym.env import tool_env
+from agent_gym.files import replacing
 from agent_gym.lm.rollout import Episode
 from agent_gym.tools import canonical
 from agent_gym.trajectory import Trajectory
@@ -66,10 +67,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
 
 
 def _points(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:

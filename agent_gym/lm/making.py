@@ -51,7 +51,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "APIAgent-v0": Recipe(updates=2200, wasteful=4500, waste=0.46, temperature=0.7),
+    "APIAgent-v0": Recipe(updates=2200, wasteful=3000, waste=0.43, temperature=0.7),
     "CodeAgent-v0": Recipe(demonstrations=4800, updates=2400, wasteful=600, waste=0.22),
     "SQL-v0": Recipe(updates=2400, wasteful=600, waste=0.55),
     "WebLite-v0": Recipe(updates=1000, wasteful=1000, waste=0.3),

@@ -21,6 +21,7 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from agent_gym import Trajectory, write_trajectories
+from agent_gym.files import write
 from agent_gym.lm.errors import Refused
 from agent_gym.lm.ranks import Ranks
 
@@ -43,13 +44,6 @@ def dumps(data: Any, indent: int | None = None) -> str:
         return value
 
     return json.dumps(plain(data), indent=indent, allow_nan=False)
-
-
-def write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

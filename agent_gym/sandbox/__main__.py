@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from pathlib import Path
 
+from agent_gym.files import write
 from agent_gym.sandbox import SandboxUnavailable, owned
 from agent_gym.sandbox.backends import AUTO, BACKENDS, docker_image, reap_containers
 from agent_gym.sandbox.rootfs import image_tar
@@ -16,9 +16,7 @@ def _build(output: str | None) -> str:
     if output is None:
         return f"the daemon has the image {docker_image()}"
     identity, data = image_tar()
-    temporary = Path(f"{output}.part")
-    temporary.write_bytes(data)
-    temporary.rename(output)
+    write(output, data)
     return f"wrote {output}: image {identity}, {len(data) / 1e6:.0f} MB; load it with: docker load -i {output}"
 
 

@@ -19,7 +19,7 @@ TASKS = {  # where it is not the preset's
     "APIAgent-v0": '{"difficulty":[2,3],"domains":["shop","calendar","mail"],"max_turns":16}',
 }
 TOKENS = {"APIAgent-v0": 100_000, "SQL-v0": 75_000, "WebLite-v0": 75_000, "CodeAgent-v0": 75_000}  # of a run
-ALOUD = {"WebLite-v0": 29.4}  # output tokens of an oracle that says what it clicks, as the policy must; it is silent
+ALOUD = {"APIAgent-v0": 50.0, "WebLite-v0": 29.4}  # output tokens of an oracle that thinks aloud as the policies must
 BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
 SEEDS, TUNING_SEED = (1, 2, 3, 4, 5), 100
 STARTS = Path("runs") / "tables" / "starts"  # below the root: the wasteful policies, by environment

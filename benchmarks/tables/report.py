@@ -26,6 +26,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from agent_gym import CHANNELS
+from agent_gym.files import replacing, write
 from agent_gym.metrics import pareto_front, pass_at_k
 
 from .cells import (
@@ -410,7 +411,7 @@ def main_tables(found: Found) -> list[str]:
             text += [f"### {env}, {budget} budget ({times} x the oracle's mean cost)", ""]
             if env in ALOUD:
                 text += [
-                    "The bound on output tokens is that for an oracle which says what it clicks, as the policy must.",
+                    "The bound on output tokens is that for an oracle which thinks aloud, as the policy must.",
                     "",
                 ]
             text += [within_reach(next(cells for cells in rows.values() if cells)), ""]
@@ -580,12 +581,11 @@ def panels(found: Found) -> tuple[Figure, list[tuple[Found, str, Any]]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write in 256 colours, which halves it, under a temporary name, then rename."""
+    """Write in 256 colours, which halves it."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=90, format="png")
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.open(drawn).convert("RGB").quantize(256).save(temporary, format="png", optimize=True)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        Image.open(drawn).convert("RGB").quantize(256).save(temporary, format="png", optimize=True)
 
 
 def draw_curves(found: Found, path: Path) -> bool:
@@ -725,8 +725,7 @@ def report(results: Path, docs: Path) -> dict[str, list[Claim]]:
         (docs / "results.md", "\n".join([*text, *how(found)]) + "\n"),
         (results / "summary.json", json.dumps(summary(found, stated), indent=1, allow_nan=False) + "\n"),
     ):
-        path.with_suffix(".tmp").write_text(content, encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)
+        write(path, content)
     return stated
 
 

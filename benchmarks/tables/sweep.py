@@ -27,6 +27,7 @@ from typing import Any
 import gymnasium as gym
 
 from agent_gym import CHANNELS, Trajectory, read_trajectories, tool_env
+from agent_gym.files import write
 from agent_gym.lm.runs import read_lines
 from agent_gym.metrics import distinct_call_sequences
 
@@ -38,12 +39,10 @@ SERIES = ("charts/", "cost/", "violation/", "lambda/", "credit/", "conflict/", "
 PACKAGES = ("agent-gym", "gymnasium", "numpy", "torch", "transformers")
 
 
-def write(path: Path, data: Any) -> None:
-    """One line of JSON, under a temporary name, then renamed."""
+def keep(path: Path, data: Any) -> None:
+    """As one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write(path, json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def short(value: Any) -> Any:
@@ -183,11 +182,11 @@ class Work:
         if self.process.returncode:
             said = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
             error = said.splitlines()[-1] if said else f"exit status {self.process.returncode}"
-            write(failed, about | {"error": error.replace(str(ROOT), ".")})
+            keep(failed, about | {"error": error.replace(str(ROOT), ".")})
             return f"failed: {error}"
         (run,) = (self.folder / "runs").iterdir()
         found = collect(run)
-        write(path, about | found)
+        keep(path, about | found)
         failed.unlink(missing_ok=True)
         passed = [one or 0 for one in found["tested"]["validation"]["passed"]]
         return f"validation success {sum(passed) / len(passed):.2f}, {seconds:.0f} s"
