@@ -139,7 +139,7 @@ class Args(Common):
     dual: Dual = field(default_factory=Dual)
     """multipliers"""
 
-    total_iterations: int = 30
+    total_iterations: int = 40
     """policy updates"""
     total_tokens: int | None = None
     """stop after the iteration in which this many tokens have been generated"""
