@@ -1,6 +1,5 @@
 """Settings of all tests."""
 
-import os
 import sys
 
 import pytest
@@ -27,6 +26,5 @@ def no_browser_is_left():
     """Playwright leaves an event loop running in its thread, beside which those of other libraries will not run."""
     yield
     chromium = sys.modules.get("agent_gym.envs.web_lite.chromium")
-    if chromium is not None and chromium._local.playwright is not None:
-        chromium._quit(os.getpid(), chromium._local.playwright)
-        chromium._local.playwright = chromium._local.browser = None
+    if chromium is not None:
+        chromium.quit_browser()

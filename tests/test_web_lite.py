@@ -1,3 +1,4 @@
+import asyncio
 import itertools
 import json
 import os
@@ -679,6 +680,16 @@ def test_a_picture_of_the_page():
         assert not np.array_equal(env.render(), picture)
     finally:
         env.close()
+
+
+@browser
+def test_other_event_loops_run_once_the_browser_has_quit():
+    for _ in range(2):
+        chromium.open_page().set_content("<p>here</p>")
+        assert asyncio.get_running_loop().is_running()  # Playwright's own
+        chromium.quit_browser()
+        assert asyncio.run(asyncio.sleep(0, "done")) == "done"
+    chromium.quit_browser()  # there is none
 
 
 @browser

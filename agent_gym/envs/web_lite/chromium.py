@@ -23,7 +23,7 @@ from agent_gym.envs.web_lite.sites import SITES
 from agent_gym.envs.web_lite.world import Fields, Move, Tables, World
 from agent_gym.verdict import InfraError
 
-__all__ = ["BrowserUnavailable", "ChromiumBackend", "OnePage", "find_chromium", "open_page", "pixels"]
+__all__ = ["BrowserUnavailable", "ChromiumBackend", "OnePage", "find_chromium", "open_page", "pixels", "quit_browser"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -152,6 +152,14 @@ def _quit(pid: int, playwright: Any) -> None:
                 _local.browser.close()
         with suppress(Exception):
             playwright.stop()
+
+
+def quit_browser() -> None:
+    """End this thread's browser, where it has one; the next page starts another. Until then Playwright leaves an event
+    loop running in the thread, beside which no other runs (``asyncio.run`` refuses)."""
+    if _local.playwright is not None:
+        _quit(_local.pid, _local.playwright)
+        _local.playwright = _local.browser = None
 
 
 def open_page(**context: Any) -> Any:
