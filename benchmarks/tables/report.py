@@ -390,8 +390,8 @@ def comparison(rows: dict[str, Cells], c3: Cells) -> list[str]:
 
 
 def within_reach(rows: dict[str, Cells]) -> str:
-    """What bounds everybody: how often the oracle's calls are within the budget, which each seed measures; and how often
-    the needed calls cost too much otherwise: of the successes with no call more, those over a bound."""
+    """What bounds everybody: how often the oracle's calls are within the budget, which each seed measures; and how
+    often the needed calls cost too much otherwise: of the successes with no call more, those over a bound."""
     runs = [cell for cells in rows.values() for cell in cells.values()]
     said = []
     for split in SPLITS:
