@@ -403,9 +403,8 @@ def within_reach(rows: dict[str, Cells]) -> str:
             lean &= np.array(tested["passed"], dtype=float) == 1.0
             over = np.append(over, 1 - np.array(tested["within"])[lean])
         said.append(f"{min(shares):.2f} to {max(shares):.2f} of the {split} tasks, by seed")
-        said[-1] += f" ({over.mean():.2f} of the successes without a call more are over another bound)" * bool(
-            len(over)
-        )
+        if len(over):
+            said[-1] += f" ({over.mean():.2f} of the successes with no call more are over another bound)"
     return f"The oracle's calls are within the budget in {' and '.join(said)}."
 
 
