@@ -214,7 +214,10 @@ SMALL = {
     "learning_rate": 3e-3, "checkpoint_every": 2, "eval_every": 2, "async_rollouts": True,
 }  # fmt: skip
 OWN = {
-    "ppo_c3rl": {"env_id": demo.MIXED, "env_kwargs": KWARGS, "num_episodes": 16, "eval_episodes": 3},
+    "ppo_c3rl": {
+        "env_id": demo.MIXED, "env_kwargs": KWARGS, "num_episodes": 16, "eval_episodes": 3,
+        "anneal_lr": False,  # or a run that ends elsewhere has other learning rates from the start
+    },
     "grpo_pcgrad": {
         "env_id": (demo.MIXED,), "env_kwargs": (KWARGS,), "num_episodes": 24, "eval_tasks": 2, "eval_samples": 2,
         "eval_every_samples": 1, "pool_tasks": 12, "calibration_samples": 2, "groups": 2, "method": "resample",
