@@ -233,6 +233,15 @@ def test_making_one(short, tmp_path, monkeypatch):
     assert sum(p.numel() for p in load(NAME).parameters()) == card["parameters"]
 
 
+def test_a_temperature_is_taken_into_the_weights(short, tmp_path, monkeypatch):
+    recipe, sharp = making.Recipe(demonstrations=20, updates=1, wasteful=1), []
+    for temperature in (1.0, 0.5):
+        monkeypatch.setattr(models, "POLICIES", tmp_path / str(temperature))
+        making.make(ENV, 1, models.POLICIES / ENV, replace(recipe, temperature=temperature))
+        sharp.append(token_logprobs(load(NAME), [list(range(40))], [[(10, 40)]], 0.5 / temperature).logprobs)
+    assert torch.allclose(*sharp, atol=1e-4)
+
+
 def commanded(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["tiny", *words])
     making.main()
