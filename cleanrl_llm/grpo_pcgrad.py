@@ -1015,7 +1015,7 @@ def settle(args: Args, ranks: Ranks) -> list[tuple[str, dict[str, Any]]]:
     ones = ("num_episodes", "num_minibatches", "update_epochs", "max_new_tokens", "max_context", "micro_batch_tokens",
             "log_every", "checkpoint_every", "calibration_samples", "every", "eval_samples",
             "eval_every_samples")  # fmt: skip
-    zeros = ("tau", "worst", "eval_every", "eval_tasks", "kl_coef", "lora_rank")
+    zeros = ("tau", "worst", "eval_every", "eval_tasks", "kl_coef", "lora_rank", "total_iterations", "total_tokens")
     at_least(args, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0),
              above=("temperature", "learning_rate", "importance_cap"))  # fmt: skip
     wrong = [

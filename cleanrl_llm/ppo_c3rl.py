@@ -1017,7 +1017,9 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
     env_kwargs = env_kwargs_of(args.env_kwargs, args.env_id)
     ones = ("num_episodes", "group_size", "num_minibatches", "update_epochs", "max_new_tokens", "max_context",
             "micro_batch_tokens", "log_every", "checkpoint_every")  # fmt: skip
-    at_least(args, dict.fromkeys(ones, 1), above=("temperature", "truncation_slack", "learning_rate", "importance_cap"))
+    zeros = ("total_iterations", "total_tokens", "eval_episodes", "eval_every", "kl_coef", "lora_rank", "penalty_alpha")
+    at_least(args, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0),
+             above=("temperature", "truncation_slack", "learning_rate", "importance_cap"))  # fmt: skip
     for k, bound in asdict(args.budget).items():
         if bound == 0:
             raise Refused(f"--budget.{k.replace('_', '-')} must be above 0: only to do nothing meets it")

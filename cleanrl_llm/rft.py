@@ -615,7 +615,8 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
     args.model = model_of(args.model, args.env_id)
     ones = ("tasks_per_round", "samples_per_task", "most_per_task", "parallel", "max_new_tokens", "max_context",
             "epochs", "batch_size", "micro_batch_tokens", "pass_tasks")  # fmt: skip
-    least = dict.fromkeys(ones, 1) | {"rounds": 0, "eval_episodes": 0, "pass_k": 2, "ema": 0, "held_out": 0}
+    zeros = ("rounds", "total_tokens", "eval_episodes", "ema", "held_out")
+    least = dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0) | {"pass_k": 2}
     at_least(args, least, above=("temperature", "learning_rate", "max_grad_norm"))
     for wrong, sentence in (
         (args.data and not sft,

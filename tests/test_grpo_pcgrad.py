@@ -1109,6 +1109,7 @@ def test_wrong_numbers(refused):
     assert refused(tau=-0.1) == "--tau must be 0 or more, not -0.1"
     assert refused(tau=math.nan) == "--tau must be 0 or more, not nan"
     assert refused(every=0) == "--every must be 1 or more, not 0"
+    assert refused(total_iterations=-1) == "--total-iterations must be 0 or more, not -1"
     assert refused(max_new_tokens=0) == "--max-new-tokens must be 1 or more, not 0"
     assert refused(pool_tasks=3) == "--pool-tasks 3 is fewer than the groups or environments"
     assert refused(method="pass-at-k", pass_k=5) == "--pass-k must be from 2 to --group-size 4, not 5"

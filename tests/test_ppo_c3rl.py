@@ -1298,6 +1298,9 @@ def test_wrong_numbers(refused):
     assert refused(num_episodes=6) == "--num-episodes 6 is no multiple of --group-size 4 x 1 processes"
     assert refused(num_episodes=0) == "--num-episodes must be 1 or more, not 0"
     assert refused(group_size=0) == "--group-size must be 1 or more, not 0"
+    assert refused(total_iterations=-1) == "--total-iterations must be 0 or more, not -1"
+    assert refused(total_tokens=-1) == "--total-tokens must be 0 or more, not -1"
+    assert refused(penalty_alpha=-0.1) == "--penalty-alpha must be 0 or more, not -0.1"
     assert refused(group_size=1).startswith("--group-size 1 leaves nothing to compare an episode with")
     assert refused(temperature=0.0) == "--temperature must be a number above 0, not 0.0"
     for slack in (0.0, math.inf, math.nan):

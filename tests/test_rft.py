@@ -1047,6 +1047,7 @@ def test_nothing_to_keep(refused, start):
 
 def test_wrong_numbers_and_combinations(refused, start, finished):
     assert refused(rounds=-1) == "--rounds must be 0 or more, not -1"
+    assert refused(total_tokens=-1) == "--total-tokens must be 0 or more, not -1"
     assert refused(pass_k=1) == "--pass-k must be 2 or more, not 1"
     assert refused(parallel=0) == "--parallel must be 1 or more, not 0"
     assert refused(temperature=0.0) == "--temperature must be a number above 0, not 0.0"

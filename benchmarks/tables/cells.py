@@ -23,7 +23,10 @@ ALOUD = {"APIAgent-v0": 50.0, "WebLite-v0": 29.4}  # output tokens of an oracle 
 BUDGETS = {"medium": "1.5", "tight": "1.0", "loose": "2.5"}  # times the oracle's mean cost
 SEEDS, TUNING_SEED = (1, 2, 3, 4, 5), 100
 STARTS = Path("runs") / "tables" / "starts"  # below the root: the wasteful policies, by environment
-LONGER = {"WebLite-v0": '{"difficulty":[1,2],"sites":["booking"],"max_turns":12}'}  # there is room for the waste
+LONGER = {  # there is room for the waste
+    "SQL-v0": '{"difficulty":[1,2],"max_turns":12}',
+    "WebLite-v0": '{"difficulty":[1,2],"sites":["booking"],"max_turns":12}',
+}
 WASTEFUL = (  # how they come to waste: two needless calls in nearly every place of every demonstration
     "--method", "ppo", "--total-iterations", "0", "--eval-episodes", "0", "--seed", str(TUNING_SEED),
     "--warm.updates", "200", "--warm.lr", "1e-3", "--warm.demonstrations", "1600", "--warm.wasteful", "1",
@@ -254,7 +257,7 @@ def cells() -> Iterator[Cell]:
     for name, method in METHODS.items():
         yield from (Cell("tune", first, name, "medium", TUNING_SEED, setting) for setting in method.trials)
     for seed in SEEDS:
-        yield from (Cell("wasteful", env, name, "medium", seed) for env in (first, "WebLite-v0") for name in METHODS)
+        yield from (Cell("wasteful", env, name, "medium", seed) for env in ENVS[:3] for name in METHODS)
     yield from _main(first, SEEDS)
     yield from (Cell("modes", first, name, "medium", seed) for seed in SEEDS[:2] for name in MODES)
     yield from _main(second, SEEDS[:3])
