@@ -347,7 +347,7 @@ def test_the_page_and_the_summary_say_what_the_files_hold(tmp_path):
 
 def test_the_readme_holds_the_committed_tables():
     text = report.README.read_text(encoding="utf-8")
-    assert report.in_short(report.Found.read(report.RESULTS), text) == text
+    assert report.readme(report.Found.read(report.RESULTS), text) == text
     for table in ("wasteful", "main"):
         assert f"<!-- table: {table} -->\n\n| method | {ENVS[0]}: validation (seeds) | test |" in text
     assert "| cannot begin |" in text  # RFT on episodes in budget, of which a wasteful policy has none

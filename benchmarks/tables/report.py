@@ -2,7 +2,8 @@
 
     python -m benchmarks.tables.report
 
-Writes docs/results.md, docs/results_*.png and summary.json beside the results, and prints the claims.
+Writes docs/results.md, docs/results_*.png, README's tables and summary.json beside the results, and prints the claims.
+With other folders it leaves the README alone.
 
 Every figure is the mean over seeds and tasks. Its 95% interval is by bootstrap: seeds are drawn with replacement, and
 so are tasks. Differences are paired by seed and task. A seed that collapsed counts like any other; a run that failed
@@ -69,8 +70,8 @@ validation tasks, in which two runs differ by 0.03 without any reason. From the 
 0.773): the success credit as its difference from the task's mean (0.781); multipliers fixed at 0.3 (0.785); both
 (0.777). All end on one level: with 0.90 of the tasks solved, and one lean success in ten over a bound, little is left.
 
-Why hard truncation is ahead there: the multipliers are 0 as soon as the mean cost is below the bound, and then nothing
-makes the policy leave a dearer way, while one episode in six is over budget. With the multipliers held at 0.5
+A reason why hard truncation is ahead there: the multipliers are 0 as soon as the mean cost is below the bound, and then
+nothing makes the policy leave a dearer way, while one episode in six is over budget. With the multipliers held at 0.5
 (`--dual.fixed 0.5`) on seeds 1 to 4 of the table: in-budget success 0.792 [0.744, 0.837], 0.027 [-0.001, 0.062] more
 than with multipliers that follow the mean, 0.134 over budget in place of 0.173; hard truncation 0.798 and 0.138. On
 test the difference is 0.006 [-0.019, 0.027]. As these seeds are the table's, the default is left as it is.
@@ -699,30 +700,31 @@ def summary(found: Found, stated: dict[str, list[Claim]]) -> dict[str, Any]:
     return {"claims": said, "rows": rows}
 
 
-def in_short(found: Found, text: str) -> str:
-    """The README, with its tables made anew.
+def in_short(cells: Cells) -> list[str]:
+    """A row of a method in the README's tables: in-budget success on both splits, success and calls on validation."""
+    if not cells:
+        return ["cannot begin", "", "", ""]
+    own, test = (interval(values(cells, split, "in-budget success")) for split in SPLITS)
+    success, calls = (float(np.nanmean(values(cells, SPLITS[0], figure))) for figure in ("success", "tool_calls"))
+    return [f"{shown(own)} ({len(cells)})", shown(test), f"{success:.2f}", f"{calls:.2f}"]
+
+
+def readme(found: Found, text: str) -> str:
+    """The README with its tables made anew, of the environments on which every method has run, or failed.
 
     Args:
-        text: It; a table stands between the comments ``<!-- table: NAME -->`` and ``<!-- end -->``.
+        text: The README; a table stands between the comments ``<!-- table: NAME -->`` and ``<!-- end -->``.
     """
     for view in map(found.of, STARTED):
         envs = [env for env in view.envs if all(view.main(env, m) or view.failure(env, m) for m in METHODS)]
-        heads = [f"{env}: validation (seeds) | test | success | calls" for env in envs]
-        rows = [f"| {' | '.join(['method', *heads])} |", "|---" * (1 + 4 * len(envs)) + "|"]
-        for name in ROWS:
-            parts = [METHODS[name].title]
-            for cells in (view.main(env, name) for env in envs):
-                own, test, success, calls = (
-                    interval(values(cells, split, figure))
-                    for split, figure in (("validation", FIGURES[0]), ("test", FIGURES[0]),
-                                          ("validation", "success"), ("validation", "tool_calls"))
-                )  # fmt: skip
-                parts += [f"{shown(own)} ({len(cells)})", shown(test), f"{success[0]:.2f}", f"{calls[0]:.2f}"] \
-                    if cells else ["cannot begin", "", "", ""]  # fmt: skip
-            rows.append(f"| {' | '.join(parts)} |")
-        begin = f"<!-- table: {view.table} -->\n"
-        before, _, after = text.partition(begin)
-        text = before + begin + "\n" + "\n".join(rows) + "\n\n<!-- end -->" + after.partition("<!-- end -->")[2]
+        rows = [["method"], ["---"] * (1 + 4 * len(envs)), *([METHODS[name].title] for name in ROWS)]
+        for env in envs:
+            rows[0] += [f"{env}: validation (seeds)", "test", "success", "calls"]
+            for row, name in zip(rows[2:], ROWS, strict=True):
+                row += in_short(view.main(env, name))
+        before, begin, after = text.partition(f"<!-- table: {view.table} -->")
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        text = f"{before}{begin}\n\n{table}\n\n<!-- end -->{after.partition('<!-- end -->')[2]}"
     return text
 
 
@@ -786,7 +788,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the pictures")
     options = parser.parse_args()
     if options.results == RESULTS and options.docs == DOCS:
-        write(README, in_short(Found.read(RESULTS), README.read_text(encoding="utf-8")))
+        write(README, readme(Found.read(RESULTS), README.read_text(encoding="utf-8")))
     for start, claims_made in report(options.results, options.docs).items():
         print(f"{start}:")
         for claim in claims_made:
