@@ -76,6 +76,20 @@ def test_the_wasteful_start_is_made_once(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_wasteful_start_that_another_sweep_has_made_meanwhile_stays(tmp_path, monkeypatch):
+    theirs = tmp_path / "runs" / "tables" / "starts" / ENVS[0] / "theirs"
+
+    def run(line, **options):
+        theirs.mkdir(parents=True)
+        (Path(line[line.index("--run-dir") + 1]) / "run" / "checkpoints" / "start").mkdir(parents=True)
+
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    sweep.make_start(ENVS[0], tmp_path / "runs")
+    assert theirs.is_dir()
+    assert list((tmp_path / "runs").iterdir()) == [tmp_path / "runs" / "tables"]  # nothing of ours is left
+
+
 @pytest.mark.parametrize("name", cells.COMMON)
 def test_the_trainers_take_the_flags_of_every_cell(name):
     trainer = load_trainer(name)

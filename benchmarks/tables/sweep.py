@@ -139,7 +139,8 @@ def commit() -> str:
 
 def make_start(env: str, runs: Path) -> None:
     """Make the wasteful policy of an environment, unless it is there."""
-    if (ROOT / STARTS / env).exists():
+    start = ROOT / STARTS / env
+    if start.exists():
         return
     print(f"making the wasteful start of {env}", flush=True)
     runs.mkdir(parents=True, exist_ok=True)
@@ -147,8 +148,9 @@ def make_start(env: str, runs: Path) -> None:
     line = [sys.executable, *wasteful_start(env), "--run-dir", str(folder)]
     subprocess.run(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     (made,) = folder.glob("*/checkpoints/start")
-    (ROOT / STARTS).mkdir(parents=True, exist_ok=True)
-    made.rename(ROOT / STARTS / env)
+    start.parent.mkdir(parents=True, exist_ok=True)
+    if not start.exists():  # another sweep may have made it meanwhile
+        made.rename(start)
     shutil.rmtree(folder)
 
 
