@@ -58,7 +58,7 @@ from agent_gym.lm.vllm_engine import engine_of
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
 
-RATES = {"tiny": 5e-4, "small": 1e-4, "large": 2e-5}  # learning rate by the model's size; below and above 1 B
+RATES = {"tiny": 2e-4, "small": 1e-4, "large": 2e-5}  # learning rate by the model's size; below and above 1 B
 PARALLEL = 128  # episodes that a process plays side by side in environments of one kind, at most
 SPLITS = ("validation", "test")  # what the policy is tested on
 
@@ -106,7 +106,7 @@ class Args(Common):
     group_size: int = 8
     """episodes of one task, compared with each other"""
     learning_rate: float | None = None
-    """AdamW on the policy; by default 5e-4, 1e-4 or 2e-5 by the model's size (RATES), and a tenth of it where all
+    """AdamW on the policy; by default 2e-4, 1e-4 or 2e-5 by the model's size (RATES), and a tenth of it where all
     parameters of a pretrained model are trained"""
     update_epochs: int = 1
     """passes over an iteration's episodes"""

@@ -166,8 +166,8 @@ def test_settings_follow_the_method_and_the_size(monkeypatch):
     assert arguments(method="dr-grpo", loss_norm="tokens").loss_norm == "tokens"
     unset = dict.fromkeys(("max_new_tokens", "max_context", "learning_rate", "eval_tasks"))
     for count, model, expected in (
-        (0, "tiny", (96, 1024, 5e-4, 32)),
-        (0, "tiny:APIAgent-v0", (96, 1024, 5e-4, 32)),
+        (0, "tiny", (96, 1024, 2e-4, 32)),
+        (0, "tiny:APIAgent-v0", (96, 1024, 2e-4, 32)),
         (10**8, "a", (256, 4096, 1e-4, 4)),
         (10**10, "b", (1024, 8192, 2e-5, 4)),
     ):

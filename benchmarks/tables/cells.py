@@ -105,7 +105,7 @@ METHODS = {  # chosen: the defaults
     "rft_in_budget": Method("RFT, success in budget", "rft", ("--keep", "success-in-budget"), *REFIT),
     "stepgroup": _ppo("step credit without costs", "--method stepgroup", "--credit.weight", "0.3 1.0 3.0", "1.0"),
     "ppo": _ppo("PPO", "--method ppo", "--learning-rate", "1e-4 3e-4 1e-3", "3e-4"),
-    "grpo": Method("GRPO", "grpo_pcgrad", PLAIN_GRPO, "--learning-rate", ("1e-4", "5e-4", "1e-3"), "5e-4"),
+    "grpo": Method("GRPO", "grpo_pcgrad", PLAIN_GRPO, "--learning-rate", ("1e-4", "2e-4", "5e-4"), "2e-4"),
     "sft": Method("SFT (the start)", "ppo_c3rl", ("--method", "ppo", "--total-iterations", "0")),
 }
 WINNERS = {"penalty": "1.0"}  # of ``tune``, where it is not the default; the table ``wasteful`` uses them
