@@ -546,8 +546,9 @@ def second_paper(found: Found) -> list[str]:
     head = ["method", "seeds", *(f"{split}: {figure}" for split in SPLITS for figure in figures), "conflict rate"]
     every = {name: found.rows.get(("passk", ENVS[0], name, "medium"), {}) for name in PASSK}
     text = [f"## The second paper ({ENVS[0]}, 64 tasks, 16 episodes each)", "",
-            "The conflict rate is that of the pairs of groups of an iteration. It is empty where no iteration had two "
-            "groups with both outcomes; then surgery has nothing to work on, and the runs are one.", ""]  # fmt: skip
+            "The conflict rate is that of the pairs of groups of an iteration. It is empty where it is not measured "
+            "(uniqueness, the start), and where no iteration had two groups with both outcomes: then surgery has "
+            "nothing to work on, and the runs with and without it are one.", ""]  # fmt: skip
     absolute, apart = [], []
     for name, cells in every.items():
         row, title = [PASSK[name].title], PASSK[name].title
