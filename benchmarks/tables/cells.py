@@ -26,6 +26,7 @@ STARTS = Path("runs") / "tables" / "starts"  # below the root: the wasteful poli
 LONGER = {  # there is room for the waste
     "SQL-v0": '{"difficulty":[1,2],"max_turns":12}',
     "WebLite-v0": '{"difficulty":[1,2],"sites":["booking"],"max_turns":12}',
+    "CodeAgent-v0": '{"difficulty":1,"max_turns":12}',
 }
 WASTEFUL = (  # how they come to waste: two needless calls in nearly every place of every demonstration
     "--method", "ppo", "--total-iterations", "0", "--eval-episodes", "0", "--seed", str(TUNING_SEED),
@@ -257,14 +258,14 @@ def cells() -> Iterator[Cell]:
     for name, method in METHODS.items():
         yield from (Cell("tune", first, name, "medium", TUNING_SEED, setting) for setting in method.trials)
     for seed in SEEDS:
-        yield from (Cell("wasteful", env, name, "medium", seed) for env in ENVS[:3] for name in METHODS)
+        yield from (Cell("wasteful", env, name, "medium", seed) for env in ENVS for name in METHODS)
     yield from _main(first, SEEDS)
     yield from (Cell("modes", first, name, "medium", seed) for seed in SEEDS[:2] for name in MODES)
     yield from _main(second, SEEDS[:3])
     yield from (Cell("ablations", first, name, "medium", seed) for name in ABLATIONS for seed in SEEDS[:3])
     for env in others:
         yield from _main(env, SEEDS[:3])
-    yield from (Cell("passk", first, name, "medium", seed) for seed in SEEDS[:3] for name in PASSK)
+    yield from (Cell("passk", env, name, "medium", seed) for env in ENVS[:2] for seed in SEEDS[:3] for name in PASSK)
     for env in ENVS:
         for budget in ("tight", "loose"):
             seeds = SEEDS if env == first else SEEDS[:3]
