@@ -105,8 +105,6 @@ class Dual:
     """iterations during which lambda stays 0"""
     ema: float = 0.5
     """rho: smoothing of the relative violation"""
-    lambda_min: float = 0.0
-    """lower bound of every lambda after the warm-up; above 0, saving goes on where the mean cost meets the budget"""
     lambda_max: float = 5.0
     """upper bound of every lambda"""
     channels: tuple[str, ...] = CHANNELS
@@ -591,10 +589,9 @@ class DualState:
         elif dual.pid:
             self.integral = np.clip(self.integral + dual.lr * self.ema, 0.0, dual.lambda_max)
             rising = np.maximum(0.0, self.ema - before)
-            unbounded = dual.kp * self.ema + self.integral + dual.kd * rising
-            self.lambdas = np.clip(unbounded, dual.lambda_min, dual.lambda_max)
+            self.lambdas = np.clip(dual.kp * self.ema + self.integral + dual.kd * rising, 0.0, dual.lambda_max)
         else:
-            self.lambdas = np.clip(self.lambdas + dual.lr * self.ema, dual.lambda_min, dual.lambda_max)
+            self.lambdas = np.clip(self.lambdas + dual.lr * self.ema, 0.0, dual.lambda_max)
         self.lambdas = np.where(constrained, self.lambdas, 0.0)
 
 
@@ -1032,10 +1029,6 @@ def settle(args: Args, ranks: Ranks) -> dict[str, Any]:
         raise Refused(
             f"--num-episodes {args.num_episodes} is no multiple of --group-size {args.group_size} x {ranks.world} "
             "processes"
-        )
-    if not 0.0 <= args.dual.lambda_min <= args.dual.lambda_max:
-        raise Refused(
-            f"--dual.lambda-min {args.dual.lambda_min:g} must be from 0 to --dual.lambda-max {args.dual.lambda_max:g}"
         )
     if unknown := set(args.dual.channels) - set(CHANNELS):
         raise Refused(f"--dual.channels: unknown {sorted(unknown)}; the channels are {', '.join(CHANNELS)}")

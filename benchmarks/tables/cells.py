@@ -88,16 +88,16 @@ C3 = "--method c3rl --credit.mode eliminate --credit.cost excess-group"
 C3_LOO = "--method c3rl --credit.mode leave-one-out"
 
 METHODS = {  # chosen: the defaults
-    "c3": _ppo("C3-RL", C3, "--dual.lambda-min", "0 0.5 1.0", "0"),
-    "c3_loo": _ppo("C3-RL, leave-one-out", C3_LOO, "--dual.lambda-min", "0 0.5 1.0", "0"),
+    "c3": _ppo("C3-RL", C3, "--dual.lr", "0.05 0.1 0.2", "0.1"),
+    "c3_loo": _ppo("C3-RL, leave-one-out", C3_LOO, "--dual.lr", "0.05 0.1 0.2", "0.1"),
     "penalty": _ppo("fixed penalty", "--method penalty", "--penalty-alpha", "0.1 0.3 1.0", "0.3"),
     "truncation": _ppo("hard truncation", "--method truncation", "--truncation-slack", "1.0 1.5 2.0", "1.0"),
-    "lagrangian": _ppo("PPO-Lagrangian, trajectory", "--method lagrangian", "--dual.lambda-min", "0 0.5 1.0", "0"),
+    "lagrangian": _ppo("PPO-Lagrangian, trajectory", "--method lagrangian", "--dual.lr", "0.05 0.1 0.2", "0.1"),
     "lagrangian_to_go": _ppo(
-        "PPO-Lagrangian, to go", "--method lagrangian --lagrangian-to-go", "--dual.lambda-min", "0 0.5 1.0", "0"
+        "PPO-Lagrangian, to go", "--method lagrangian --lagrangian-to-go", "--dual.lr", "0.05 0.1 0.2", "0.1"
     ),
     "lagrangian_critics": _ppo(
-        "PPO-Lagrangian, critics", "--method lagrangian --critic", "--dual.lambda-min", "0 0.5 1.0", "0"
+        "PPO-Lagrangian, critics", "--method lagrangian --critic", "--dual.lr", "0.05 0.1 0.2", "0.1"
     ),
     "lagrangian_curriculum": _ppo(
         "PPO-Lagrangian, curriculum", "--method lagrangian", "--dual.curriculum", "10 20 30", "20"
