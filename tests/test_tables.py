@@ -44,9 +44,10 @@ def test_every_cell_has_a_file_of_its_own_and_no_table_has_the_tuning_seed():
 def test_the_most_valuable_cells_come_first():
     order = [(cell.table, cell.env, cell.budget) for cell in cells.cells()]
     firsts = list(dict.fromkeys(order))
-    assert firsts[:6] == [
+    assert firsts[:7] == [
         ("tune", ENVS[0], "medium"), ("wasteful", "APIAgent-v0", "medium"), ("wasteful", "SQL-v0", "medium"),
-        ("wasteful", "WebLite-v0", "medium"), ("main", ENVS[0], "medium"), ("modes", ENVS[0], "medium"),
+        ("wasteful", "WebLite-v0", "medium"), ("wasteful", "CodeAgent-v0", "medium"), ("main", ENVS[0], "medium"),
+        ("modes", ENVS[0], "medium"),
     ]  # fmt: skip
     assert order.count(("main", ENVS[0], "medium")) == 5 * len(METHODS)
 
