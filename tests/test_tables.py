@@ -305,6 +305,8 @@ def test_nothing_is_claimed_before_it_is_measured(tmp_path):
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"Not run: {ENVS[0]} medium, {ENVS[0]} tight" in page
     assert "Not run: C3-RL, global cost only" in page
+    assert "literally" not in page
+    assert "squeezes" not in page
     full(tmp_path, 0.95, 0.05, 0.3, ENVS[:1], "wasteful")
     result(tmp_path, Cell("ablations", ENVS[0], "global_cost", "medium", 1), 0.7, 0.3)
     assert verdicts(tmp_path) == [*["NOT MEASURED"] * 6, "HOLDS"]
