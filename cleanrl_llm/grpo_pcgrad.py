@@ -1026,6 +1026,7 @@ def settle(args: Args, ranks: Ranks) -> list[tuple[str, dict[str, Any]]]:
         (size < 2, f"--group-size must be 2 or more: the episodes of a task are compared; not {size}"),
         (args.num_episodes % max(1, size),
          f"--num-episodes {args.num_episodes} is no multiple of --group-size {size}"),
+        (args.tau >= 1, f"--tau must be below 1: no cosine is below -1; not {args.tau}"),
         (not 2 <= args.groups <= 8, f"--groups must be from 2 to 8, not {args.groups}"),
         (args.pool_tasks < max(args.groups, count),
          f"--pool-tasks {args.pool_tasks} is fewer than the groups or environments"),

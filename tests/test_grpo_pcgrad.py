@@ -1107,6 +1107,7 @@ def test_wrong_numbers(refused):
     assert refused(groups=1) == "--groups must be from 2 to 8, not 1"
     assert refused(groups=9) == "--groups must be from 2 to 8, not 9"
     assert refused(tau=-0.1) == "--tau must be 0 or more, not -0.1"
+    assert refused(tau=7.0) == "--tau must be below 1: no cosine is below -1; not 7.0"
     assert refused(tau=math.nan) == "--tau must be 0 or more, not nan"
     assert refused(every=0) == "--every must be 1 or more, not 0"
     assert refused(total_iterations=-1) == "--total-iterations must be 0 or more, not -1"

@@ -131,6 +131,7 @@ ABLATIONS = {
         ("cost_own", "v: own cost", "--credit.cost own"),
         ("cost_loo", "v: leave-one-out", "--credit.cost leave-one-out"),
         ("no_success_credit", "without u", "--credit.weight 0"),
+        ("no_success_global_cost", "without u, global cost only", "--credit.weight 0 --credit.cost trajectory"),
         ("fixed_lambda", "fixed multipliers", "--dual.fixed 0.5"),
         ("one_channel", "calls only", "--dual.channels tool_calls"),
         ("no_z_reward", "without z(R)", "--credit.no-z-reward"),
