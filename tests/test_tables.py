@@ -301,17 +301,21 @@ def verdicts(tmp_path: Path) -> list[str]:
 
 
 def test_nothing_is_claimed_before_it_is_measured(tmp_path):
-    assert verdicts(tmp_path) == ["NOT MEASURED"] * 7
+    assert verdicts(tmp_path) == ["NOT MEASURED"] * 8
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"Not run: {ENVS[0]} medium, {ENVS[0]} tight" in page
     assert "Not run: C3-RL, global cost only" in page
     assert "literally" not in page
     assert "squeezes" not in page
+    assert "One level" not in page
     full(tmp_path, 0.95, 0.05, 0.3, ENVS[:1], "wasteful")
     result(tmp_path, Cell("ablations", ENVS[0], "global_cost", "medium", 1), 0.7, 0.3)
-    assert verdicts(tmp_path) == [*["NOT MEASURED"] * 6, "HOLDS"]
+    assert verdicts(tmp_path) == [*["NOT MEASURED"] * 6, "HOLDS", "NOT MEASURED"]
+    for name, rate in (("no_success_credit", 0.6), ("no_success_global_cost", 0.7)):
+        result(tmp_path, Cell("ablations", ENVS[0], name, "medium", 1), rate, 0.3)
+    assert verdicts(tmp_path) == [*["NOT MEASURED"] * 6, "HOLDS", "DOES NOT HOLD"]
     full(tmp_path, 0.95, 0.05, 0.3, ENVS[1:2], "wasteful")
-    assert verdicts(tmp_path) == [*["NOT MEASURED"] * 3, *["HOLDS"] * 4]
+    assert verdicts(tmp_path) == [*["NOT MEASURED"] * 3, *["HOLDS"] * 4, "DOES NOT HOLD"]
 
 
 def test_a_baseline_that_cannot_begin_is_named_and_leaves_no_claim_open(tmp_path):
