@@ -50,7 +50,7 @@ from .cells import (
     WASTE,
     WINNERS,
 )  # fmt: skip
-from .said import ABLATED, MEASURED, SQUEEZED, STARTS_SAID, TRIED
+from .said import ABLATED, MEASURED, MODES_SAID, SQUEEZED, STARTS_SAID, TRIED
 from .sweep import RESULTS, SPLITS
 
 DOCS, README = ROOT / "docs", ROOT / "README.md"
@@ -433,9 +433,7 @@ def ablations(found: Found) -> list[str]:
 def measures(found: Found) -> list[str]:
     """In-budget success on validation under each measure of credit, with the multipliers controlled in three ways."""
     text = [f"## Measures of credit ({ENVS[0]}, medium budget, in-budget success on validation)", ""]
-    text += ["Long tasks have three or four necessary calls, short ones one or two. The bound on output tokens is 75,",
-             "1.1 times what an oracle that thinks aloud writes on long tasks and 2.2 times on short ones. The start",
-             "that wastes little is the ready-made policy after 60 updates on the oracle's demonstrations.", ""]  # fmt: skip
+    text += [MODES_SAID.replace("\n", " "), ""]
     ran = list[Cells]()
     for length in LENGTHS:
         for waste in WASTE:
