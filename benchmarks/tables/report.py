@@ -703,13 +703,16 @@ def in_short(cells: Cells) -> list[str]:
 
 
 def readme(found: Found, text: str) -> str:
-    """The README with its tables made anew, of the first two environments on which every method has run, or failed.
+    """The README with its tables made anew, of two environments on which every method has run, or failed: those with
+    the most seeds of the method that has the fewest.
 
     Args:
         text: The README; a table stands between the comments ``<!-- table: NAME -->`` and ``<!-- end -->``.
     """
     for view in map(found.of, STARTED):
-        envs = [env for env in view.envs if all(view.main(env, m) or view.failure(env, m) for m in METHODS)][:2]
+        whole = [env for env in view.envs if all(view.main(env, m) or view.failure(env, m) for m in METHODS)]
+        seeds = {env: min(len(cells) for m in METHODS if (cells := view.main(env, m))) for env in whole}
+        envs = sorted(sorted(whole, key=lambda env: -seeds[env])[:2], key=ENVS.index)
         rows = [["method"], ["---"] * (1 + 4 * len(envs)), *([METHODS[name].title] for name in ROWS)]
         for env in envs:
             rows[0] += [f"{env}: validation (seeds)", "test", "success", "calls"]
