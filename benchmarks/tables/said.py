@@ -11,7 +11,7 @@ with its tokens after 29 to 39 iterations. On SQL-v0 the look-up that a task of 
 half of them, more tokens than the bound allows: the multiplier of read tokens rises to the end, and nothing can
 come of it. On CodeAgent-v0 a single look reads several times the bound, so the multiplier of read tokens stays at 2
 to 4 even where nearly no episode looks any more: the three Lagrangians without a curriculum are at a success of 1.0
-in training after twenty to thirty iterations from the ready-made policy, and do nothing in the end, in five of six
+in training after twenty to thirty iterations from the ready-made policy, and do nothing in the end, in six of nine
 runs; so they do in seven of nine from the wasteful one."""
 
 ABLATED = """Most depends on how replay is done: literally, without grounding, it costs 0.12; a step measured by
