@@ -347,6 +347,11 @@ def count(tokens: float) -> str:
     return f"{tokens / 1000:.0f}k" if math.isfinite(tokens) else "never"
 
 
+def paragraphs(of: str) -> list[str]:
+    """Lines of a text, one a paragraph, whatever its own lines are."""
+    return [line for paragraph in of.split("\n\n") for line in (paragraph.replace("\n", " "), "")]
+
+
 def not_run(names: Sequence[str]) -> list[str]:
     """What is missing."""
     return [f"Not run: {', '.join(names)}.", ""] if names else []
@@ -426,14 +431,14 @@ def ablations(found: Found) -> list[str]:
     c3 = found.of("wasteful").main(ENVS[0], "c3")
     rows = {"C3-RL": c3} | {method.title: found.ablation(name) for name, method in ABLATIONS.items()}
     title = f"## Ablations ({ENVS[0]}, medium budget, {STARTED['wasteful']})"
-    said = [ABLATED.replace("\n", " "), ""] if all(rows.values()) else []
+    said = paragraphs(ABLATED) if all(rows.values()) else []
     return [title, "", *comparison(rows, c3), *said]
 
 
 def measures(found: Found) -> list[str]:
     """In-budget success on validation under each measure of credit, with the multipliers controlled in three ways."""
     text = [f"## Measures of credit ({ENVS[0]}, medium budget, in-budget success on validation)", ""]
-    text += [MODES_SAID.replace("\n", " "), ""]
+    text += paragraphs(MODES_SAID)
     ran = list[Cells]()
     for length in LENGTHS:
         for waste in WASTE:
@@ -443,9 +448,9 @@ def measures(found: Found) -> list[str]:
                 rows = [found.rows.get(("modes", ENVS[0], name, "medium"), {}) for name in names]
                 shares = [interval(values(cells, "validation", FIGURES[0])) if cells else NOTHING for cells in rows]
                 lines.append([title, *map(shown, shares)] if any(rows) else [title])
-                ran.append(rows[0])
+                ran += rows
             text += [f"### {length} tasks, {waste} waste", "", *markdown(["measure", *CONTROLS], lines)]
-    return [*text, *([MEASURED.replace("\n", " "), ""] if all(ran) else [])]
+    return text + (paragraphs(MEASURED) if all(ran) else [])
 
 
 def mechanism(found: Found) -> list[str]:
@@ -521,7 +526,7 @@ def second_paper(found: Found) -> list[str]:
             "(uniqueness, the start), and where no iteration had two groups with both outcomes: then surgery has "
             "nothing to work on, and the runs with and without it are one.", ""]  # fmt: skip
     if all(found.rows.get(("passk", env, name, "medium")) for env in PASSK_ENVS for name in PASSK):
-        text += [SQUEEZED.replace("\n", " "), ""]
+        text += paragraphs(SQUEEZED)
     for env in PASSK_ENVS:
         text += [f"### {env}", "", *surgery(found, env)]
     return text
@@ -759,8 +764,7 @@ def report(results: Path, docs: Path) -> dict[str, list[Claim]]:
     for start, own in stated.items():
         text += [f"{start.capitalize()}:", ""]
         text += [f"* **{c.verdict}**: {c.text}{f' ({c.numbers})' if c.numbers else ''}." for c in own] + [""]
-    for paragraph in (STARTS_SAID, *TRIED.split("\n\n")):
-        text += [paragraph.replace("\n", " "), ""]
+    text += [*paragraphs(STARTS_SAID), *paragraphs(TRIED)]
     for part in (main_tables, efficiency, mechanism):
         text += [line for view in views for line in part(view)]
     text += [*ablations(found), *measures(found), *second_paper(found), *tuning(found)]
