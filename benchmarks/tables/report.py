@@ -48,7 +48,6 @@ from .cells import (
     ROOT,
     TOKENS,
     WASTE,
-    WINNERS,
 )  # fmt: skip
 from .said import ABLATED, MEASURED, MODES_SAID, SQUEEZED, STARTS_SAID, TRIED
 from .sweep import RESULTS, SPLITS
@@ -557,6 +556,16 @@ def surgery(found: Found, env: str) -> list[str]:
     )
 
 
+def set_to(found: Found, name: str, knob: str) -> str:
+    """What a method's knob was in the runs of the table, and where, if not everywhere the same."""
+    used: dict[str, dict[str, None]] = {}
+    for env in ENVS:
+        for cell in found.main(env, name).values():
+            command = cell["command"]
+            used.setdefault(command[command.index(knob) + 1], {})[env] = None
+    return ", ".join(f"{setting} ({', '.join(envs)})" if len(used) > 1 else setting for setting, envs in used.items())
+
+
 def tuning(found: Found) -> list[str]:
     """In-budget success of every setting of every knob on the tuning seed."""
     lines = []
@@ -569,11 +578,11 @@ def tuning(found: Found) -> list[str]:
         row = [method.title]
         if tried:
             winner = max(tried, key=lambda s: tried[s]) if len(tried) == len(method.trials) else "-"
-            used = WINNERS.get(name, method.chosen)
-            row += [f"`{method.knob}`", ", ".join(f"{s}: {x:.3f}" for s, x in tried.items()), winner, used]
+            row += [f"`{method.knob}`", ", ".join(f"{s}: {x:.3f}" for s, x in tried.items()), winner]
+            row.append(set_to(found.of("wasteful"), name, method.knob))
         if method.knob:
             lines.append(row)
-    head = ["method", "knob", "in-budget success, validation", "winner", "in the table"]
+    head = ["method", "knob", "in-budget success, validation", "winner", "in the wasteful table"]
     title = f"## Knobs ({ENVS[0]}, medium budget, {STARTED['wasteful']}, a seed that is in no table)"
     return [title, "", *markdown(head, lines)]
 
