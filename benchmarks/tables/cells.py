@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["ABLATIONS", "ALOUD", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK",
-           "PASSK_ENVS", "STARTS", "TOKENS", "WINNERS", "Cell", "Method", "cells", "wasteful_start"]  # fmt: skip
+           "PASSK_ENVS", "STARTS", "TOKENS", "Cell", "Method", "cells", "wasteful_start"]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
@@ -109,7 +109,13 @@ METHODS = {  # chosen: the defaults
     "grpo": Method("GRPO", "grpo_pcgrad", PLAIN_GRPO, "--learning-rate", ("1e-4", "2e-4", "5e-4"), "2e-4"),
     "sft": Method("SFT (the start)", "ppo_c3rl", ("--method", "ppo", "--total-iterations", "0")),
 }
-WINNERS = {"penalty": "1.0"}  # of ``tune``, where it is not the default; the table ``wasteful`` uses them
+WINNERS = {  # of ``tune``, where it is not the default; the table ``wasteful`` uses them
+    ENVS[0]: {
+        "penalty": "1.0", "lagrangian": "0.2", "lagrangian_to_go": "0.2", "lagrangian_critics": "0.2",
+        "lagrangian_curriculum": "10",
+    },
+    **{env: {"penalty": "1.0"} for env in ENVS[1:]},  # where the others had run before their trials
+}  # fmt: skip
 OURS = ("c3", "c3_loo", "rft_pruned")
 BASELINES = tuple(name for name in METHODS if name not in (*OURS, "sft"))
 CONSTRAINED = tuple(name for name in BASELINES if name.startswith(("lagrangian", "penalty", "truncation")))
@@ -234,12 +240,12 @@ class Cell:
             smoke: A few episodes from a small model that has learnt nothing: does it run at all?
         """
         method, times = self.of, float(BUDGETS[self.budget])
-        default = WINNERS.get(self.method, method.chosen) if self.table == "wasteful" else method.chosen
+        winners = WINNERS[self.env] if self.table == "wasteful" else {}
         flags = [
             *COMMON[method.trainer], *self.env_flags, "--seed", str(self.seed),
             "--budget.relative", BUDGETS[self.budget], "--total-tokens", str(TOKENS[self.env]),
             *(("--budget.output-tokens", f"{times * ALOUD[self.env]:g}") if self.env in ALOUD else ()),
-            *method.tuned(self.setting or default),
+            *method.tuned(self.setting or winners.get(self.method, method.chosen)),
         ]  # fmt: skip
         if self.start and not smoke:
             flags += ["--init", str(self.start)]
