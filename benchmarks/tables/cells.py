@@ -112,7 +112,7 @@ METHODS = {  # chosen: the defaults
 WINNERS = {  # of ``tune``, where it is not the default; the table ``wasteful`` uses them
     ENVS[0]: {
         "penalty": "1.0", "lagrangian": "0.2", "lagrangian_to_go": "0.2", "lagrangian_critics": "0.2",
-        "lagrangian_curriculum": "10",
+        "lagrangian_curriculum": "10", "rft_in_budget": "1e-3", "stepgroup": "3.0",
     },
     **{env: {"penalty": "1.0"} for env in ENVS[1:]},  # where the others had run before their trials
 }  # fmt: skip

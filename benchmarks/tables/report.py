@@ -577,7 +577,8 @@ def tuning(found: Found) -> list[str]:
         }
         row = [method.title]
         if tried:
-            winner = max(tried, key=lambda s: tried[s]) if len(tried) == len(method.trials) else "-"
+            highest = max(tried, key=lambda s: (tried[s], s == method.chosen))
+            winner = highest if len(tried) == len(method.trials) else "-"
             row += [f"`{method.knob}`", ", ".join(f"{s}: {x:.3f}" for s, x in tried.items()), winner]
             row.append(set_to(found.of("wasteful"), name, method.knob))
         if method.knob:
