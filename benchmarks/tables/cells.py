@@ -113,6 +113,7 @@ WINNERS = {  # of ``tune``, where it is not the default; the table ``wasteful`` 
     ENVS[0]: {
         "penalty": "1.0", "lagrangian": "0.2", "lagrangian_to_go": "0.2", "lagrangian_critics": "0.2",
         "lagrangian_curriculum": "10", "rft_in_budget": "1e-3", "stepgroup": "3.0",
+        "ppo": "1e-3", "grpo": "5e-4",
     },
     **{env: {"penalty": "1.0"} for env in ENVS[1:]},  # where the others had run before their trials
 }  # fmt: skip
