@@ -49,7 +49,7 @@ from .cells import (
     TOKENS,
     WASTE,
 )  # fmt: skip
-from .said import ABLATED, MEASURED, MODES_SAID, SQUEEZED, STARTS_SAID, TRIED
+from .said import ABLATED, MEASURED, MODES_SAID, SQUEEZED, STARTS_SAID, TRIED, TUNED
 from .sweep import RESULTS, SPLITS
 
 DOCS, README = ROOT / "docs", ROOT / "README.md"
@@ -585,7 +585,8 @@ def tuning(found: Found) -> list[str]:
             lines.append(row)
     head = ["method", "knob", "in-budget success, validation", "winner", "in the wasteful table"]
     title = f"## Knobs ({ENVS[0]}, medium budget, {STARTED['wasteful']}, a seed that is in no table)"
-    return [title, "", *markdown(head, lines)]
+    said = paragraphs(TUNED) if all(len(line) > 1 for line in lines) else []
+    return [title, "", *markdown(head, lines), *said]
 
 
 # ---- pictures ----
