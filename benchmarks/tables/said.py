@@ -17,7 +17,7 @@ runs; so they do in seven of nine from the wasteful one.
 At the tight budget, the oracle's mean, the oracle's own calls are over the bound in half of the tasks of
 APIAgent-v0, and most successes without a needless call are over another bound: 0.27 is about what can be had, and
 all five methods have it. At the loose one two of three episodes of the start are in budget, and what parts the
-methods is success: the penalty and truncation have 0.93, C3-RL 0.90, pruned RFT 0.81 (two seeds)."""
+methods is success: truncation and the penalty have 0.93 and 0.92, C3-RL 0.90, pruned RFT 0.81."""
 
 ABLATED = """Most depends on how replay is done: literally, without grounding, it costs 0.12; a step measured by
 what its episode is worth when cut there, swapped or replaced costs 0.28 to 0.66, and one measured in blocks of two
