@@ -558,12 +558,12 @@ def surgery(found: Found, env: str) -> list[str]:
 
 def set_to(found: Found, name: str, knob: str) -> str:
     """What a method's knob was in the runs of the table, and where, if not everywhere the same."""
-    used: dict[str, dict[str, None]] = {}
+    envs: dict[str, list[str]] = {}  # by setting
     for env in ENVS:
-        for cell in found.main(env, name).values():
-            command = cell["command"]
-            used.setdefault(command[command.index(knob) + 1], {})[env] = None
-    return ", ".join(f"{setting} ({', '.join(envs)})" if len(used) > 1 else setting for setting, envs in used.items())
+        commands = [cell["command"] for cell in found.main(env, name).values()]
+        for setting in sorted({command[command.index(knob) + 1] for command in commands}):
+            envs.setdefault(setting, []).append(env)
+    return ", ".join(f"{setting} ({', '.join(own)})" if len(envs) > 1 else setting for setting, own in envs.items())
 
 
 def tuning(found: Found) -> list[str]:
