@@ -304,6 +304,7 @@ def test_nothing_is_claimed_before_it_is_measured(tmp_path):
     assert verdicts(tmp_path) == ["NOT MEASURED"] * 8
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"Not run: {ENVS[0]} medium, {ENVS[0]} tight" in page
+    assert f"Not run: {', '.join(f'{env} medium' for env in ENVS)}." in page  # from the wasteful policies
     assert "Not run: C3-RL, global cost only" in page
     assert "literally" not in page
     assert "squeezes" not in page
@@ -322,11 +323,14 @@ def test_a_baseline_that_cannot_begin_is_named_and_leaves_no_claim_open(tmp_path
     full(tmp_path, 0.95, 0.05, 0.3)
     for path in (tmp_path / "main" / ENVS[1]).glob("rft_in_budget__*"):
         path.unlink()
+    page = tmp_path / "docs" / "results.md"
     assert verdicts(tmp_path)[:3] == ["NOT MEASURED"] * 3
+    assert "Not run: RFT, success in budget." in page.read_text()
     failed = {"cell": vars(Cell("main", ENVS[1], "rft_in_budget", "medium", 1)), "error": "none can be kept"}
     sweep.keep(tmp_path / "main" / ENVS[1] / "rft_in_budget__medium__seed1.failed.json", failed)
     assert verdicts(tmp_path)[:3] == ["HOLDS"] * 3
-    assert "RFT, success in budget failed: none can be kept." in (tmp_path / "docs" / "results.md").read_text()
+    assert "RFT, success in budget failed: none can be kept." in page.read_text()
+    assert "Not run: RFT, success in budget." not in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,11 @@ class Found:
         begin = f"{self.table}/{env}/{method}__{budget}__"
         return next((error for name, error in self.failed.items() if name.startswith(begin)), "")
 
+    def names(self, env: str, budget: str = "medium") -> list[str]:
+        """The methods of a table, without those of which every run failed: they were run and have no figures."""
+        at = [name for name in ROWS if budget == "medium" or name in ("sft", *FIVE)]
+        return [name for name in at if self.main(env, name, budget) or not self.failure(env, name, budget)]
+
     def ablation(self, method: str) -> Cells:
         """A row of the ablations."""
         return self.rows.get(("ablations", ENVS[0], method, "medium"), {})
@@ -403,12 +408,13 @@ def within_reach(rows: dict[str, Cells]) -> str:
 
 
 def main_tables(found: Found) -> list[str]:
-    """The table of the methods of every environment and budget."""
+    """The table of the methods of every environment and budget; the wasteful policies have the medium one alone."""
     text, missing = [f"## The methods, {STARTED[found.table]}", ""], list[str]()
     for env in ENVS:
         for budget, times in BUDGETS.items():
-            names = [name for name in ROWS if budget == "medium" or name in ("sft", *FIVE)]
-            rows = {METHODS[name].title: found.main(env, name, budget) for name in names}
+            if found.table != "main" and budget != "medium":
+                continue
+            rows = {METHODS[name].title: found.main(env, name, budget) for name in found.names(env, budget)}
             if not any(rows.values()):
                 missing.append(f"{env} {budget}")
                 continue
@@ -420,7 +426,7 @@ def main_tables(found: Found) -> list[str]:
                 ]
             text += [within_reach(rows), ""]
             text += comparison(rows, found.main(env, "c3", budget))
-            errors = {METHODS[name].title: found.failure(env, name, budget) for name in names}
+            errors = {METHODS[name].title: found.failure(env, name, budget) for name in ROWS}
             text += [line for title, error in errors.items() if error for line in (f"{title} failed: {error}.", "")]
     return text + not_run(missing)
 
@@ -459,7 +465,7 @@ def mechanism(found: Found) -> list[str]:
             *(f"multiplier, {k.replace('_', ' ')}" for k in CHANNELS), "replay's share of the time"]  # fmt: skip
     for env in found.envs:
         lines = []
-        for name in ROWS:
+        for name in found.names(env):
             row, cells = [METHODS[name].title], found.main(env, name)
             if cells:
                 row += [shown(redundant(cells, split)) for split in SPLITS]
@@ -491,7 +497,7 @@ def efficiency(found: Found) -> list[str]:
     head = ["method", "area", f"tokens to {GOAL}, by seed", "iterations", "minutes"]
     for env in found.envs:
         lines = []
-        for name in ROWS[1:]:
+        for name in (name for name in found.names(env) if name != "sft"):
             row, cells = [METHODS[name].title], found.main(env, name)
             if cells:
                 area = over_seeds(on_grid(found, env, name).mean(axis=1).tolist())
