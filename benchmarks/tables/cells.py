@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["ABLATIONS", "ALOUD", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK",
-           "PASSK_ENVS", "STARTS", "TOKENS", "Cell", "Method", "cells", "wasteful_start"]  # fmt: skip
+           "PASSK_ENVS", "PLANNED", "STARTS", "TOKENS", "Cell", "Method", "cells", "wasteful_start"]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("APIAgent-v0", "SQL-v0", "WebLite-v0", "CodeAgent-v0")  # the most valuable first
@@ -284,3 +284,7 @@ def cells() -> Iterator[Cell]:
 def _main(env: str, seeds: tuple[int, ...]) -> Iterator[Cell]:
     """The main table at the medium budget, seed by seed: of a sweep that is cut short, whole seeds are there."""
     return (Cell("main", env, name, "medium", seed) for seed in seeds for name in METHODS)
+
+
+PLANNED = frozenset((cell.table, cell.env, cell.method, cell.budget) for cell in cells())
+"""The rows of all tables."""

@@ -38,13 +38,13 @@ from .cells import (
     CONSTRAINED,
     CONTROLS,
     ENVS,
-    FIVE,
     LENGTHS,
     MEASURES,
     METHODS,
     OURS,
     PASSK,
     PASSK_ENVS,
+    PLANNED,
     ROOT,
     TOKENS,
     WASTE,
@@ -101,8 +101,8 @@ class Found:
         return next((error for name, error in self.failed.items() if name.startswith(begin)), "")
 
     def names(self, env: str, budget: str = "medium") -> list[str]:
-        """The methods of a table, without those of which every run failed: they were run and have no figures."""
-        at = [name for name in ROWS if budget == "medium" or name in ("sft", *FIVE)]
+        """The methods that a table is to have, without those of which every run failed: they have no figures."""
+        at = [name for name in ROWS if (self.table, env, name, budget) in PLANNED]
         return [name for name in at if self.main(env, name, budget) or not self.failure(env, name, budget)]
 
     def ablation(self, method: str) -> Cells:
@@ -408,15 +408,13 @@ def within_reach(rows: dict[str, Cells]) -> str:
 
 
 def main_tables(found: Found) -> list[str]:
-    """The table of the methods of every environment and budget; the wasteful policies have the medium one alone."""
+    """The table of the methods of every environment and budget."""
     text, missing = [f"## The methods, {STARTED[found.table]}", ""], list[str]()
     for env in ENVS:
         for budget, times in BUDGETS.items():
-            if found.table != "main" and budget != "medium":
-                continue
             rows = {METHODS[name].title: found.main(env, name, budget) for name in found.names(env, budget)}
             if not any(rows.values()):
-                missing.append(f"{env} {budget}")
+                missing += [f"{env} {budget}"] if rows else []
                 continue
             text += [f"### {env}, {budget} budget ({times} x the oracle's mean cost)", ""]
             if env in ALOUD:
