@@ -16,12 +16,11 @@ runs; so they do in seven of nine from the wasteful one.
 
 At the tight budget, the oracle's mean, the oracle's own calls are over the bound in half of the tasks (CodeAgent-v0:
 none), and many successes without a needless call are over another bound: what can be had is about 0.27 on
-APIAgent-v0, 0.52 on WebLite-v0 and 0.16 on CodeAgent-v0, and C3-RL, truncation, the penalty and pruned RFT have it
-(leave-one-out has 0.11 on CodeAgent-v0). On SQL-v0 pruned RFT has 0.53, truncation 0.50, C3-RL 0.47: 0.07 and 0.03
-behind. At the loose one, seven of ten episodes of the start are in budget and right (0.58 on SQL-v0, 0.46 on
-CodeAgent-v0), and what parts the methods is success: on APIAgent-v0 truncation and the penalty have 0.91, C3-RL
-0.89, pruned RFT 0.81; elsewhere C3-RL and truncation are level. WebLite-v0 and CodeAgent-v0 have fewer than three
-seeds at these two budgets."""
+APIAgent-v0, 0.52 on WebLite-v0 and 0.16 on CodeAgent-v0, and C3-RL, truncation, the penalty and pruned RFT have it.
+On SQL-v0 pruned RFT has 0.53, truncation 0.50, C3-RL 0.47: 0.07 and 0.03 behind. At the loose one, seven of ten
+episodes of the start are in budget and right (0.58 on SQL-v0, 0.48 on CodeAgent-v0), and what parts the methods is
+success: on APIAgent-v0 truncation and the penalty have 0.91, C3-RL 0.89, pruned RFT 0.81; elsewhere all are level,
+but for pruned RFT on WebLite-v0, with 0.96 to C3-RL's 0.95, which may be chance too."""
 
 ABLATED = """Most depends on how replay is done: literally, without grounding, it costs 0.12; a step measured by
 what its episode is worth when cut there, swapped or replaced costs 0.28 to 0.66, and one measured in blocks of two
