@@ -676,6 +676,16 @@ def test_a_deep_temporary_folder_will_do(monkeypatch, tmp_path):
     assert list(deep.iterdir()) == []
 
 
+@pytest.mark.parametrize("answers", [[None], [409, 500, None], [409, 404], [ConnectionError()]], ids=str)
+def test_a_container_is_removed_until_it_is_gone(answers):
+    docker = pytest.importorskip("docker")
+    kinds = {404: docker.errors.NotFound, 409: docker.errors.APIError, 500: docker.errors.APIError}
+    sandbox = mock.Mock()
+    sandbox.container.remove.side_effect = [kinds[a]("no") if isinstance(a, int) else a for a in answers]
+    Docker._stop(sandbox)
+    assert sandbox.container.remove.call_count == len(answers)
+
+
 def test_uids_differ_and_stay_where_every_daemon_has_them():
     place, none = Docker._place, mock.Mock()
     drawn = [place(none)["uid"] for _ in range(backends.UIDS + 1)]

@@ -46,6 +46,8 @@ TRIAL_S = 15.0
 """How long the sandbox that is tried before any is used may take for each of its steps: a daemon that hangs is no
 reason to wait, and there may be another backend."""
 TRIALS = 3
+REMOVALS = 50
+"""Attempts to remove a container, a tenth of a second apart."""
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C", "PYTHONUTF8": "1", "HOME": "/tmp"}
 MOST_OUTPUT_MB = 64
 OVERHEAD_MB = 48
@@ -565,9 +567,18 @@ class Docker(Sandbox):
     def _stop(self) -> None:
         import docker
 
-        if self.container is not None:
-            with contextlib.suppress(docker.errors.DockerException, OSError):  # gone already, or with its daemon
+        for _ in range(REMOVALS if self.container is not None else 0):
+            try:
                 self.container.remove(force=True)
+                return
+            except docker.errors.NotFound:
+                return
+            except (
+                docker.errors.APIError
+            ):  # it is going; or the daemon still wrote in its folder, and failed
+                time.sleep(0.1)
+            except (docker.errors.DockerException, OSError):  # gone with its daemon
+                return
 
 
 def reap_containers() -> int:
