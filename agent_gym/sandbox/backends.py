@@ -573,9 +573,7 @@ class Docker(Sandbox):
                 return
             except docker.errors.NotFound:
                 return
-            except (
-                docker.errors.APIError
-            ):  # it is going; or the daemon still wrote in its folder, and failed
+            except docker.errors.APIError:  # it is going; or the daemon still wrote in its folder, and failed
                 time.sleep(0.1)
             except (docker.errors.DockerException, OSError):  # gone with its daemon
                 return
