@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ABLATIONS", "ALOUD", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "FIVE", "METHODS", "OURS", "PASSK",
+__all__ = ["ABLATIONS", "ALOUD", "BASELINES", "BUDGETS", "CONSTRAINED", "ENVS", "METHODS", "OURS", "PASSK",
            "PASSK_ENVS", "PLANNED", "STARTS", "TOKENS", "Cell", "Method", "cells", "wasteful_start"]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
